@@ -7,21 +7,7 @@ from behavry.audit.v1 import audit_pb2 as _audit_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,21 +15,8 @@ GRPC_VERSION: str
 class AuditWriterServiceStub:
     """Takes records into the chains. Allowed peers: proxy, authorizer, control."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> AuditWriterServiceAsyncStub: ...
-    Append: _grpc.StreamStreamMultiCallable[_audit_pb2.AppendRequest, _audit_pb2.AppendResponse]
-    """First message Open, answered by the stored Position; then batches, each answered by a
-    contiguous Ack in time. A source belongs to the peer name that opened it.
-    """
-
-@_typing.type_check_only
-class AuditWriterServiceAsyncStub(AuditWriterServiceStub):
-    """Takes records into the chains. Allowed peers: proxy, authorizer, control."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Append: _aio.StreamStreamMultiCallable[_audit_pb2.AppendRequest, _audit_pb2.AppendResponse]  # type: ignore[assignment]
+    Append: _aio.StreamStreamMultiCallable[_audit_pb2.AppendRequest, _audit_pb2.AppendResponse]
     """First message Open, answered by the stored Position; then batches, each answered by a
     contiguous Ack in time. A source belongs to the peer name that opened it.
     """
@@ -54,47 +27,28 @@ class AuditWriterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Append(
         self,
-        request_iterator: _MaybeAsyncIterator[_audit_pb2.AppendRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_audit_pb2.AppendResponse], _abc.AsyncIterator[_audit_pb2.AppendResponse]]:
+        request_iterator: _abc.AsyncIterator[_audit_pb2.AppendRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_audit_pb2.AppendRequest], _abc.AsyncIterator[_audit_pb2.AppendResponse]],
+    ) -> _abc.AsyncIterator[_audit_pb2.AppendResponse]:
         """First message Open, answered by the stored Position; then batches, each answered by a
         contiguous Ack in time. A source belongs to the peer name that opened it.
         """
 
-def add_AuditWriterServiceServicer_to_server(servicer: AuditWriterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_AuditWriterServiceServicer_to_server(servicer: AuditWriterServiceServicer, server: _aio.Server) -> None: ...
 
 class AuditReaderServiceStub:
     """Reads and verifies. Allowed peers: control (standalone), operator."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> AuditReaderServiceAsyncStub: ...
-    ListTraces: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListTracesRequest, _audit_pb2.ListTracesResponse]
-    """One row per decision, newest first, outcome joined for the page."""
-    GetTrace: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetTraceRequest, _audit_pb2.GetTraceResponse]
-    """One decision: all its records with their places in the chain."""
-    ListHeads: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListHeadsRequest, _audit_pb2.ListHeadsResponse]
-    """Heads of the tenant's chains."""
-    StartVerify: _grpc.UnaryUnaryMultiCallable[_audit_pb2.StartVerifyRequest, _audit_pb2.StartVerifyResponse]
-    """Starts a verification and returns its id."""
-    WatchVerify: _grpc.UnaryStreamMultiCallable[_audit_pb2.WatchVerifyRequest, _audit_pb2.WatchVerifyResponse]
-    """Progress until the verdict; the last message has `done`."""
-
-@_typing.type_check_only
-class AuditReaderServiceAsyncStub(AuditReaderServiceStub):
-    """Reads and verifies. Allowed peers: control (standalone), operator."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ListTraces: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListTracesRequest, _audit_pb2.ListTracesResponse]  # type: ignore[assignment]
+    ListTraces: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListTracesRequest, _audit_pb2.ListTracesResponse]
     """One row per decision, newest first, outcome joined for the page."""
-    GetTrace: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetTraceRequest, _audit_pb2.GetTraceResponse]  # type: ignore[assignment]
+    GetTrace: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetTraceRequest, _audit_pb2.GetTraceResponse]
     """One decision: all its records with their places in the chain."""
-    ListHeads: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListHeadsRequest, _audit_pb2.ListHeadsResponse]  # type: ignore[assignment]
+    ListHeads: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListHeadsRequest, _audit_pb2.ListHeadsResponse]
     """Heads of the tenant's chains."""
-    StartVerify: _aio.UnaryUnaryMultiCallable[_audit_pb2.StartVerifyRequest, _audit_pb2.StartVerifyResponse]  # type: ignore[assignment]
+    StartVerify: _aio.UnaryUnaryMultiCallable[_audit_pb2.StartVerifyRequest, _audit_pb2.StartVerifyResponse]
     """Starts a verification and returns its id."""
-    WatchVerify: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchVerifyRequest, _audit_pb2.WatchVerifyResponse]  # type: ignore[assignment]
+    WatchVerify: _aio.UnaryStreamMultiCallable[_audit_pb2.WatchVerifyRequest, _audit_pb2.WatchVerifyResponse]
     """Progress until the verdict; the last message has `done`."""
 
 class AuditReaderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -104,40 +58,40 @@ class AuditReaderServiceServicer(metaclass=_abc_1.ABCMeta):
     def ListTraces(
         self,
         request: _audit_pb2.ListTracesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_audit_pb2.ListTracesResponse, _abc.Awaitable[_audit_pb2.ListTracesResponse]]:
+        context: _aio.ServicerContext[_audit_pb2.ListTracesRequest, _abc.Awaitable[_audit_pb2.ListTracesResponse]],
+    ) -> _abc.Awaitable[_audit_pb2.ListTracesResponse]:
         """One row per decision, newest first, outcome joined for the page."""
 
     @_abc_1.abstractmethod
     def GetTrace(
         self,
         request: _audit_pb2.GetTraceRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_audit_pb2.GetTraceResponse, _abc.Awaitable[_audit_pb2.GetTraceResponse]]:
+        context: _aio.ServicerContext[_audit_pb2.GetTraceRequest, _abc.Awaitable[_audit_pb2.GetTraceResponse]],
+    ) -> _abc.Awaitable[_audit_pb2.GetTraceResponse]:
         """One decision: all its records with their places in the chain."""
 
     @_abc_1.abstractmethod
     def ListHeads(
         self,
         request: _audit_pb2.ListHeadsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_audit_pb2.ListHeadsResponse, _abc.Awaitable[_audit_pb2.ListHeadsResponse]]:
+        context: _aio.ServicerContext[_audit_pb2.ListHeadsRequest, _abc.Awaitable[_audit_pb2.ListHeadsResponse]],
+    ) -> _abc.Awaitable[_audit_pb2.ListHeadsResponse]:
         """Heads of the tenant's chains."""
 
     @_abc_1.abstractmethod
     def StartVerify(
         self,
         request: _audit_pb2.StartVerifyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_audit_pb2.StartVerifyResponse, _abc.Awaitable[_audit_pb2.StartVerifyResponse]]:
+        context: _aio.ServicerContext[_audit_pb2.StartVerifyRequest, _abc.Awaitable[_audit_pb2.StartVerifyResponse]],
+    ) -> _abc.Awaitable[_audit_pb2.StartVerifyResponse]:
         """Starts a verification and returns its id."""
 
     @_abc_1.abstractmethod
     def WatchVerify(
         self,
         request: _audit_pb2.WatchVerifyRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_audit_pb2.WatchVerifyResponse], _abc.AsyncIterator[_audit_pb2.WatchVerifyResponse]]:
+        context: _aio.ServicerContext[_audit_pb2.WatchVerifyRequest, _abc.AsyncIterator[_audit_pb2.WatchVerifyResponse]],
+    ) -> _abc.AsyncIterator[_audit_pb2.WatchVerifyResponse]:
         """Progress until the verdict; the last message has `done`."""
 
-def add_AuditReaderServiceServicer_to_server(servicer: AuditReaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_AuditReaderServiceServicer_to_server(servicer: AuditReaderServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from behavry.authorizer.v1 import authorizer_pb2 as _authorizer_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,31 +15,14 @@ GRPC_VERSION: str
 class AuthorizerServiceStub:
     """Decides tool calls. Allowed peer: proxy."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> AuthorizerServiceAsyncStub: ...
-    Decide: _grpc.StreamStreamMultiCallable[_authorizer_pb2.DecideRequest, _authorizer_pb2.DecideResponse]
-    """One long-lived stream per proxy worker. A message carries whatever waits; verdicts come back
-    in any order and grouping. A missing, late or unknown answer is a Deny at the proxy.
-    """
-    View: _grpc.UnaryUnaryMultiCallable[_authorizer_pb2.ViewRequest, _authorizer_pb2.ViewResponse]
-    """Which of a server's tools an agent may see, by the same rule that Decide applies to a call."""
-    ReportTools: _grpc.UnaryUnaryMultiCallable[_authorizer_pb2.ReportToolsRequest, _authorizer_pb2.ReportToolsResponse]
-    """The tools that a server offered; new and changed ones reach the control plane over the link."""
-
-@_typing.type_check_only
-class AuthorizerServiceAsyncStub(AuthorizerServiceStub):
-    """Decides tool calls. Allowed peer: proxy."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Decide: _aio.StreamStreamMultiCallable[_authorizer_pb2.DecideRequest, _authorizer_pb2.DecideResponse]  # type: ignore[assignment]
+    Decide: _aio.StreamStreamMultiCallable[_authorizer_pb2.DecideRequest, _authorizer_pb2.DecideResponse]
     """One long-lived stream per proxy worker. A message carries whatever waits; verdicts come back
     in any order and grouping. A missing, late or unknown answer is a Deny at the proxy.
     """
-    View: _aio.UnaryUnaryMultiCallable[_authorizer_pb2.ViewRequest, _authorizer_pb2.ViewResponse]  # type: ignore[assignment]
+    View: _aio.UnaryUnaryMultiCallable[_authorizer_pb2.ViewRequest, _authorizer_pb2.ViewResponse]
     """Which of a server's tools an agent may see, by the same rule that Decide applies to a call."""
-    ReportTools: _aio.UnaryUnaryMultiCallable[_authorizer_pb2.ReportToolsRequest, _authorizer_pb2.ReportToolsResponse]  # type: ignore[assignment]
+    ReportTools: _aio.UnaryUnaryMultiCallable[_authorizer_pb2.ReportToolsRequest, _authorizer_pb2.ReportToolsResponse]
     """The tools that a server offered; new and changed ones reach the control plane over the link."""
 
 class AuthorizerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -62,9 +31,9 @@ class AuthorizerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Decide(
         self,
-        request_iterator: _MaybeAsyncIterator[_authorizer_pb2.DecideRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_authorizer_pb2.DecideResponse], _abc.AsyncIterator[_authorizer_pb2.DecideResponse]]:
+        request_iterator: _abc.AsyncIterator[_authorizer_pb2.DecideRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_authorizer_pb2.DecideRequest], _abc.AsyncIterator[_authorizer_pb2.DecideResponse]],
+    ) -> _abc.AsyncIterator[_authorizer_pb2.DecideResponse]:
         """One long-lived stream per proxy worker. A message carries whatever waits; verdicts come back
         in any order and grouping. A missing, late or unknown answer is a Deny at the proxy.
         """
@@ -73,36 +42,25 @@ class AuthorizerServiceServicer(metaclass=_abc_1.ABCMeta):
     def View(
         self,
         request: _authorizer_pb2.ViewRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_authorizer_pb2.ViewResponse, _abc.Awaitable[_authorizer_pb2.ViewResponse]]:
+        context: _aio.ServicerContext[_authorizer_pb2.ViewRequest, _abc.Awaitable[_authorizer_pb2.ViewResponse]],
+    ) -> _abc.Awaitable[_authorizer_pb2.ViewResponse]:
         """Which of a server's tools an agent may see, by the same rule that Decide applies to a call."""
 
     @_abc_1.abstractmethod
     def ReportTools(
         self,
         request: _authorizer_pb2.ReportToolsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_authorizer_pb2.ReportToolsResponse, _abc.Awaitable[_authorizer_pb2.ReportToolsResponse]]:
+        context: _aio.ServicerContext[_authorizer_pb2.ReportToolsRequest, _abc.Awaitable[_authorizer_pb2.ReportToolsResponse]],
+    ) -> _abc.Awaitable[_authorizer_pb2.ReportToolsResponse]:
         """The tools that a server offered; new and changed ones reach the control plane over the link."""
 
-def add_AuthorizerServiceServicer_to_server(servicer: AuthorizerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_AuthorizerServiceServicer_to_server(servicer: AuthorizerServiceServicer, server: _aio.Server) -> None: ...
 
 class SnapshotServiceStub:
     """Streams the parts of the active bundle. Allowed peers: proxy, audit."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> SnapshotServiceAsyncStub: ...
-    Watch: _grpc.UnaryStreamMultiCallable[_authorizer_pb2.WatchRequest, _authorizer_pb2.WatchResponse]
-    """The current snapshot of the part at once, then each later one whole. Known parts: proxy, jwks."""
-
-@_typing.type_check_only
-class SnapshotServiceAsyncStub(SnapshotServiceStub):
-    """Streams the parts of the active bundle. Allowed peers: proxy, audit."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Watch: _aio.UnaryStreamMultiCallable[_authorizer_pb2.WatchRequest, _authorizer_pb2.WatchResponse]  # type: ignore[assignment]
+    Watch: _aio.UnaryStreamMultiCallable[_authorizer_pb2.WatchRequest, _authorizer_pb2.WatchResponse]
     """The current snapshot of the part at once, then each later one whole. Known parts: proxy, jwks."""
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -112,8 +70,8 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
     def Watch(
         self,
         request: _authorizer_pb2.WatchRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_authorizer_pb2.WatchResponse], _abc.AsyncIterator[_authorizer_pb2.WatchResponse]]:
+        context: _aio.ServicerContext[_authorizer_pb2.WatchRequest, _abc.AsyncIterator[_authorizer_pb2.WatchResponse]],
+    ) -> _abc.AsyncIterator[_authorizer_pb2.WatchResponse]:
         """The current snapshot of the part at once, then each later one whole. Known parts: proxy, jwks."""
 
-def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: _aio.Server) -> None: ...

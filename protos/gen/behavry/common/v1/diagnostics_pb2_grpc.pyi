@@ -7,21 +7,7 @@ from behavry.common.v1 import diagnostics_pb2 as _diagnostics_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -31,21 +17,8 @@ class DiagnosticsServiceStub:
     Allowed peer: operator (the machine's owner).
     """
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> DiagnosticsServiceAsyncStub: ...
-    ReadCounters: _grpc.UnaryUnaryMultiCallable[_diagnostics_pb2.ReadCountersRequest, _diagnostics_pb2.ReadCountersResponse]
-    """All counters of the process; never payload, never a label."""
-
-@_typing.type_check_only
-class DiagnosticsServiceAsyncStub(DiagnosticsServiceStub):
-    """What a process counted since it started. Plain integers, read when asked.
-    Allowed peer: operator (the machine's owner).
-    """
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    ReadCounters: _aio.UnaryUnaryMultiCallable[_diagnostics_pb2.ReadCountersRequest, _diagnostics_pb2.ReadCountersResponse]  # type: ignore[assignment]
+    ReadCounters: _aio.UnaryUnaryMultiCallable[_diagnostics_pb2.ReadCountersRequest, _diagnostics_pb2.ReadCountersResponse]
     """All counters of the process; never payload, never a label."""
 
 class DiagnosticsServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -57,8 +30,8 @@ class DiagnosticsServiceServicer(metaclass=_abc_1.ABCMeta):
     def ReadCounters(
         self,
         request: _diagnostics_pb2.ReadCountersRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_diagnostics_pb2.ReadCountersResponse, _abc.Awaitable[_diagnostics_pb2.ReadCountersResponse]]:
+        context: _aio.ServicerContext[_diagnostics_pb2.ReadCountersRequest, _abc.Awaitable[_diagnostics_pb2.ReadCountersResponse]],
+    ) -> _abc.Awaitable[_diagnostics_pb2.ReadCountersResponse]:
         """All counters of the process; never payload, never a label."""
 
-def add_DiagnosticsServiceServicer_to_server(servicer: DiagnosticsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_DiagnosticsServiceServicer_to_server(servicer: DiagnosticsServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from behavry.control.v1 import plane_link_pb2 as _plane_link_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,18 +15,8 @@ GRPC_VERSION: str
 class PlaneLinkServiceStub:
     """The link that a data plane's authorizer dials. Caller: bearer JWT of the plane's link key."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> PlaneLinkServiceAsyncStub: ...
-    Open: _grpc.StreamStreamMultiCallable[_plane_link_pb2.OpenRequest, _plane_link_pb2.OpenResponse]
-
-@_typing.type_check_only
-class PlaneLinkServiceAsyncStub(PlaneLinkServiceStub):
-    """The link that a data plane's authorizer dials. Caller: bearer JWT of the plane's link key."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Open: _aio.StreamStreamMultiCallable[_plane_link_pb2.OpenRequest, _plane_link_pb2.OpenResponse]  # type: ignore[assignment]
+    Open: _aio.StreamStreamMultiCallable[_plane_link_pb2.OpenRequest, _plane_link_pb2.OpenResponse]
 
 class PlaneLinkServiceServicer(metaclass=_abc_1.ABCMeta):
     """The link that a data plane's authorizer dials. Caller: bearer JWT of the plane's link key."""
@@ -48,8 +24,8 @@ class PlaneLinkServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Open(
         self,
-        request_iterator: _MaybeAsyncIterator[_plane_link_pb2.OpenRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_plane_link_pb2.OpenResponse], _abc.AsyncIterator[_plane_link_pb2.OpenResponse]]: ...
+        request_iterator: _abc.AsyncIterator[_plane_link_pb2.OpenRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_plane_link_pb2.OpenRequest], _abc.AsyncIterator[_plane_link_pb2.OpenResponse]],
+    ) -> _abc.AsyncIterator[_plane_link_pb2.OpenResponse]: ...
 
-def add_PlaneLinkServiceServicer_to_server(servicer: PlaneLinkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_PlaneLinkServiceServicer_to_server(servicer: PlaneLinkServiceServicer, server: _aio.Server) -> None: ...

@@ -7,21 +7,7 @@ from behavry.entitlements.v1 import entitlements_pb2 as _entitlements_pb2
 from collections import abc as _abc
 from grpc import aio as _aio
 import abc as _abc_1
-import grpc as _grpc
-import sys
-import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import Self as _Self
-else:
-    from typing_extensions import Self as _Self
-
-_T = _typing.TypeVar("_T")
-
-class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
-class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
-    ...
 
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
@@ -29,25 +15,11 @@ GRPC_VERSION: str
 class EntitlementsReaderServiceStub:
     """Which features a tenant has. Allowed peer: control."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> EntitlementsReaderServiceAsyncStub: ...
-    GetEntitlements: _grpc.UnaryUnaryMultiCallable[_entitlements_pb2.GetEntitlementsRequest, _entitlements_pb2.GetEntitlementsResponse]
-    WatchEntitlements: _grpc.UnaryStreamMultiCallable[_entitlements_pb2.WatchEntitlementsRequest, _entitlements_pb2.WatchEntitlementsResponse]
-    """Every tenant whole, then Synced, then each changed tenant whole and Alive every 15 s."""
-    ListPlanFeatures: _grpc.UnaryUnaryMultiCallable[_entitlements_pb2.ListPlanFeaturesRequest, _entitlements_pb2.ListPlanFeaturesResponse]
-    """The catalogue; no tenant data."""
-
-@_typing.type_check_only
-class EntitlementsReaderServiceAsyncStub(EntitlementsReaderServiceStub):
-    """Which features a tenant has. Allowed peer: control."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetEntitlements: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.GetEntitlementsRequest, _entitlements_pb2.GetEntitlementsResponse]  # type: ignore[assignment]
-    WatchEntitlements: _aio.UnaryStreamMultiCallable[_entitlements_pb2.WatchEntitlementsRequest, _entitlements_pb2.WatchEntitlementsResponse]  # type: ignore[assignment]
+    GetEntitlements: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.GetEntitlementsRequest, _entitlements_pb2.GetEntitlementsResponse]
+    WatchEntitlements: _aio.UnaryStreamMultiCallable[_entitlements_pb2.WatchEntitlementsRequest, _entitlements_pb2.WatchEntitlementsResponse]
     """Every tenant whole, then Synced, then each changed tenant whole and Alive every 15 s."""
-    ListPlanFeatures: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.ListPlanFeaturesRequest, _entitlements_pb2.ListPlanFeaturesResponse]  # type: ignore[assignment]
+    ListPlanFeatures: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.ListPlanFeaturesRequest, _entitlements_pb2.ListPlanFeaturesResponse]
     """The catalogue; no tenant data."""
 
 class EntitlementsReaderServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -57,43 +29,32 @@ class EntitlementsReaderServiceServicer(metaclass=_abc_1.ABCMeta):
     def GetEntitlements(
         self,
         request: _entitlements_pb2.GetEntitlementsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_entitlements_pb2.GetEntitlementsResponse, _abc.Awaitable[_entitlements_pb2.GetEntitlementsResponse]]: ...
+        context: _aio.ServicerContext[_entitlements_pb2.GetEntitlementsRequest, _abc.Awaitable[_entitlements_pb2.GetEntitlementsResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.GetEntitlementsResponse]: ...
 
     @_abc_1.abstractmethod
     def WatchEntitlements(
         self,
         request: _entitlements_pb2.WatchEntitlementsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_entitlements_pb2.WatchEntitlementsResponse], _abc.AsyncIterator[_entitlements_pb2.WatchEntitlementsResponse]]:
+        context: _aio.ServicerContext[_entitlements_pb2.WatchEntitlementsRequest, _abc.AsyncIterator[_entitlements_pb2.WatchEntitlementsResponse]],
+    ) -> _abc.AsyncIterator[_entitlements_pb2.WatchEntitlementsResponse]:
         """Every tenant whole, then Synced, then each changed tenant whole and Alive every 15 s."""
 
     @_abc_1.abstractmethod
     def ListPlanFeatures(
         self,
         request: _entitlements_pb2.ListPlanFeaturesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_entitlements_pb2.ListPlanFeaturesResponse, _abc.Awaitable[_entitlements_pb2.ListPlanFeaturesResponse]]:
+        context: _aio.ServicerContext[_entitlements_pb2.ListPlanFeaturesRequest, _abc.Awaitable[_entitlements_pb2.ListPlanFeaturesResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.ListPlanFeaturesResponse]:
         """The catalogue; no tenant data."""
 
-def add_EntitlementsReaderServiceServicer_to_server(servicer: EntitlementsReaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_EntitlementsReaderServiceServicer_to_server(servicer: EntitlementsReaderServiceServicer, server: _aio.Server) -> None: ...
 
 class EntitlementsAdminServiceStub:
     """Tenant life cycle. Allowed peer: control."""
 
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> EntitlementsAdminServiceAsyncStub: ...
-    PutTenant: _grpc.UnaryUnaryMultiCallable[_entitlements_pb2.PutTenantRequest, _entitlements_pb2.PutTenantResponse]
-    """Creates the tenant on the trial plan; the same id again changes nothing."""
-
-@_typing.type_check_only
-class EntitlementsAdminServiceAsyncStub(EntitlementsAdminServiceStub):
-    """Tenant life cycle. Allowed peer: control."""
-
     def __init__(self, channel: _aio.Channel) -> None: ...
-    PutTenant: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.PutTenantRequest, _entitlements_pb2.PutTenantResponse]  # type: ignore[assignment]
+    PutTenant: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.PutTenantRequest, _entitlements_pb2.PutTenantResponse]
     """Creates the tenant on the trial plan; the same id again changes nothing."""
 
 class EntitlementsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -103,8 +64,8 @@ class EntitlementsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     def PutTenant(
         self,
         request: _entitlements_pb2.PutTenantRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_entitlements_pb2.PutTenantResponse, _abc.Awaitable[_entitlements_pb2.PutTenantResponse]]:
+        context: _aio.ServicerContext[_entitlements_pb2.PutTenantRequest, _abc.Awaitable[_entitlements_pb2.PutTenantResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.PutTenantResponse]:
         """Creates the tenant on the trial plan; the same id again changes nothing."""
 
-def add_EntitlementsAdminServiceServicer_to_server(servicer: EntitlementsAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_EntitlementsAdminServiceServicer_to_server(servicer: EntitlementsAdminServiceServicer, server: _aio.Server) -> None: ...

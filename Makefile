@@ -1,0 +1,110 @@
+# The one door to everything, for people and for CI. `make help` lists it.
+# Downloads happen in `setup` and `tools` only: every other target works without a network.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+# What the tests run beside Python is found here before it is looked for anywhere else.
+export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/$(BIN):$(PATH)
+export UV_PYTHON_DOWNLOADS := never
+
+T ?=
+ARGS ?=
+# make test T=path narrows; a layer that has no test yet is no mistake.
+LAYERS := $(wildcard tests/unit tests/contract tests/integration tests/journeys tests/conformance tests/attacks)
+PYTEST := $(BIN)/pytest $(ARGS)
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+# --- what the rest stands on -------------------------------------------------------------------
+
+.PHONY: setup tools
+setup: ## Python packages into .venv (downloads)
+	@dev/setup.sh
+
+tools: setup ## OPA, Node.js and the MCP Inspector into .tools (downloads, builds)
+	@dev/tools.sh
+
+$(BIN)/python:
+	@dev/setup.sh
+
+# --- contracts ---------------------------------------------------------------------------------
+
+.PHONY: protos protos-check
+protos: $(BIN)/python ## stubs of protos/behavry into protos/gen
+	$(BIN)/python dev/protos.py
+
+protos-check: $(BIN)/python ## contracts: lint, format, breaking changes, committed stubs
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	dev/breaking.sh
+	$(BIN)/python dev/protos.py --check
+
+# --- reading the code --------------------------------------------------------------------------
+
+.PHONY: fmt lint types imports rego
+fmt: $(BIN)/python ## put every file into the house format
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/buf format --write
+	@if command -v opa >/dev/null; then dev/rego.sh fmt; fi
+
+lint: $(BIN)/python ## ruff, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(MAKE) types imports
+
+types: $(BIN)/python ## mypy, strict, tests included
+	$(BIN)/mypy
+
+imports: $(BIN)/python ## who may import whom
+	$(BIN)/lint-imports --no-logo
+
+rego: ## policies: format, strict check, tests (needs `make tools`)
+	dev/rego.sh check
+
+# --- tests -------------------------------------------------------------------------------------
+
+.PHONY: test unit contract integration journeys attacks bench bench-start chaos
+test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
+	$(PYTEST) $(or $(T),$(LAYERS))
+
+unit contract integration journeys attacks: $(BIN)/python
+	$(PYTEST) $(or $(T),tests/$@)
+unit: ## rules on values and fakes
+contract: ## fakes and the real thing behave alike; decision tables
+integration: ## one service, its real neighbours
+journeys: ## promises to a user, all processes
+attacks: ## what an adversary tries, with innocent twins
+
+bench: $(BIN)/python ## latency, throughput, CPU per call; BENCH_ARGS="--seconds --concurrency --rate --short"
+	$(BIN)/python -m tests.perf.bench $(BENCH_ARGS)
+
+bench-start: ## from a clone and an empty cache to the first denied call
+	python3 tests/perf/bench_start.py $(BENCH_ARGS)
+
+chaos: $(BIN)/python ## kills and long outages under traffic, the long form
+	BEHAVRY_CHAOS=long $(PYTEST) -m chaos $(or $(T),tests)
+
+# --- running it --------------------------------------------------------------------------------
+
+.PHONY: up down
+up: setup ## start everything on this machine; UP_ARGS="--port-base N" and the like
+	$(BIN)/behavry up $(UP_ARGS)
+
+down: ## stop what `make up` started
+	$(BIN)/behavry down $(UP_ARGS)
+
+.PHONY: clean ci
+clean: ## forget caches and results; .venv and .tools stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist bench.json
+	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.tools/*' -prune -exec rm -rf {} +
+
+ci: ## what CI does
+	bash .ci/run
