@@ -1,0 +1,1 @@
+"""gRPC plumbing: serving with peer checks and deadlines, dialling, errors with reasons."""

@@ -1,0 +1,1 @@
+"""Logs, counters and spans: names, and how they leave the process."""

@@ -1,0 +1,70 @@
+"""JSON log lines on stdout. Drops what must never be logged, by key and by pattern."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import MutableMapping
+from typing import Any, Final, cast
+
+import structlog
+
+Log = structlog.typing.FilteringBoundLogger
+
+_FORBIDDEN_KEYS: Final = frozenset(
+    {
+        "arguments", "result", "payload", "body", "headers", "authorization", "cookie",
+        "token", "secret", "password", "client_secret", "api_key", "params",
+    }
+)  # fmt: skip
+_SECRET_LIKE: Final = re.compile(
+    r"bhv_[a-z]+_[\w.\-]+|eyJ[\w\-]{8,}\.[\w\-]+\.[\w\-]*|(?i:bearer)\s+\S+|://[^/\s:@]+:[^@/\s]+@"
+)
+
+
+def configure(level: str = "info") -> None:
+    """Once per process, before the first line."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+
+
+def get_log(service: str) -> Log:
+    return cast("Log", structlog.get_logger(service=service))
+
+
+def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The processor that keeps payloads and secrets out, whoever wrote the line."""
+    for key, value in event.items():
+        if key in _FORBIDDEN_KEYS:
+            event[key] = "[redacted]"
+        elif isinstance(value, str):
+            event[key] = _SECRET_LIKE.sub("[redacted]", value)
+    return event
+
+
+def describe(failure: BaseException) -> str:
+    """Class names and code places of an exception and its causes; never its text, which may quote
+    a payload."""
+    parts: list[str] = []
+    seen: BaseException | None = failure
+    while seen is not None and len(parts) < 5:
+        frames = traceback.extract_tb(seen.__traceback__)[-3:]
+        places = " < ".join(
+            f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(frames)
+        )
+        parts.append(f"{type(seen).__module__}.{type(seen).__qualname__} at {places or '?'}")
+        seen = seen.__cause__ or seen.__context__
+    return "; caused by ".join(parts)

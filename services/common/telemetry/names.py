@@ -1,0 +1,58 @@
+"""Every counter's name. A typed list, so that a typo is a type error; it is also the documentation.
+
+`behavry_` and the unit are added at export (`behavry_decide_messages_total`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+CounterName = Literal[
+    # proxy
+    "proxy.calls",  # tool calls that entered the pipeline
+    "proxy.allowed",
+    "proxy.denied",
+    "proxy.rejected",  # refused before the pipeline (malformed, over a limit)
+    "proxy.auth.failed",
+    "proxy.upstream.connections",  # new connections to tool servers
+    "proxy.upstream.requests",
+    "proxy.control.requests",  # relayed token requests and key trades
+    "proxy.admission.refused",  # entry checks 1-4: counted, not recorded
+    "proxy.decide.asks",
+    "proxy.decide.messages",  # messages written to the Decide stream
+    "proxy.decide.timeouts",
+    "proxy.decide.streams",  # Decide streams opened
+    # authorizer
+    "authorizer.asks",
+    "authorizer.decisions.allow",
+    "authorizer.decisions.deny",
+    "authorizer.decisions.intercept",
+    "authorizer.engine.queries",
+    "authorizer.engine.items",
+    "authorizer.engine.items_in_batches_of_8",  # items of queries that carried eight or more
+    "authorizer.engine.input_bytes",
+    "authorizer.engine.failures",
+    "authorizer.engine.connections",
+    "authorizer.bundles.activated",
+    "authorizer.bundles.rejected",
+    # outbox (proxy, authorizer, control)
+    "outbox.records",
+    "outbox.syncs",  # fdatasync calls
+    "outbox.sync_groups",
+    "outbox.bytes",
+    "outbox.usage_bytes",
+    "outbox.pending",  # records not yet acknowledged by audit
+    "outbox.shipped",
+    # audit
+    "audit.appended",
+    "audit.duplicates",
+    "audit.rejected",
+    "audit.transactions",
+    "audit.fenced",
+    # everywhere
+    "postgres.statements",
+    "postgres.connections",
+    "rpc.calls",
+    "rpc.refused",
+    "entitlements.calls",  # unary calls made to entitlements
+]
