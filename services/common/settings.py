@@ -140,5 +140,9 @@ def _allowed(hint: Any, metadata: Mapping[str, Any]) -> str:
         return "true, false"
     if hint is int or metadata["minimum"] is not None:
         low, high = metadata["minimum"], metadata["maximum"]
-        return f"a whole number{'' if low is None else f' from {low}'}{'' if high is None else f' to {high}'}"
+        bounds = [
+            f"from {low}" if low is not None else "",
+            f"to {high}" if high is not None else "",
+        ]
+        return " ".join(["a whole number", *filter(None, bounds)])
     return "a path" if hint is Path else "a value"

@@ -56,7 +56,7 @@ class Supervisor:
             started = asyncio.get_running_loop().time()
             try:
                 await run()
-            except Exception as failure:  # noqa: BLE001  # the supervisor's own handler
+            except Exception as failure:  # the supervisor's own handler
                 self._log.error("task_failed", task=name, error=describe(failure))
             else:
                 return
@@ -68,5 +68,5 @@ class Supervisor:
     async def _once(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
         try:
             await run()
-        except Exception as failure:  # noqa: BLE001  # the supervisor's own handler
+        except Exception as failure:  # the supervisor's own handler
             self._log.error("task_failed", task=name, error=describe(failure))

@@ -51,7 +51,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 return await behaviour(request, context)
             except BehavryError as refusal:
                 await self._refuse(context, refusal)
-            except Exception as failure:  # noqa: BLE001  # the outermost handler
+            except Exception as failure:  # the outermost handler
                 if isinstance(failure, grpc.aio.AbortError):
                     raise
                 await self._fail(context, service, failure)
@@ -73,7 +73,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     yield answer
             except BehavryError as refusal:
                 await self._refuse(context, refusal)
-            except Exception as failure:  # noqa: BLE001  # the outermost handler
+            except Exception as failure:  # the outermost handler
                 if isinstance(failure, grpc.aio.AbortError):
                     raise
                 await self._fail(context, service, failure)

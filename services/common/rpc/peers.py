@@ -1,5 +1,6 @@
 """Who may call what. Inside one machine a peer proves its name by a token from a 0600 file, sent
-once per call or stream; the allow matrix is data (deployment.md 6), and its default is nobody."""
+once per call or stream; the allow matrix is data (deployment.md 6), and its default is nobody.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any, Final, Protocol
 from services.common.errors import BehavryError
 
 PEER_KEY: Final = "behavry-peer"
-TOKEN_KEY: Final = "authorization"
+TOKEN_KEY: Final = "authorization"  # noqa: S105  # a header name
 Metadata = Sequence[tuple[str, str | bytes]]
 
 #: gRPC service -> peers that may call it. `plane` is a link token's holder, `operator` the owner

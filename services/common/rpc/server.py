@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
-from behavry.common.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from behavry.common.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 from services.common.rpc.interceptors import Guard
 from services.common.rpc.peers import Authenticator
 from services.common.telemetry.counters import Counters
@@ -47,7 +47,7 @@ class Diagnostics(diagnostics_pb2_grpc.DiagnosticsServiceServicer):
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
 
-    async def ReadCounters(  # noqa: N802  # the contract's name
+    async def ReadCounters(  # the contract's name
         self, request: diagnostics_pb2.ReadCountersRequest, context: Any
     ) -> diagnostics_pb2.ReadCountersResponse:
         return diagnostics_pb2.ReadCountersResponse(

@@ -57,7 +57,8 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 
 def describe(failure: BaseException) -> str:
     """Class names and code places of an exception and its causes; never its text, which may quote
-    a payload."""
+    a payload.
+    """
     parts: list[str] = []
     seen: BaseException | None = failure
     while seen is not None and len(parts) < 5:

@@ -35,7 +35,7 @@ CounterName = Literal[
     "authorizer.engine.connections",
     "authorizer.bundles.activated",
     "authorizer.bundles.rejected",
-    # outbox (proxy, authorizer, control)
+    # outbox: in proxy, authorizer and control
     "outbox.records",
     "outbox.syncs",  # fdatasync calls
     "outbox.sync_groups",
