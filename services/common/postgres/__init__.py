@@ -1,0 +1,1 @@
+"""PostgreSQL for the services that keep state: embedded server, roles, migrations, pool."""

@@ -1,0 +1,17 @@
+"""Fixtures that every layer may ask for; each lives beside its fake."""
+
+from tests.fakes.postgres import (
+    audit_database,
+    control_database,
+    database,
+    entitlements_database,
+    postgres,
+)
+
+__all__ = [
+    "audit_database",
+    "control_database",
+    "database",
+    "entitlements_database",
+    "postgres",
+]
