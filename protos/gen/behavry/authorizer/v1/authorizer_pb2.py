@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&behavry/authorizer/v1/authorizer.proto\x12\x15\x62\x65havry.authorizer.v1\"\xa7\x01\n\rDecideRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.behavry.authorizer.v1.HelloH\x00\x12+\n\x04\x61sks\x18\x02 \x01(\x0b\x32\x1b.behavry.authorizer.v1.AsksH\x00\x12/\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1d.behavry.authorizer.v1.CancelH\x00\x42\t\n\x07message\"\x17\n\x05Hello\x12\x0e\n\x06worker\x18\x01 \x01(\t\"0\n\x04\x41sks\x12(\n\x04\x61sks\x18\x01 \x03(\x0b\x32\x1a.behavry.authorizer.v1.Ask\"\xa0\x01\n\x03\x41sk\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12-\n\x06\x63\x61ller\x18\x03 \x01(\x0b\x32\x1d.behavry.authorizer.v1.Caller\x12\x0f\n\x07request\x18\x04 \x01(\x0c\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0c\x12\x10\n\x08\x66indings\x18\x06 \x01(\x0c\x12\x16\n\x0e\x61rguments_json\x18\x07 \x01(\x0c\"\x98\x01\n\x06\x43\x61ller\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x14\n\x0crequester_id\x18\x05 \x01(\t\x12\x19\n\x11requester_channel\x18\x06 \x01(\t\x12\x11\n\tissued_at\x18\x07 \x01(\x03\"\x14\n\x06\x43\x61ncel\x12\n\n\x02id\x18\x01 \x01(\x04\"\x7f\n\x0e\x44\x65\x63ideResponse\x12\x33\n\x08verdicts\x18\x01 \x01(\x0b\x32\x1f.behavry.authorizer.v1.VerdictsH\x00\x12-\n\x05\x64rain\x18\x02 \x01(\x0b\x32\x1c.behavry.authorizer.v1.DrainH\x00\x42\t\n\x07message\"<\n\x08Verdicts\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.behavry.authorizer.v1.Verdict\"\xa7\x01\n\x07Verdict\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10\x61rguments_digest\x18\x02 \x01(\t\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1f.behavry.authorizer.v1.Decision\x12\x31\n\x08revision\x18\x04 \x01(\x0b\x32\x1f.behavry.authorizer.v1.Revision\x12\x10\n\x08\x65nvelope\x18\x05 \x01(\x0c\"\xf1\x01\n\x08\x44\x65\x63ision\x12\x35\n\x06result\x18\x01 \x01(\x0e\x32%.behavry.authorizer.v1.DecisionResult\x12\x13\n\x0breason_code\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x63odes\x18\x04 \x03(\t\x12\x10\n\x08policies\x18\x05 \x03(\t\x12\x13\n\x0bobligations\x18\x06 \x01(\x0c\x12\x0e\n\x06shadow\x18\x07 \x01(\x0c\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x11\n\tengine_us\x18\t \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\n \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x0b \x01(\t\"}\n\x08Revision\x12\x15\n\rbundle_serial\x18\x01 \x01(\x04\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x03 \x01(\t\x12\x14\n\x0cpolicy_state\x18\x04 \x01(\t\x12\x14\n\x0c\x62undle_age_s\x18\x05 \x01(\r\"\x07\n\x05\x44rain\"\x89\x01\n\x0bViewRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06server\x18\x04 \x01(\t\x12\x31\n\x05tools\x18\x05 \x03(\x0b\x32\".behavry.authorizer.v1.OfferedTool\"0\n\x0bOfferedTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bschema_hash\x18\x02 \x01(\t\"R\n\x0cViewResponse\x12\x0f\n\x07visible\x18\x01 \x03(\t\x12\x31\n\x08revision\x18\x02 \x01(\x0b\x32\x1f.behavry.authorizer.v1.Revision\"k\n\x12ReportToolsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\x32\n\x05tools\x18\x03 \x03(\x0b\x32#.behavry.authorizer.v1.ReportedTool\"E\n\x0cReportedTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bschema_hash\x18\x02 \x01(\t\x12\x12\n\ndefinition\x18\x03 \x01(\x0c\"\x15\n\x13ReportToolsResponse\"\x1c\n\x0cWatchRequest\x12\x0c\n\x04part\x18\x01 \x01(\t\"3\n\rWatchResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c*\x85\x01\n\x0e\x44\x65\x63isionResult\x12\x1f\n\x1b\x44\x45\x43ISION_RESULT_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x43ISION_RESULT_ALLOW\x10\x01\x12\x18\n\x14\x44\x45\x43ISION_RESULT_DENY\x10\x02\x12\x1d\n\x19\x44\x45\x43ISION_RESULT_INTERCEPT\x10\x03\x32\xa5\x02\n\x11\x41uthorizerService\x12Y\n\x06\x44\x65\x63ide\x12$.behavry.authorizer.v1.DecideRequest\x1a%.behavry.authorizer.v1.DecideResponse(\x01\x30\x01\x12O\n\x04View\x12\".behavry.authorizer.v1.ViewRequest\x1a#.behavry.authorizer.v1.ViewResponse\x12\x64\n\x0bReportTools\x12).behavry.authorizer.v1.ReportToolsRequest\x1a*.behavry.authorizer.v1.ReportToolsResponse2g\n\x0fSnapshotService\x12T\n\x05Watch\x12#.behavry.authorizer.v1.WatchRequest\x1a$.behavry.authorizer.v1.WatchResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&behavry/authorizer/v1/authorizer.proto\x12\x15\x62\x65havry.authorizer.v1\"\xa7\x01\n\rDecideRequest\x12-\n\x05hello\x18\x01 \x01(\x0b\x32\x1c.behavry.authorizer.v1.HelloH\x00\x12+\n\x04\x61sks\x18\x02 \x01(\x0b\x32\x1b.behavry.authorizer.v1.AsksH\x00\x12/\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1d.behavry.authorizer.v1.CancelH\x00\x42\t\n\x07message\"\x17\n\x05Hello\x12\x0e\n\x06worker\x18\x01 \x01(\t\"0\n\x04\x41sks\x12(\n\x04\x61sks\x18\x01 \x03(\x0b\x32\x1a.behavry.authorizer.v1.Ask\"\xa0\x01\n\x03\x41sk\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x11\n\tbudget_ms\x18\x02 \x01(\r\x12-\n\x06\x63\x61ller\x18\x03 \x01(\x0b\x32\x1d.behavry.authorizer.v1.Caller\x12\x0f\n\x07request\x18\x04 \x01(\x0c\x12\x10\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0c\x12\x10\n\x08\x66indings\x18\x06 \x01(\x0c\x12\x16\n\x0e\x61rguments_json\x18\x07 \x01(\x0c\"\xe4\x01\n\x06\x43\x61ller\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x11\n\ttransport\x18\x04 \x01(\t\x12\x14\n\x0crequester_id\x18\x05 \x01(\t\x12\x19\n\x11requester_channel\x18\x06 \x01(\t\x12\x11\n\tissued_at\x18\x07 \x01(\x03\x12\x1c\n\x14\x64\x65legation_presented\x18\x08 \x01(\x08\x12\x1a\n\x12workflow_presented\x18\t \x01(\x08\x12\x10\n\x08identity\x18\n \x01(\t\"\x14\n\x06\x43\x61ncel\x12\n\n\x02id\x18\x01 \x01(\x04\"\x7f\n\x0e\x44\x65\x63ideResponse\x12\x33\n\x08verdicts\x18\x01 \x01(\x0b\x32\x1f.behavry.authorizer.v1.VerdictsH\x00\x12-\n\x05\x64rain\x18\x02 \x01(\x0b\x32\x1c.behavry.authorizer.v1.DrainH\x00\x42\t\n\x07message\"<\n\x08Verdicts\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.behavry.authorizer.v1.Verdict\"\xa7\x01\n\x07Verdict\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10\x61rguments_digest\x18\x02 \x01(\t\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1f.behavry.authorizer.v1.Decision\x12\x31\n\x08revision\x18\x04 \x01(\x0b\x32\x1f.behavry.authorizer.v1.Revision\x12\x10\n\x08\x65nvelope\x18\x05 \x01(\x0c\"\xf1\x01\n\x08\x44\x65\x63ision\x12\x35\n\x06result\x18\x01 \x01(\x0e\x32%.behavry.authorizer.v1.DecisionResult\x12\x13\n\x0breason_code\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x63odes\x18\x04 \x03(\t\x12\x10\n\x08policies\x18\x05 \x03(\t\x12\x13\n\x0bobligations\x18\x06 \x01(\x0c\x12\x0e\n\x06shadow\x18\x07 \x01(\x0c\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x11\n\tengine_us\x18\t \x01(\r\x12\x0e\n\x06\x61\x63tion\x18\n \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x0b \x01(\t\"}\n\x08Revision\x12\x15\n\rbundle_serial\x18\x01 \x01(\x04\x12\x15\n\rbundle_digest\x18\x02 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x03 \x01(\t\x12\x14\n\x0cpolicy_state\x18\x04 \x01(\t\x12\x14\n\x0c\x62undle_age_s\x18\x05 \x01(\r\"\x07\n\x05\x44rain\"\x89\x01\n\x0bViewRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x0e\n\x06server\x18\x04 \x01(\t\x12\x31\n\x05tools\x18\x05 \x03(\x0b\x32\".behavry.authorizer.v1.OfferedTool\"0\n\x0bOfferedTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bschema_hash\x18\x02 \x01(\t\"R\n\x0cViewResponse\x12\x0f\n\x07visible\x18\x01 \x03(\t\x12\x31\n\x08revision\x18\x02 \x01(\x0b\x32\x1f.behavry.authorizer.v1.Revision\"k\n\x12ReportToolsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12\x32\n\x05tools\x18\x03 \x03(\x0b\x32#.behavry.authorizer.v1.ReportedTool\"E\n\x0cReportedTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bschema_hash\x18\x02 \x01(\t\x12\x12\n\ndefinition\x18\x03 \x01(\x0c\"\x15\n\x13ReportToolsResponse\"\x1c\n\x0cWatchRequest\x12\x0c\n\x04part\x18\x01 \x01(\t\"3\n\rWatchResponse\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c*\x85\x01\n\x0e\x44\x65\x63isionResult\x12\x1f\n\x1b\x44\x45\x43ISION_RESULT_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x43ISION_RESULT_ALLOW\x10\x01\x12\x18\n\x14\x44\x45\x43ISION_RESULT_DENY\x10\x02\x12\x1d\n\x19\x44\x45\x43ISION_RESULT_INTERCEPT\x10\x03\x32\xa5\x02\n\x11\x41uthorizerService\x12Y\n\x06\x44\x65\x63ide\x12$.behavry.authorizer.v1.DecideRequest\x1a%.behavry.authorizer.v1.DecideResponse(\x01\x30\x01\x12O\n\x04View\x12\".behavry.authorizer.v1.ViewRequest\x1a#.behavry.authorizer.v1.ViewResponse\x12\x64\n\x0bReportTools\x12).behavry.authorizer.v1.ReportToolsRequest\x1a*.behavry.authorizer.v1.ReportToolsResponse2g\n\x0fSnapshotService\x12T\n\x05Watch\x12#.behavry.authorizer.v1.WatchRequest\x1a$.behavry.authorizer.v1.WatchResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'behavry.authorizer.v1.authorizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DECISIONRESULT']._serialized_start=1952
-  _globals['_DECISIONRESULT']._serialized_end=2085
+  _globals['_DECISIONRESULT']._serialized_start=2028
+  _globals['_DECISIONRESULT']._serialized_end=2161
   _globals['_DECIDEREQUEST']._serialized_start=66
   _globals['_DECIDEREQUEST']._serialized_end=233
   _globals['_HELLO']._serialized_start=235
@@ -42,39 +42,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASK']._serialized_start=311
   _globals['_ASK']._serialized_end=471
   _globals['_CALLER']._serialized_start=474
-  _globals['_CALLER']._serialized_end=626
-  _globals['_CANCEL']._serialized_start=628
-  _globals['_CANCEL']._serialized_end=648
-  _globals['_DECIDERESPONSE']._serialized_start=650
-  _globals['_DECIDERESPONSE']._serialized_end=777
-  _globals['_VERDICTS']._serialized_start=779
-  _globals['_VERDICTS']._serialized_end=839
-  _globals['_VERDICT']._serialized_start=842
-  _globals['_VERDICT']._serialized_end=1009
-  _globals['_DECISION']._serialized_start=1012
-  _globals['_DECISION']._serialized_end=1253
-  _globals['_REVISION']._serialized_start=1255
-  _globals['_REVISION']._serialized_end=1380
-  _globals['_DRAIN']._serialized_start=1382
-  _globals['_DRAIN']._serialized_end=1389
-  _globals['_VIEWREQUEST']._serialized_start=1392
-  _globals['_VIEWREQUEST']._serialized_end=1529
-  _globals['_OFFEREDTOOL']._serialized_start=1531
-  _globals['_OFFEREDTOOL']._serialized_end=1579
-  _globals['_VIEWRESPONSE']._serialized_start=1581
-  _globals['_VIEWRESPONSE']._serialized_end=1663
-  _globals['_REPORTTOOLSREQUEST']._serialized_start=1665
-  _globals['_REPORTTOOLSREQUEST']._serialized_end=1772
-  _globals['_REPORTEDTOOL']._serialized_start=1774
-  _globals['_REPORTEDTOOL']._serialized_end=1843
-  _globals['_REPORTTOOLSRESPONSE']._serialized_start=1845
-  _globals['_REPORTTOOLSRESPONSE']._serialized_end=1866
-  _globals['_WATCHREQUEST']._serialized_start=1868
-  _globals['_WATCHREQUEST']._serialized_end=1896
-  _globals['_WATCHRESPONSE']._serialized_start=1898
-  _globals['_WATCHRESPONSE']._serialized_end=1949
-  _globals['_AUTHORIZERSERVICE']._serialized_start=2088
-  _globals['_AUTHORIZERSERVICE']._serialized_end=2381
-  _globals['_SNAPSHOTSERVICE']._serialized_start=2383
-  _globals['_SNAPSHOTSERVICE']._serialized_end=2486
+  _globals['_CALLER']._serialized_end=702
+  _globals['_CANCEL']._serialized_start=704
+  _globals['_CANCEL']._serialized_end=724
+  _globals['_DECIDERESPONSE']._serialized_start=726
+  _globals['_DECIDERESPONSE']._serialized_end=853
+  _globals['_VERDICTS']._serialized_start=855
+  _globals['_VERDICTS']._serialized_end=915
+  _globals['_VERDICT']._serialized_start=918
+  _globals['_VERDICT']._serialized_end=1085
+  _globals['_DECISION']._serialized_start=1088
+  _globals['_DECISION']._serialized_end=1329
+  _globals['_REVISION']._serialized_start=1331
+  _globals['_REVISION']._serialized_end=1456
+  _globals['_DRAIN']._serialized_start=1458
+  _globals['_DRAIN']._serialized_end=1465
+  _globals['_VIEWREQUEST']._serialized_start=1468
+  _globals['_VIEWREQUEST']._serialized_end=1605
+  _globals['_OFFEREDTOOL']._serialized_start=1607
+  _globals['_OFFEREDTOOL']._serialized_end=1655
+  _globals['_VIEWRESPONSE']._serialized_start=1657
+  _globals['_VIEWRESPONSE']._serialized_end=1739
+  _globals['_REPORTTOOLSREQUEST']._serialized_start=1741
+  _globals['_REPORTTOOLSREQUEST']._serialized_end=1848
+  _globals['_REPORTEDTOOL']._serialized_start=1850
+  _globals['_REPORTEDTOOL']._serialized_end=1919
+  _globals['_REPORTTOOLSRESPONSE']._serialized_start=1921
+  _globals['_REPORTTOOLSRESPONSE']._serialized_end=1942
+  _globals['_WATCHREQUEST']._serialized_start=1944
+  _globals['_WATCHREQUEST']._serialized_end=1972
+  _globals['_WATCHRESPONSE']._serialized_start=1974
+  _globals['_WATCHRESPONSE']._serialized_end=2025
+  _globals['_AUTHORIZERSERVICE']._serialized_start=2164
+  _globals['_AUTHORIZERSERVICE']._serialized_end=2457
+  _globals['_SNAPSHOTSERVICE']._serialized_start=2459
+  _globals['_SNAPSHOTSERVICE']._serialized_end=2562
 # @@protoc_insertion_point(module_scope)

@@ -165,6 +165,9 @@ class Caller(_message.Message):
     REQUESTER_ID_FIELD_NUMBER: _builtins.int
     REQUESTER_CHANNEL_FIELD_NUMBER: _builtins.int
     ISSUED_AT_FIELD_NUMBER: _builtins.int
+    DELEGATION_PRESENTED_FIELD_NUMBER: _builtins.int
+    WORKFLOW_PRESENTED_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     agent_id: _builtins.str
     session_id: _builtins.str
@@ -175,6 +178,11 @@ class Caller(_message.Message):
     requester_channel: _builtins.str
     issued_at: _builtins.int
     """Unix seconds of the session's token's iat; 0 when unknown."""
+    delegation_presented: _builtins.bool
+    """A delegation token or a workflow session came with the call. Ignoring one could widen rights."""
+    workflow_presented: _builtins.bool
+    identity: _builtins.str
+    """token, or grace while the control link is down."""
     def __init__(
         self,
         *,
@@ -185,10 +193,13 @@ class Caller(_message.Message):
         requester_id: _builtins.str = ...,
         requester_channel: _builtins.str = ...,
         issued_at: _builtins.int = ...,
+        delegation_presented: _builtins.bool = ...,
+        workflow_presented: _builtins.bool = ...,
+        identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "issued_at", b"issued_at", "requester_channel", b"requester_channel", "requester_id", b"requester_id", "session_id", b"session_id", "tenant_id", b"tenant_id", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "delegation_presented", b"delegation_presented", "identity", b"identity", "issued_at", b"issued_at", "requester_channel", b"requester_channel", "requester_id", b"requester_id", "session_id", b"session_id", "tenant_id", b"tenant_id", "transport", b"transport", "workflow_presented", b"workflow_presented"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
