@@ -1,7 +1,8 @@
 """A real PostgreSQL for tests: one embedded server per session, a fresh migrated database per test.
 
-`database` runs the migrations of every service that has some; `audit_database`, `control_database` and
-`entitlements_database` those of one service alone. A database is a copy of a template made once per session.
+`database` runs the migrations of every service that has some; `audit_database`, `control_database`
+and `entitlements_database` those of one service alone. A database is a copy of a template made once
+per session.
 """
 
 import asyncio
@@ -25,7 +26,9 @@ Work = Callable[[SingleConnection], Awaitable[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Database:
-    """One database; `dsn` answers the address of a role (`behavry_control`, `behavry_audit_writer`, ...)."""
+    """One database; `dsn` answers the address of a role (`behavry_control`, `behavry_audit_writer`,
+    ...).
+    """
 
     admin_dsn: str
     passfiles: Path

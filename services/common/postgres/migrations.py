@@ -1,8 +1,10 @@
-"""Brings a service's schema to the state its code expects: numbered SQL files beside the service, each in one transaction.
+"""Brings a service's schema to the state its code expects: numbered SQL files beside the service,
+each in one transaction.
 
-Files are `services/<service>/migrations/NNNN_name.sql`, run in the order of their numbers as the schema's owner, who
-cannot log in. One migrator per service works at a time; a second one waits and then finds nothing to do. A file that ran
-never changes again. A database ahead of the code is fine: code runs before and after each migration.
+Files are `services/<service>/migrations/NNNN_name.sql`, run in the order of their numbers as the
+schema's owner, who cannot log in. One migrator per service works at a time; a second one waits and
+then finds nothing to do. A file that ran never changes again. A database ahead of the code is fine:
+code runs before and after each migration.
 """
 
 import hashlib
@@ -49,7 +51,9 @@ class Migration:
 
 
 def find(package: str) -> list[Migration]:
-    """The migrations of a package, in order; none when it has no such directory (or does not exist)."""
+    """The migrations of a package, in order; none when it has no such directory (or does not
+    exist).
+    """
     try:
         directory = importlib.resources.files(package) / "migrations"
     except ModuleNotFoundError:
@@ -74,7 +78,8 @@ def find(package: str) -> list[Migration]:
 async def migrate(connection: SingleConnection, *, service: str, package: str) -> list[str]:
     """Run what has not run yet and answer the names. The roles must exist (`roles.ensure_roles`).
 
-    1. one migrator at a time  2. what ran is unchanged  3. each file in its own transaction, as the owner.
+    1. one migrator at a time 2. what ran is unchanged 3. each file in its own transaction, as the
+    owner.
     """
     roles = SCHEMAS[service]
     migrations = find(package)

@@ -1,8 +1,9 @@
-"""Connections of a running service: a pool from an address without a password, and the transaction that names a tenant.
+"""Connections of a running service: a pool from an address without a password, and the transaction
+that names a tenant.
 
-Every table with a `tenant_id` is under forced row-level security, which reads the setting made here. It is local to its
-transaction, so a connection that goes back to the pool carries nobody's tenant. Connections and statements are counted in
-plain integers; whoever scrapes reads them.
+Every table with a `tenant_id` is under forced row-level security, which reads the setting made
+here. It is local to its transaction, so a connection that goes back to the pool carries nobody's
+tenant. Connections and statements are counted in plain integers; whoever scrapes reads them.
 """
 
 import uuid
@@ -100,14 +101,17 @@ async def open_pool(
 
 
 async def _leave_as_is(_: SingleConnection) -> None:
-    """Open transactions are rolled back before this. Our settings and locks are transaction-local, so asyncpg's usual
-    RESET, a round trip per use, has nothing to undo; a session-level SET or lock in a pool is a bug of its author.
+    """Open transactions are rolled back before this. Our settings and locks are transaction-local,
+    so asyncpg's usual RESET, a round trip per use, has nothing to undo; a session-level SET or
+    lock in a pool is a bug of its author.
     """
 
 
 @asynccontextmanager
 async def tenant_tx(pool: Pool, tenant: str) -> AsyncIterator[Connection]:
-    """One transaction that sees and writes one tenant's rows. `tenant` is a UUID in text, else ValueError."""
+    """One transaction that sees and writes one tenant's rows. `tenant` is a UUID in text, else
+    ValueError.
+    """
     known = str(uuid.UUID(tenant))
     async with pool.connections.acquire() as connection, connection.transaction():
         await connection.execute(_SET_TENANT, known)

@@ -1,8 +1,10 @@
-"""Who may log in to the database: one owner per schema, which cannot log in, and the roles that services use.
+"""Who may log in to the database: one owner per schema, which cannot log in, and the roles that
+services use.
 
-Decides names, passwords and where each password lies (a 0600 `pgpass` file per role). What a role may do to which table
-is said beside the table, in its service's migrations; only control and entitlements get a default (read and write rows).
-Passwords reach the server as SCRAM verifiers: it never sees one.
+Decides names, passwords and where each password lies (a 0600 `pgpass` file per role). What a role
+may do to which table is said beside the table, in its service's migrations; only control and
+entitlements get a default (read and write rows). Passwords reach the server as SCRAM verifiers: it
+never sees one.
 """
 
 import base64
@@ -20,12 +22,15 @@ from services.common.postgres.connection import SingleConnection
 from services.common.postgres.embedded import write_secret
 
 _SCRAM_ITERATIONS = 4096
+_LOCK = 0x626872766C73  # one maker of roles at a time
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemaRoles:
-    """One service's schema: who owns it, who logs in, and whether the logins get its rows by default."""
+    """One service's schema: who owns it, who logs in, and whether the logins get its rows by
+    default.
+    """
 
     schema: str
     owner: str
@@ -79,18 +84,23 @@ async def ensure_roles(
 ) -> dict[str, str]:
     """Make a service's schema and roles where they are missing; answer each login role's DSN.
 
-    `connection` must be allowed to create roles. A role that cannot log in with its file (a restored database, a lost
-    file) gets that file's password again; nothing else is changed on a second run.
+    `connection` must be allowed to create roles. A role that cannot log in with its file (a
+    restored database, a lost file) gets that file's password again; nothing else is changed on a
+    second run.
     """
     roles = SCHEMAS[service]
-    await _ensure_role(connection, roles.owner, login=False)
-    await connection.execute(f"GRANT {roles.owner} TO CURRENT_USER")
     dsns = {}
-    for role in roles.logins:
-        passfile = passfile_of(passfiles, role)
-        dsns[role] = role_dsn(admin_dsn, role, passfile)
-        await _ensure_login(connection, role, passfile, dsn=dsns[role])
-    await _ensure_schema(connection, roles)
+    await connection.execute("SELECT pg_advisory_lock($1)", _LOCK, timeout=60)
+    try:
+        await _ensure_role(connection, roles.owner, login=False)
+        await connection.execute(f"GRANT {roles.owner} TO CURRENT_USER")
+        for role in roles.logins:
+            passfile = passfile_of(passfiles, role)
+            dsns[role] = role_dsn(admin_dsn, role, passfile)
+            await _ensure_login(connection, role, passfile, dsn=dsns[role])
+        await _ensure_schema(connection, roles)
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
     return dsns
 
 
@@ -111,15 +121,26 @@ async def _ensure_login(
     await _ensure_role(connection, role, login=True)
     database = await connection.fetchval("SELECT quote_ident(current_database())")
     await connection.execute(f"GRANT CONNECT ON DATABASE {database} TO {role}")
-    if passfile.exists():
-        if await _can_log_in(dsn):
-            return
-        password = passfile.read_text().rstrip("\n").rsplit(":", 1)[1]
-    else:
-        password = secrets.token_urlsafe(32)
-        write_secret(passfile, f"*:*:*:{role}:{password}\n")
+    if not (made := make_password(passfile, role)) and await _can_log_in(dsn):
+        return
+    password = made or read_password(passfile)
     # ALTER ROLE takes no parameters; a verifier's alphabet holds no quote.
     await connection.execute(f"ALTER ROLE {role} PASSWORD '{scram_verifier(password)}'")
+
+
+def make_password(passfile: Path, role: str) -> str | None:
+    """Write a new password into a file that did not exist; None when it did."""
+    password = secrets.token_urlsafe(32)
+    try:
+        write_secret(passfile, f"*:*:*:{role}:{password}\n")
+    except FileExistsError:
+        return None
+    return password
+
+
+def read_password(passfile: Path) -> str:
+    """The password of a file with one line `*:*:*:role:password`."""
+    return passfile.read_text().rstrip("\n").rsplit(":", 1)[1]
 
 
 async def _can_log_in(dsn: str) -> bool:
@@ -132,7 +153,7 @@ async def _can_log_in(dsn: str) -> bool:
 
 
 def scram_verifier(password: str) -> str:
-    """RFC 5803's form, as PostgreSQL stores it. `password` is ASCII, so SASLprep is the identity."""
+    """RFC 5803's form, as PostgreSQL stores it. ASCII only, so SASLprep is the identity."""
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, _SCRAM_ITERATIONS)
     stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()

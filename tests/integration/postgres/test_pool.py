@@ -1,11 +1,11 @@
-"""The pool against a real server: whose rows a transaction sees, what is counted, what is refused."""
+"""The pool on a real server: whose rows a transaction sees, what is counted, what is refused."""
 
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from services.common.postgres.pool import PasswordInUrl, open_pool, tenant_tx
+from services.common.postgres.pool import PasswordInUrl, Pool, open_pool, tenant_tx
 from tests.fakes.postgres import Database
 
 TABLE = """
@@ -69,13 +69,17 @@ async def test_a_failed_transaction_leaves_nothing_behind(probe: str) -> None:
     tenant = str(uuid4())
     async with open_pool(probe, max_size=1) as pool:
         with pytest.raises(asyncpg.DivisionByZeroError):
-            async with tenant_tx(pool, tenant) as connection:
-                await connection.execute("INSERT INTO control.pool_probe VALUES ($1, 'x')", tenant)
-                await connection.execute("SELECT 1 / 0")
+            await _insert_and_fail(pool, tenant)
         async with tenant_tx(pool, tenant) as connection:
             seen = await connection.fetchval("SELECT count(*) FROM control.pool_probe")
 
     assert 0 == seen
+
+
+async def _insert_and_fail(pool: Pool, tenant: str) -> None:
+    async with tenant_tx(pool, tenant) as connection:
+        await connection.execute("INSERT INTO control.pool_probe VALUES ($1, 'x')", tenant)
+        await connection.execute("SELECT 1 / 0")
 
 
 async def test_a_tenant_that_is_no_uuid_is_refused_before_the_server_hears_of_it(
