@@ -19,9 +19,7 @@ class AuthorizerSettings(ServiceSettings):
     grpc_listen: str = setting("BEHAVRY_AUTHORIZER_GRPC_LISTEN", derived=socket("authorizer"))
     audit_address: str = setting("BEHAVRY_AUDIT_ADDRESS", derived=socket("audit"))
     control_address: str = setting("BEHAVRY_CONTROL_ADDRESS", derived=socket("control"))
-    control_public_url: str = setting(
-        "BEHAVRY_CONTROL_PUBLIC_URL", default="http://127.0.0.1:8701"
-    )
+    control_public_url: str = setting("BEHAVRY_CONTROL_PUBLIC_URL", default="http://127.0.0.1:8701")
     control_url: str = setting(
         "BEHAVRY_CONTROL_URL", derived=lambda resolved: resolved["control_public_url"]
     )
@@ -44,9 +42,7 @@ class AuthorizerSettings(ServiceSettings):
         "BEHAVRY_AUTHORIZER_ENGINE", default="auto"
     )
     opa_url: str = setting("BEHAVRY_OPA_URL", default="")
-    opa_feed_listen: str = setting(
-        "BEHAVRY_AUTHORIZER_OPA_FEED_LISTEN", default="127.0.0.1:8702"
-    )
+    opa_feed_listen: str = setting("BEHAVRY_AUTHORIZER_OPA_FEED_LISTEN", default="127.0.0.1:8702")
     opa_feed_token: Path = setting(
         "BEHAVRY_AUTHORIZER_OPA_FEED_TOKEN", derived=under("state_dir", "peers", "opa.token")
     )
@@ -56,9 +52,7 @@ class AuthorizerSettings(ServiceSettings):
     outbox_durability: Literal["power", "process"] = setting(
         "BEHAVRY_OUTBOX_DURABILITY", default="power"
     )
-    outbox_max_bytes: int = setting(
-        "BEHAVRY_OUTBOX_MAX_BYTES", default=1 << 30, minimum=1 << 26
-    )
+    outbox_max_bytes: int = setting("BEHAVRY_OUTBOX_MAX_BYTES", default=1 << 30, minimum=1 << 26)
     digest_keys: Path = setting(
         "BEHAVRY_DIGEST_KEYS", derived=under("state_dir", "keys", "digest.keys")
     )

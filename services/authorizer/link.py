@@ -1,0 +1,128 @@
+"""The stream that this plane dials to control: bundle notices and revocations come down, health
+and newly seen tools go up (deployment.md 5). Without it the poll still brings policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import grpc
+
+from behavry.control.v1 import plane_link_pb2 as wire
+from behavry.control.v1 import plane_link_pb2_grpc
+from services.authorizer.active import ActivePolicy
+from services.authorizer.bundle_feed import BundleFeed
+from services.authorizer.jwks_feed import JwksFeed
+from services.authorizer.link_token import LinkTokens
+from services.authorizer.revocations import Revocation
+from services.common.ids import PlaneId
+from services.common.rpc.client import OPTIONS
+from services.common.rpc.peers import PEER_KEY, TOKEN_KEY
+from services.common.telemetry.logging import Log
+
+HEARTBEAT_S: Final = 30.0
+FIRST_RETRY_S: Final = 0.2
+LONGEST_RETRY_S: Final = 5.0
+MAX_WAITING: Final = 1_000
+VERSION: Final = "0.1.0"
+
+
+@dataclass(slots=True, kw_only=True)
+class PlaneLink:
+    address: str
+    tokens: LinkTokens
+    plane_id: PlaneId
+    instance: str
+    active: ActivePolicy
+    feed: BundleFeed
+    jwks: JwksFeed
+    log: Log
+    engine_up: bool = False
+    _waiting: deque[wire.OpenRequest] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tools_seen(self, tenant: str, server: str, tools: list[wire.SeenTool]) -> None:
+        """Goes up when there is a stream; the proxy reports again what is still unknown."""
+        seen = wire.ToolsSeen(tenant_id=tenant, server=server, tools=tools)
+        self._send(wire.OpenRequest(tools_seen=seen))
+
+    async def run(self) -> None:
+        """Dials again and again until cancelled."""
+        delay_s = FIRST_RETRY_S
+        while True:
+            started = asyncio.get_running_loop().time()
+            try:
+                await self._hold()
+            except grpc.aio.AioRpcError as down:
+                self.log.warning("control_link_down", status=down.code().name)
+            if asyncio.get_running_loop().time() - started > LONGEST_RETRY_S:
+                delay_s = FIRST_RETRY_S
+            await asyncio.sleep(random.uniform(0, delay_s))  # noqa: S311  # full jitter
+            delay_s = min(delay_s * 2, LONGEST_RETRY_S)
+
+    async def _hold(self) -> None:
+        async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
+            metadata = ((PEER_KEY, "plane"), (TOKEN_KEY, self.tokens.bearer()))
+            stub = plane_link_pb2_grpc.PlaneLinkServiceStub(channel)
+            async for message in stub.Open(self._outgoing(), metadata=metadata):
+                self._receive(message)
+
+    async def _outgoing(self) -> AsyncIterator[wire.OpenRequest]:
+        hello = wire.Hello(plane_id=self.plane_id, instance=self.instance, version=VERSION)
+        yield wire.OpenRequest(hello=hello)
+        while True:
+            self._wake.clear()
+            while self._waiting:
+                yield self._waiting.popleft()
+            yield wire.OpenRequest(heartbeat=self._heartbeat())
+            try:
+                await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
+            except TimeoutError:
+                continue
+
+    def _heartbeat(self) -> wire.Heartbeat:
+        age = self.active.age()
+        bundle = self.active.bundle
+        return wire.Heartbeat(
+            revision=bundle.revision if bundle else "",
+            bundle_serial=self.active.serial,
+            policy_state=age.state if bundle else "missing",
+            bundle_age_s=age.age_s,
+            engine="up" if self.engine_up else "down",
+        )
+
+    def _receive(self, message: wire.OpenResponse) -> None:
+        match message.WhichOneof("message"):
+            case "hello_ack":
+                self.log.info("control_link_up")
+                # What was missed while the link was down is in the bundle.
+                self.feed.poke()
+                self.jwks.poke()
+            case "bundle_notify":
+                if message.bundle_notify.serial > self.active.serial:
+                    self.feed.poke()
+            case "revocation":
+                self._revoke(message.revocation)
+            case _:  # drain, or a message of a newer control: the stream's end says the rest
+                return
+
+    def _revoke(self, signal: wire.Revocation) -> None:
+        revocation = Revocation(
+            signal_id=signal.signal_id,
+            tenant=signal.tenant_id,
+            agents=frozenset(signal.agent_ids),
+            sessions=frozenset(signal.session_ids),
+            min_serial=signal.min_serial,
+        )
+        self.active.revocations.add(revocation, active_serial=self.active.serial)
+        self.active.changed()
+        self._send(wire.OpenRequest(ack=wire.Ack(signal_id=signal.signal_id)))
+
+    def _send(self, message: wire.OpenRequest) -> None:
+        self._waiting.append(message)
+        self._wake.set()
