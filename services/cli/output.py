@@ -1,0 +1,65 @@
+"""What the command says: data on stdout, words for people on stderr, and a status that scripts can read."""
+
+import enum
+import json
+import sys
+from typing import Any, NoReturn
+
+
+class Exit(enum.IntEnum):
+    """Status of the command."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    DIFFERENCE = 3  # a check ran and found one
+    UNREACHABLE = 7
+    NOT_SIGNED_IN = 8
+
+
+class CommandFailed(Exception):
+    """Ends the command with a status and one sentence for people."""
+
+    def __init__(self, message: str, *, status: Exit = Exit.FAILURE) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(data: Any) -> None:
+    """One JSON value for programs."""
+    print(json.dumps(data, indent=2, ensure_ascii=False), flush=True)
+
+
+def emit_text(text: str) -> None:
+    """What a person asked to see."""
+    print(text, flush=True)
+
+
+def table(rows: list[dict[str, Any]], *columns: str) -> str:
+    """Rows as aligned text, absent values as `-`."""
+    cells = [[column.replace("_", " ").upper() for column in columns]]
+    cells += [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def leave(failure: CommandFailed) -> NoReturn:
+    """End the process the way `failure` says."""
+    say(str(failure))
+    sys.exit(int(failure.status))

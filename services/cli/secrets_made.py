@@ -1,0 +1,80 @@
+"""Makes every secret of a standalone installation, once: a second start finds the files and leaves them.
+
+Each file appears complete or not at all (0600, synced). Services are handed paths; a value is in no argument, environment
+or log. Decides formats that the services' readers expect; rotation is theirs.
+"""
+
+import json
+import secrets
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from joserfc.jwk import ECKey
+
+from services.cli.state import State
+from services.common.postgres.embedded import write_secret
+
+PEERS = ("proxy", "authorizer", "audit", "control", "entitlements", "operator")
+_PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+def make_all(state: State) -> None:
+    """Everything that the services read at their start."""
+    for peer in (*PEERS, "opa"):
+        _once(state.peers / f"{peer}.token", _token)
+    for name in ("digest.keys", "seal.keys", "page.keys"):
+        _once(state.keys / name, lambda: secrets.token_hex(32))
+    _once(state.keys / "jwt.pem", lambda: _pem(rsa.generate_private_key(65537, 2048)))
+    for name in ("bundle.pem", "link.pem"):
+        _once(state.keys / name, lambda: _pem(ec.generate_private_key(ec.SECP256R1())))
+    _once(state.keys / "link.pub.pem", lambda: _public_pem(state.keys / "link.pem"))
+    _once(state.trust, lambda: _trust_root(state.keys / "bundle.pem"))
+    _once(state.admin_password, lambda: secrets.token_urlsafe(18))
+    _once(state.admin_api_key, _api_key)
+
+
+def _once(path: Path, make: Callable[[], str]) -> None:
+    if path.exists():
+        return
+    write_secret(path, make() + "\n")
+
+
+def _token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def _pem(key: _PrivateKey) -> str:
+    return (
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        .decode()
+        .strip()
+    )
+
+
+def _public_pem(private: Path) -> str:
+    key = serialization.load_pem_private_key(private.read_bytes(), password=None)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return public.decode().strip()
+
+
+def _trust_root(bundle_key: Path) -> str:
+    """Version 1: threshold 1, one key. Keys are named by their RFC 7638 thumbprints."""
+    key = ECKey.import_key(bundle_key.read_bytes())
+    public = {**key.as_dict(private=False), "kid": key.thumbprint(), "use": "sig", "alg": "ES256"}
+    roles = {"bundle": {"threshold": 1, "keys": [public]}}
+    return json.dumps({"version": 1, "roles": roles}, sort_keys=True)
+
+
+def _api_key() -> str:
+    """`bhv_sk_<env>_<id>_<secret><crc32>` (control.md 2.1)."""
+    body = f"bhv_sk_local_{secrets.token_hex(8)}_{secrets.token_hex(32)}"
+    return f"{body}{zlib.crc32(body.encode()):08x}"
