@@ -37,10 +37,10 @@ class ServiceLayers(Contract):
 
     services = fields.SetField(subfield=fields.StringField())
 
-    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002, FBT001 (the linter's signature)
+    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002, FBT001  # theirs
         found = [
             f"{importer} is not allowed to import {imported} ({_lines(graph, importer, imported)})"
-            for service in sorted(self.services)  # type: ignore[call-overload] # fields are descriptors in name only
+            for service in sorted(self.services)  # type: ignore[call-overload]  # filled in by the linter
             for importer, imported in _imports_within(graph, service)
             if not allowed(importer, imported)
         ]
@@ -55,10 +55,10 @@ class PureConcepts(Contract):
 
     services = fields.SetField(subfield=fields.StringField())
 
-    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002, FBT001 (the linter's signature)
+    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:  # noqa: ARG002, FBT001  # theirs
         outside = [m for m in graph.modules if _is_outside(m)]
         found: list[str] = []
-        for service in sorted(self.services):  # type: ignore[call-overload] # as above
+        for service in sorted(self.services):  # type: ignore[call-overload]  # as above
             for concept in _modules_of(graph, service):
                 if layer(concept) != CONCEPT:
                     continue

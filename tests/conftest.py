@@ -8,6 +8,8 @@ from tests.fakes.postgres import (
     postgres,
 )
 
+pytest_plugins = ("tests.house",)
+
 __all__ = [
     "audit_database",
     "control_database",

@@ -1,0 +1,24 @@
+"""What the product promises, by name, and the decorator by which a test says which one it shows.
+
+A promise that no test carries fails, and so does a test that carries an unknown one
+(tests/unit/test_promises.py). A name is `area:what-holds`.
+"""
+
+from typing import Final
+
+import pytest
+
+PROMISES: Final[dict[str, str]] = {
+    "code:broad-handlers": "Only the outermost handlers and the supervisor catch everything.",
+    "code:exceptions-explained": "A linter is silenced by rule and with a reason, or not at all.",
+    "docs:walk-is-true": "The walk through one call names files that exist.",
+    "imports:contracts-hold": "Services share contracts in protos and nothing else.",
+    "imports:violation-caught": "An import that crosses a border is named before it is merged.",
+}
+
+
+def promise(name: str) -> pytest.MarkDecorator:
+    """Marks a test as showing the named promise; an unknown name fails at import."""
+    if name not in PROMISES:
+        raise KeyError(f"no such promise: {name} (tests/promises.py)")
+    return pytest.mark.promise(name)
