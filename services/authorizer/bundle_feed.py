@@ -166,10 +166,12 @@ class BundleFeed:
             raise BundleRefused("BUNDLE_CANARY_FAILED", "the bundle lists too few canaries")
         for canary in canaries:
             tenant = TenantId(canary.tenant)
+            known = bundle.state.tenants.get(tenant)
+            reads = known.reads if known else ((),)
             answer = await self.judge.ask_alone(
                 tenant,
                 bundle.revision,
-                prune_raw(bytes(canary.input), bundle.state.tenants[tenant].reads),
+                prune_raw(bytes(canary.input), reads),
                 budget_s=CANARY_TIMEOUT_S,
             )
             said = answer.result.value if isinstance(answer, EngineSaid) else "deny"
