@@ -9,11 +9,15 @@ stop() {
     exit 2
 }
 
-python=${PYTHON:-python3}
+# The machine's Python, not the one of an earlier .venv that make put first on the path.
+PATH=${PATH//"$PWD/.venv/bin:"/}
+new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
+for python in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    if "$python" -c "$new_enough" 2>/dev/null; then break; fi
+done
+"$python" -c "$new_enough" 2>/dev/null ||
+    stop "make setup: Python 3.11 or newer is missing; install it and run this again."
 command -v git >/dev/null || stop "make setup: git is missing; install it and run this again."
-command -v "$python" >/dev/null || stop "make setup: Python 3.11 or newer is missing; install it and run this again."
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    stop "make setup: $("$python" --version) is too old; install Python 3.11 or newer and run this again."
 
 # uv: the machine's own, else one in .tools that the rest of the machine never sees.
 if command -v uv >/dev/null && uv --version >/dev/null 2>&1; then

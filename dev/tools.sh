@@ -17,6 +17,7 @@ bin=$root/.tools/bin
 cache=${BEHAVRY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/behavry}
 platform=$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m)
 mkdir -p "$bin" "$cache"
+PATH=${PATH//"$root/.venv/bin:"/} # what is kept for other clones must not hang on this one's .venv
 
 main() {
     opa
