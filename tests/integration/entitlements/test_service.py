@@ -49,7 +49,7 @@ async def control(
         yield link
 
 
-def reader(link: Link) -> entitlements_pb2_grpc.EntitlementsReaderServiceAsyncStub:
+def reader(link: Link) -> entitlements_pb2_grpc.EntitlementsReaderServiceStub:
     return entitlements_pb2_grpc.EntitlementsReaderServiceStub(link.channel)
 
 
@@ -103,7 +103,8 @@ async def test_a_watcher_hears_of_every_tenant_and_of_the_end_of_a_trial(
     async def next_tenant() -> wire.TenantEntitlements:
         async for message in watch:
             if message.HasField("tenant"):
-                return message.tenant
+                tenant: wire.TenantEntitlements = message.tenant
+                return tenant
         raise AssertionError
 
     first = await asyncio.wait_for(next_tenant(), PROMPT_S)
