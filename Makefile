@@ -1,5 +1,6 @@
 # The one door to everything, for people and for CI. `make help` lists it.
-# Downloads happen in `setup` and `tools` only: every other target works without a network.
+# Downloads happen in `setup`, `tools` and what builds on them (`up`, `wheel`): all else works
+# without a network.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -48,17 +49,19 @@ protos-check: $(BIN)/python ## contracts: lint, format, breaking changes, commit
 
 # --- reading the code --------------------------------------------------------------------------
 
-.PHONY: fmt lint types imports rego
+.PHONY: fmt lint ruff types imports rego
 fmt: $(BIN)/python ## put every file into the house format
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
 	$(BIN)/buf format --write
 	@if command -v opa >/dev/null; then dev/rego.sh fmt; fi
 
-lint: $(BIN)/python ## ruff, types, import contracts
+lint: $(BIN)/python ## all of the next three, to the end
+	@$(MAKE) --keep-going ruff types imports
+
+ruff: $(BIN)/python ## lint rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@$(MAKE) types imports
 
 types: $(BIN)/python ## mypy, strict, tests included
 	$(BIN)/mypy
@@ -71,7 +74,7 @@ rego: ## policies: format, strict check, tests (needs `make tools`)
 
 # --- tests -------------------------------------------------------------------------------------
 
-.PHONY: test unit contract integration journeys attacks bench bench-start chaos
+.PHONY: test unit contract integration journeys attacks wheel bench bench-start chaos
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
 	$(PYTEST) $(or $(T),$(LAYERS))
 
@@ -82,6 +85,9 @@ contract: ## fakes and the real thing behave alike; decision tables
 integration: ## one service, its real neighbours
 journeys: ## promises to a user, all processes
 attacks: ## what an adversary tries, with innocent twins
+
+wheel: setup ## the unit layer against the built wheel, sources out of reach (downloads)
+	dev/wheel.sh
 
 bench: $(BIN)/python ## latency, throughput, CPU per call; BENCH_ARGS="--seconds --concurrency --rate --short"
 	$(BIN)/python -m tests.perf.bench $(BENCH_ARGS)
