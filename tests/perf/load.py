@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Self
 
 import httptools
 import msgspec
@@ -24,7 +24,7 @@ from tests.fakes import mcp_wire as wire
 from tests.perf.arithmetic import late_by
 
 ARGUMENT_BYTES: Final = 1000
-OPEN_LOOP_CONNECTIONS: Final = 64
+OPEN_LOOP_CONNECTIONS: Final = 32
 ANSWER_TIMEOUT_S: Final = 10.0
 PADDING: Final = b"the quick brown fox jumps over the lazy dog; "
 
@@ -121,10 +121,20 @@ class Connection:
 
     def _open(self) -> None:
         self.socket = socket.create_connection((self._target.host, self._target.port), 5)
+        self.socket.settimeout(None)  # else each recv asks poll() first
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._parser = httptools.HttpResponseParser(self)
         self._body = bytearray()
         self._complete = False
+
+    def closed_while_idle(self) -> bool:
+        """Servers may end a connection that nobody uses; who sends on it anyway loses the call."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def reopen(self) -> None:
         self.socket.close()
@@ -175,6 +185,13 @@ class Pool:
     def __init__(self) -> None:
         self._idle: dict[tuple[str, int, str, str | None, int], Connection] = {}
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._idle.values():
+            connection.socket.close()
+
     def take(self, targets: list[Target], count: int) -> list[Connection]:
         taken = []
         for number in range(count):
@@ -183,6 +200,8 @@ class Pool:
             key = (target.host, target.port, target.path, target.token, number)
             if key not in self._idle:
                 self._idle[key] = Connection(target, agent)
+            elif self._idle[key].closed_while_idle():
+                self._idle[key].reopen()
             taken.append(self._idle[key])
         return taken
 
@@ -190,10 +209,10 @@ class Pool:
 class Slice:
     """One order carried out."""
 
-    def __init__(self, order: Order, pool: Pool) -> None:
+    def __init__(self, order: Order, pool: Pool, *, connections: int | None = None) -> None:
         self._order = order
         self._calls = Calls(order)
-        count = OPEN_LOOP_CONNECTIONS if order.rate else order.c
+        count = connections or (OPEN_LOOP_CONNECTIONS if order.rate else order.c)
         self._free = deque(pool.take(order.targets, count))
         self._by_fd = {one.socket.fileno(): one for one in self._free}
         self._epoll = select.epoll()
@@ -309,12 +328,12 @@ class Slice:
 
 
 def main() -> None:
-    pool = Pool()
     print("{}", flush=True)
-    for line in sys.stdin.buffer:
-        result = Slice(msgspec.json.decode(line, type=Order), pool).run()
-        sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
-        sys.stdout.buffer.flush()
+    with Pool() as pool:
+        for line in sys.stdin.buffer:
+            result = Slice(msgspec.json.decode(line, type=Order), pool).run()
+            sys.stdout.buffer.write(msgspec.json.encode(result) + b"\n")
+            sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

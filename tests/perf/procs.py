@@ -40,6 +40,9 @@ def child(
         yield process, orjson.loads(first)
     finally:
         end(process)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def end(process: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT_S) -> int:

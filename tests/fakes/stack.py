@@ -1,0 +1,279 @@
+"""All five services on this machine, as a user starts them: `behavry up --json` in a fresh state.
+
+Starts and stops the real thing and speaks to it only by the doors that a user has: the command,
+the REST API, the MCP endpoint. Knows no service's inside.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from tests.fakes import mcp_wire as wire
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+READY_TIMEOUT_S: Final = 90
+STOP_TIMEOUT_S: Final = 30
+
+
+class AdminFiles(msgspec.Struct, frozen=True, kw_only=True):
+    username: str
+    password_file: str
+    api_key_file: str
+
+
+class AgentFiles(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    client_id: str
+    secret_file: str
+
+
+class ServerUrl(msgspec.Struct, frozen=True, kw_only=True):
+    slug: str
+    mcp_url: str
+
+
+class Up(msgspec.Struct, frozen=True, kw_only=True):
+    """The object that `behavry up --json` prints when it is ready."""
+
+    proxy_url: str
+    control_url: str
+    admin: AdminFiles
+    agents: list[AgentFiles]
+    servers: list[ServerUrl]
+    pids: dict[str, list[int]]
+    engine: str
+    state_dir: str
+
+
+class Refused(Exception):
+    """An answer outside 2xx."""
+
+    def __init__(self, status: int, body: Any) -> None:
+        super().__init__(f"{status}: {body}")
+        self.status = status
+        self.body = body
+
+
+class Rest:
+    """The REST API with an API key, plainly: JSON in, JSON out, `Refused` else."""
+
+    def __init__(self, base: str, api_key: str) -> None:
+        self._base = base.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key}"}
+
+    def get(self, path: str, **query: Any) -> Any:
+        asked = f"{path}?{urllib.parse.urlencode(query)}" if query else path
+        return self.call("GET", asked)
+
+    def post(self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None) -> Any:
+        return self.call("POST", path, {} if body is None else body, headers=headers)
+
+    def put(self, path: str, body: Any, *, headers: Mapping[str, str] | None = None) -> Any:
+        return self.call("PUT", path, body, headers=headers)
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        data = None if body is None else msgspec.json.encode(body)
+        sent = {**self._headers, **({"content-type": "application/json"} if data else {})}
+        return fetch(self._base + path, method, data, {**sent, **(headers or {})})
+
+
+def fetch(
+    url: str, method: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Any:
+    request = urllib.request.Request(url, data, dict(headers or {}), method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            raw = answer.read()
+    except urllib.error.HTTPError as refused:
+        raise Refused(refused.code, _json_or_text(refused.read())) from None
+    return _json_or_text(raw)
+
+
+def _json_or_text(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw) if raw else None
+    except msgspec.DecodeError:
+        return raw.decode(errors="replace")
+
+
+class Stack:
+    """A running installation, its admin's API client, and the agents made on the way."""
+
+    def __init__(self, up: Up, process: subprocess.Popen[bytes]) -> None:
+        self.up = up
+        self.process = process
+        self.rest = Rest(up.control_url, Path(up.admin.api_key_file).read_text().strip())
+
+    def token(self, client_id: str, client_secret: str) -> str:
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": client_id,
+            "client_secret": client_secret,
+        }
+        answer = fetch(
+            f"{self.up.control_url.rstrip('/')}/api/v1/auth/token",
+            "POST",
+            urllib.parse.urlencode(form).encode(),
+            {"content-type": "application/x-www-form-urlencoded"},
+        )
+        return str(answer["access_token"])
+
+    def mcp_url(self, slug: str) -> str:
+        return f"{self.up.proxy_url.rstrip('/')}/mcp/v1/{slug}"
+
+    def ask(self, slug: str, token: str, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """One modern MCP request, without a client library."""
+        headers = {
+            "authorization": f"Bearer {token}",
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            "mcp-protocol-version": wire.MODERN,
+            "mcp-method": method,
+        }
+        if "name" in params:
+            headers["mcp-name"] = params["name"]
+        meta = {
+            wire.VERSION_META: wire.MODERN,
+            wire.CLIENT_META: {"name": "tests", "version": "1"},
+            wire.CAPABILITIES_META: {},
+        }
+        body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
+        answer = fetch(self.mcp_url(slug), "POST", msgspec.json.encode(body), headers)
+        assert isinstance(answer, dict)
+        return answer
+
+    def add_agent(self, name: str, roles: list[str]) -> dict[str, Any]:
+        body = {"name": name, "class": "default", "type": "test", "roles": roles}
+        agent = self.rest.post("/api/v1/agents", body)
+        assert isinstance(agent, dict)
+        return agent
+
+    def add_http_server(self, slug: str, url: str) -> None:
+        body = {
+            "slug": slug,
+            "domain": slug,
+            "trust": "trusted",
+            "transport": "http",
+            "urls": [url],
+            "era": "auto",
+            "credential": {"kind": "none"},
+        }
+        self.rest.post("/api/v1/servers", body)
+
+    def tool_states(self, slug: str) -> dict[str, str]:
+        items = self.rest.get(f"/api/v1/servers/{slug}/tools")["items"]
+        return {item["name"]: item["state"] for item in items}
+
+    def listed(self, slug: str, token: str) -> list[str]:
+        try:
+            answer = self.ask(slug, token, "tools/list", {})
+        except Refused as refused:
+            if refused.status == 404:  # the server is not known to the proxy yet
+                return []
+            raise
+        return [tool["name"] for tool in answer.get("result", {}).get("tools", [])]
+
+    def approve(self, slug: str, token: str, actions: Mapping[str, str], category: str) -> None:
+        """An agent's first look makes the tools known; then the admin classifies them in bulk."""
+
+        def seen() -> bool:
+            self.listed(slug, token)
+            return actions.keys() <= self.tool_states(slug).keys()
+
+        until(seen, f"the tools of {slug} are known to control")
+        items = [
+            {"tool": tool, "action": action, "category": category}
+            for tool, action in actions.items()
+        ]
+        self.rest.post(f"/api/v1/servers/{slug}/tools:classify", {"items": items})
+
+    def jwks(self) -> dict[str, Any]:
+        keys = fetch(f"{self.up.control_url.rstrip('/')}/.well-known/jwks.json", "GET")
+        assert isinstance(keys, dict)
+        return keys
+
+    def chained(self) -> int:
+        """How many records of agents' calls are in the chains."""
+        heads = self.rest.get("/api/v1/audit/heads")["items"]
+        return sum(int(head["position"]) for head in heads if head["chain"].startswith("agent:"))
+
+
+def until(
+    true: Callable[[], bool], what: str, timeout_s: float = 20, *, look_again_s: float = 0.05
+) -> None:
+    """Looks again until it is so. For what lives in another process and cannot be waited on."""
+    give_up = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not true():
+        if time.monotonic() > give_up:
+            message = f"after {timeout_s} s still not so: {what}"
+            raise TimeoutError(message)
+        pause.wait(look_again_s)
+
+
+@contextmanager
+def running(
+    state: Path, *, engine: str = "auto", env: Mapping[str, str] | None = None
+) -> Iterator[Stack]:
+    """`behavry up` until the block ends; then SIGTERM, and nothing of it may be left."""
+    with (state.parent / f"{state.name}.err").open("ab") as errors:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "services.cli", "up", "--json"),
+                *("--state", str(state), "--port-base", "0"),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "BEHAVRY_AUTHORIZER_ENGINE": engine, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+    try:
+        yield Stack(_ready(process, Path(errors.name)), process)
+    finally:
+        stop(process)
+
+
+def _ready(process: subprocess.Popen[bytes], errors: Path) -> Up:
+    timer = threading.Timer(READY_TIMEOUT_S, process.terminate)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        text = b""
+        for line in process.stdout:
+            text += line
+            try:
+                return msgspec.json.decode(text, type=Up)
+            except msgspec.ValidationError:
+                raise
+            except msgspec.DecodeError:
+                continue
+    finally:
+        timer.cancel()
+    tail = errors.read_bytes()[-2000:].decode(errors="replace")
+    message = f"behavry up ended before it was ready: {text!r}\n{tail}"
+    raise RuntimeError(message)
+
+
+def stop(process: subprocess.Popen[bytes]) -> int:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(STOP_TIMEOUT_S)
+        raise
