@@ -1,0 +1,1 @@
+"""What control (at save) and the authorizer (at decision) share about Rego: names, tree, reads."""
