@@ -1,0 +1,89 @@
+"""What the rest of control says after a committed change: "desired state changed" and "these rights
+end now". The publisher and the links listen; nobody else has to know that they exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from services.common.clock import Clock
+from services.common.ids import AgentId, SessionId, TenantId, uuid7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationSignal:
+    """`min_serial`: the first bundle that is sure to say the same."""
+
+    id: str
+    tenant: TenantId
+    agents: tuple[AgentId, ...]
+    sessions: tuple[SessionId, ...]
+    min_serial: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Signals:
+    clock: Clock
+    #: Serial of the newest stored bundle, and whether one is being read together right now.
+    serial: int = 0
+    building: bool = False
+    _revocations: dict[str, RevocationSignal] = field(default_factory=dict)
+    _touched: asyncio.Event = field(default_factory=asyncio.Event)
+    _listeners: set[asyncio.Event] = field(default_factory=set)
+
+    def touch(self) -> None:
+        """Desired state changed and is committed: a new bundle is due."""
+        self._touched.set()
+
+    async def touched(self) -> None:
+        """Waits for the next change; changes that came before count once."""
+        await self._touched.wait()
+        self._touched.clear()
+
+    def revoke(
+        self,
+        tenant: TenantId,
+        *,
+        agents: Iterable[AgentId] = (),
+        sessions: Iterable[SessionId] = (),
+    ) -> None:
+        """The rights of these end now; the change is committed. Also touches."""
+        # A bundle that is being read now may have been read before the change.
+        min_serial = self.serial + (2 if self.building else 1)
+        signal = RevocationSignal(
+            id=uuid7(self.clock.now_ns()),
+            tenant=tenant,
+            agents=tuple(agents),
+            sessions=tuple(sessions),
+            min_serial=min_serial,
+        )
+        self._revocations[signal.id] = signal
+        self.touch()
+        self._tell()
+
+    def published(self, serial: int) -> None:
+        """A bundle is stored: planes may fetch it, and it says what older signals said."""
+        self.serial = serial
+        self._revocations = {
+            key: signal for key, signal in self._revocations.items() if signal.min_serial > serial
+        }
+        self._tell()
+
+    def pending(self) -> list[RevocationSignal]:
+        """Signals that no stored bundle is sure to hold yet, oldest first."""
+        return list(self._revocations.values())
+
+    def listen(self) -> asyncio.Event:
+        """An event that is set at every new signal or bundle; give it back with `forget`."""
+        event = asyncio.Event()
+        self._listeners.add(event)
+        return event
+
+    def forget(self, event: asyncio.Event) -> None:
+        self._listeners.discard(event)
+
+    def _tell(self) -> None:
+        for event in self._listeners:
+            event.set()
