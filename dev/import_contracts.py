@@ -17,7 +17,8 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("transports",),  # listeners: they bring bytes to the pipeline
     ("servicer", "servicers", "api", "pipeline"),
-    ("store", "clients", "engine", "link"),
+    ("writer",),  # audit's one writer: joins what servicers bring with the store
+    ("store", "clients", "engine", "link", "journal"),
 )
 CONCEPT = len(EDGES)
 
