@@ -18,7 +18,7 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("transports",),  # listeners: they bring bytes to the pipeline
     ("servicer", "servicers", "api", "pipeline"),
     ("writer",),  # audit's one writer: joins what servicers bring with the store
-    ("store", "clients", "engine", "link", "journal"),
+    ("store", "clients", "engine", "link", "journal", "planes"),
 )
 CONCEPT = len(EDGES)
 

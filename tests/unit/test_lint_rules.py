@@ -52,10 +52,15 @@ def texts(*, under: tuple[str, ...] = ("",), suffix: str = "") -> Iterator[tuple
 
 
 def broad_handlers(source: str) -> list[int]:
-    """Lines that catch everything: by handler, by tuple or by suppress."""
+    """Lines that swallow everything: by handler, by tuple or by suppress.
+
+    `except BaseException` that ends in a bare `raise` cleans up and swallows nothing.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         match node:
+            case ast.ExceptHandler(type=ast.Name("BaseException"), body=[*_, ast.Raise(exc=None)]):
+                continue
             case ast.ExceptHandler(type=None):
                 found.append(node.lineno)
             case ast.ExceptHandler(type=caught) if _is_broad(caught):
@@ -81,12 +86,14 @@ def _is_broad(caught: ast.expr | None) -> bool:
     ("source", "expected"),
     [
         ("try: ...\nexcept Exception: ...", [2]),
-        ("try: ...\nexcept BaseException as e: raise", [2]),
+        ("try: ...\nexcept BaseException: ...", [2]),
+        ("try: ...\nexcept Exception: raise", [2]),
         ("try: ...\nexcept: ...", [2]),
         ("try: ...\nexcept (ValueError, Exception): ...", [2]),
         ("with contextlib.suppress(Exception): ...", [1]),
         ("try: ...\nexcept (ValueError, KeyError): ...", []),
         ("with suppress(FileNotFoundError): ...", []),
+        ("try: ...\nexcept BaseException:\n    close()\n    raise", []),
     ],
 )
 def test_the_scan_tells_broad_handlers_from_narrow_ones(source: str, expected: list[int]) -> None:
