@@ -133,7 +133,7 @@ def _canaries() -> list[dict[str, Any]]:
     """Asked under the nil tenant, whose entry holds the base policies alone: a tenant's own rules
     may lawfully deny everything, the shipped ones may not go wrong.
     """
-    nobody = {"agent": {"roles": [], "permissions": []}}
+    nobody: dict[str, Any] = {"agent": {"roles": [], "permissions": []}}
     malformed = sample_input()
     del malformed["agent"]
     return [
