@@ -20,8 +20,8 @@ from typing import Any, Final
 import msgspec
 
 from tests.fakes import mcp_wire as wire
+from tests.fakes.children import ROOT
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S: Final = 90
 STOP_TIMEOUT_S: Final = 30
 

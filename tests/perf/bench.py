@@ -28,11 +28,12 @@ from typing import Any, Final
 
 import msgspec
 
+from tests.fakes.children import ROOT, child
 from tests.fakes.stack import until
 from tests.perf import subjects
 from tests.perf.arithmetic import Run, milliseconds, net_cpu_ms, per_call, percentile
 from tests.perf.load import OPEN_LOOP_CONNECTIONS, Order, Result
-from tests.perf.procs import ROOT, child, grown, usage
+from tests.perf.procs import grown, usage
 from tests.perf.report import missed_targets, table
 from tests.perf.subjects import Subject
 

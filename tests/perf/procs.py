@@ -1,58 +1,15 @@
-"""Other processes: starting the bench's own, and reading what each process of a stack costs.
+"""What each process of a stack costs.
 
 Decides which pid counts under which name. CPU comes from /proc (user + system time, ended
 children included), in steps of 10 ms, which is why it is read over whole slices only.
 """
 
 import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import orjson
-
-ROOT: Final = Path(__file__).resolve().parents[2]
 TICK_MS: Final = 1000 / os.sysconf("SC_CLK_TCK")
-STOP_TIMEOUT_S: Final = 10
-
-
-@contextmanager
-def child(
-    module: str, *arguments: str, env: Mapping[str, str] | None = None
-) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    """Runs `python -m module`, gives what it printed as its first line, ends it on leaving."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        if not first:
-            message = f"{module} ended with {process.wait(STOP_TIMEOUT_S)} before it was ready"
-            raise RuntimeError(message)
-        yield process, orjson.loads(first)
-    finally:
-        end(process)
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def end(process: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT_S) -> int:
-    if process.poll() is None:
-        process.terminate()
-    try:
-        return process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait(timeout_s)
 
 
 def cpu_ms(pid: int) -> float:

@@ -16,9 +16,9 @@ import msgspec
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
+from tests.fakes.children import child
 from tests.fakes.stack import Refused, Stack, running, until
 from tests.perf.load import Target
-from tests.perf.procs import child
 
 AGENTS: Final = 32
 SLUG: Final = "bench"

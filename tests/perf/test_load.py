@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.fakes.children import child
 from tests.fakes.mcp_echo import read_ledger
 from tests.perf.bench import check_floor
 from tests.perf.load import Order, Pool, Result, Slice, Target
-from tests.perf.procs import child, family, grown
+from tests.perf.procs import family, grown
 
 STALL_S = 0.2
 
