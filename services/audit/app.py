@@ -1,0 +1,96 @@
+"""Opens the audit service in order and closes it in reverse. Tests use this same door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import asyncpg
+import grpc
+
+from behavry.audit.v1 import audit_pb2_grpc
+from services.audit.notices import own_source
+from services.audit.servicer import AuditWriterServicer
+from services.audit.settings import AuditSettings
+from services.audit.writer import Writer
+from services.common.clock import Clock, SystemClock
+from services.common.postgres.pool import Pool, open_pool
+from services.common.rpc.peers import TokenPeers
+from services.common.rpc.server import Serving, serve
+from services.common.supervisor import Supervisor
+from services.common.telemetry.counters import Counters
+from services.common.telemetry.logging import get_log
+
+PING_S: Final = 1.0
+DRAIN_S: Final = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What a caller may want to know of a running service."""
+
+    address: str
+    counters: Counters
+    writer: Writer
+
+
+@asynccontextmanager
+async def running(settings: AuditSettings, *, clock: Clock | None = None) -> AsyncIterator[Running]:
+    """1. pools (which do not wait for the database)  2. writer  3. doors  4. health.
+
+    While the database is away the service stays up, tells so, and acknowledges nothing.
+    """
+    clock = clock or SystemClock()
+    log = get_log("audit")
+    counters = Counters()
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(  # 1
+            open_pool(settings.writer_db_url, min_size=0, max_size=8, application_name="audit")
+        )
+        counters.watch("postgres.statements", lambda: pool.counters.statements)
+        counters.watch("postgres.connections", lambda: pool.counters.connections)
+        supervisor = await stack.enter_async_context(Supervisor(log))  # 2
+        writer = Writer(
+            pool=pool,
+            own=own_source(settings.plane_id, clock),
+            clock=clock,
+            supervisor=supervisor,
+            counters=counters,
+            log=log,
+        )
+        supervisor.spawn("save-positions", writer.save_positions)
+
+        def register(server: grpc.aio.Server) -> None:
+            servicer = AuditWriterServicer(writer=writer, supervisor=supervisor)
+            audit_pb2_grpc.add_AuditWriterServiceServicer_to_server(servicer, server)
+
+        serving = await stack.enter_async_context(  # 3
+            serve(
+                listen=settings.grpc_listen,
+                register=register,
+                authenticator=TokenPeers(settings.peers_dir),
+                counters=counters,
+                log=log,
+            )
+        )
+        stack.callback(writer.close_streams)
+        supervisor.spawn("ping", partial(_tell_health, serving, pool))  # 4
+        await serving.set_health("", serving=True)
+        yield Running(address=serving.address, counters=counters, writer=writer)
+
+
+async def _tell_health(serving: Serving, pool: Pool) -> None:
+    """Asks the database every second, for ever."""
+    while True:
+        try:
+            async with asyncio.timeout(2 * PING_S):
+                await pool.ping()
+            alive = True
+        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
+            alive = False
+        await serving.set_health("dep.postgres", serving=alive)
+        await asyncio.sleep(PING_S)

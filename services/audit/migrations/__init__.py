@@ -1,0 +1,1 @@
+"""Numbered SQL files of the schema `audit`; services/common/postgres/migrations.py runs them."""
