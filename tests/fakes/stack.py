@@ -200,6 +200,9 @@ class Stack:
         ]
         self.rest.post(f"/api/v1/servers/{slug}/tools:classify", {"items": items})
 
+    def tenant(self) -> str:
+        return str(self.rest.get("/api/v1/me")["tenant"]["id"])
+
     def jwks(self) -> dict[str, Any]:
         keys = fetch(f"{self.up.control_url.rstrip('/')}/.well-known/jwks.json", "GET")
         assert isinstance(keys, dict)

@@ -121,10 +121,12 @@ def _pids(stack: Stack, server_pid: int) -> dict[str, list[int]]:
 
 
 def enforce_all(stack: Stack) -> None:
+    tenant = stack.tenant().replace("-", "")
     for policy in msgspec.json.decode(POLICIES.read_bytes())["policies"]:
+        package = f"package behavry.tenant.t{tenant}.{policy['key']}"
         body = {
             "key": policy["key"],
-            "source": policy["source"],
+            "source": f"{package}\n\n{policy['source']}",
             "tests": [
                 {"name": "example", "input": policy["example"], "expect": policy["result"]},
             ],
