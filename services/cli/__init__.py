@@ -1,1 +1,1 @@
-"""The `behavry` command: starts the five services on one machine and speaks to control's REST API."""
+"""The `behavry` command: starts the services on one machine, speaks to control's REST API."""

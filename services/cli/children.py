@@ -1,9 +1,9 @@
 """Keeps the processes of one machine running: start, watch, start again, end in reverse.
 
-A child that exits is started again after 0.2 to 5 s; one that exits 5 times within 60 s is reported with its last log
-lines and then tried every 30 s, while the others go on. Each child leads a process group of its own (Ctrl-C reaches only
-us; what a child leaves behind is ended with it) and is told by the kernel when we are gone. What the processes are is
-decided in `plan.py`.
+A child that exits is started again after 0.2 to 5 s; one that exits 5 times within 60 s is reported
+with its last log lines and then tried every 30 s, while the others go on. Each child leads a
+process group of its own (Ctrl-C reaches only us; what a child leaves behind is ended with it) and
+is told by the kernel when we are gone. What the processes are is decided in `plan.py`.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from services.cli.output import say
 
@@ -28,6 +28,7 @@ FLAPPING_DELAY_S = 30.0
 STOP_GRACE_S = 15.0
 READY_POLL_S = 0.05
 LOG_KEEP_BYTES = 16 << 20
+REFUSED = 2  # the status of a process that cannot use a setting
 _PR_SET_PDEATHSIG = 1
 
 
@@ -43,6 +44,10 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     before: Callable[[], Awaitable[None]] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CannotStart(Exception):
+    """What a program needs before its start is not there (yet); it will be tried again."""
 
 
 class NotReady(Exception):
@@ -63,6 +68,7 @@ class Child:
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
+        self._settled = asyncio.Event()  # ready, or a setting was refused
         self._exits: deque[float] = deque(maxlen=FLAPPING_EXITS)
         self._last_code: int | None = None
 
@@ -71,7 +77,10 @@ class Child:
         delay_s = FIRST_DELAY_S
         while not self._stopping.is_set():
             started = time.monotonic()
-            await self._run_once()
+            try:
+                await self._run_once()
+            except (CannotStart, OSError) as why:
+                say(f"{self.program.name} cannot start: {why}")
             if self._stopping.is_set():
                 return
             if time.monotonic() - started > FLAPPING_WINDOW_S:
@@ -112,14 +121,18 @@ class Child:
             watching.cancel()
         _end_group(self._process.pid)
         self.pid, self.is_ready = None, False
+        self._settled.clear()
+        if self._last_code == REFUSED:
+            self._settled.set()
         self._changed()
         if not self._stopping.is_set():
             say(f"{program.name} ended ({_ending(self._last_code)})")
 
     async def _watch_ready(self, pid: int) -> None:
-        while not await self.program.ready(pid):
+        while not await self.program.ready(pid):  # noqa: ASYNC110  # another process sets no event
             await asyncio.sleep(READY_POLL_S)
         self.is_ready = True
+        self._settled.set()
         self._changed()
 
     def _report_flapping(self) -> float | None:
@@ -137,13 +150,12 @@ class Child:
 
     async def until_ready(self, *, timeout_s: float) -> None:
         """Return when it is ready. A refused setting (status 2) or the time running out raises."""
-        deadline = time.monotonic() + timeout_s
-        while not self.is_ready:
-            if self._last_code == 2:
-                raise NotReady(self.program, "refused to start")
-            if time.monotonic() > deadline:
-                raise NotReady(self.program, f"is not ready after {timeout_s:.0f} s")
-            await asyncio.sleep(READY_POLL_S)
+        try:
+            await asyncio.wait_for(self._settled.wait(), timeout_s)
+        except TimeoutError:
+            raise NotReady(self.program, f"is not ready after {timeout_s:.0f} s") from None
+        if not self.is_ready and self._last_code == REFUSED:
+            raise NotReady(self.program, "refused to start")
 
     async def stop(self) -> None:
         """Ask it to end, insist after a while. Returns when it and its group are gone."""
@@ -169,11 +181,11 @@ class Children:
         self._changed = changed
         self._group = asyncio.TaskGroup()
 
-    async def __aenter__(self) -> "Children":
+    async def __aenter__(self) -> Self:
         await self._group.__aenter__()
         return self
 
-    async def __aexit__(self, *raised: Any) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         try:
             for child in reversed(self.all):
                 await child.stop()

@@ -1,4 +1,6 @@
-"""What the command says: data on stdout, words for people on stderr, and a status that scripts can read."""
+"""What the command says: data on stdout, words for people on stderr, and a status that scripts can
+read.
+"""
 
 import enum
 import json

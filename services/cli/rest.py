@@ -104,6 +104,4 @@ def read_key(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:
-        raise CommandFailed(
-            f"cannot read the API key {path}", status=Exit.NOT_SIGNED_IN
-        ) from None
+        raise CommandFailed(f"cannot read the API key {path}", status=Exit.NOT_SIGNED_IN) from None

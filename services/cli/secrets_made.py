@@ -1,7 +1,8 @@
-"""Makes every secret of a standalone installation, once: a second start finds the files and leaves them.
+"""Makes every secret of a standalone installation, once: a second start finds the files and leaves
+them.
 
-Each file appears complete or not at all (0600, synced). Services are handed paths; a value is in no argument, environment
-or log. Decides formats that the services' readers expect; rotation is theirs.
+Each file appears complete or not at all (0600, synced). Services are handed paths; a value is in no
+argument, environment or log. Decides formats that the services' readers expect; rotation is theirs.
 """
 
 import json
@@ -21,16 +22,16 @@ PEERS = ("proxy", "authorizer", "audit", "control", "entitlements", "operator")
 _PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
-def make_all(state: State) -> None:
+def make_all(state: State, *, plane_id: str) -> None:
     """Everything that the services read at their start."""
     for peer in (*PEERS, "opa"):
         _once(state.peers / f"{peer}.token", _token)
-    for name in ("digest.keys", "seal.keys", "page.keys"):
+    for name in ("digest.keys", "seal.keys"):
         _once(state.keys / name, lambda: secrets.token_hex(32))
-    _once(state.keys / "jwt.pem", lambda: _pem(rsa.generate_private_key(65537, 2048)))
+    _once(state.keys / "token.pem", lambda: _pem(rsa.generate_private_key(65537, 2048)))
     for name in ("bundle.pem", "link.pem"):
         _once(state.keys / name, lambda: _pem(ec.generate_private_key(ec.SECP256R1())))
-    _once(state.keys / "link.pub.pem", lambda: _public_pem(state.keys / "link.pem"))
+    _once(state.plane_keys, lambda: _plane_keys(state.keys / "link.pem", plane_id))
     _once(state.trust, lambda: _trust_root(state.keys / "bundle.pem"))
     _once(state.admin_password, lambda: secrets.token_urlsafe(18))
     _once(state.admin_api_key, _api_key)
@@ -58,20 +59,21 @@ def _pem(key: _PrivateKey) -> str:
     )
 
 
-def _public_pem(private: Path) -> str:
-    key = serialization.load_pem_private_key(private.read_bytes(), password=None)
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return public.decode().strip()
+def _public_jwk(private: Path, *, kid: str | None = None) -> dict[str, object]:
+    key = ECKey.import_key(private.read_bytes())
+    kid = kid or key.thumbprint()
+    return {**key.as_dict(private=False), "kid": kid, "use": "sig", "alg": "ES256"}
 
 
 def _trust_root(bundle_key: Path) -> str:
-    """Version 1: threshold 1, one key. Keys are named by their RFC 7638 thumbprints."""
-    key = ECKey.import_key(bundle_key.read_bytes())
-    public = {**key.as_dict(private=False), "kid": key.thumbprint(), "use": "sig", "alg": "ES256"}
-    roles = {"bundle": {"threshold": 1, "keys": [public]}}
+    """Version 1: threshold 1, one key. The key is named by its RFC 7638 thumbprint."""
+    roles = {"bundle": {"threshold": 1, "keys": [_public_jwk(bundle_key)]}}
     return json.dumps({"version": 1, "roles": roles}, sort_keys=True)
+
+
+def _plane_keys(link_key: Path, plane_id: str) -> str:
+    """What control knows its planes by: the public half of each one's link key."""
+    return json.dumps({plane_id: _public_jwk(link_key, kid=plane_id)}, sort_keys=True)
 
 
 def _api_key() -> str:

@@ -1,7 +1,8 @@
-"""The state directory of a standalone installation: where each file lies, who holds it, what is remembered.
+"""The state directory of a standalone installation: where each file lies, who holds it, what is
+remembered.
 
-Decides paths, the lock that keeps a second `up` away, and the small document (`state.json`) of what must stay the same
-over restarts. What the files contain is made in `secrets_made.py`.
+Decides paths, the lock that keeps a second `up` away, and the small document (`state.json`) of what
+must stay the same over restarts. What the files contain is made in `secrets_made.py`.
 """
 
 import fcntl
@@ -61,6 +62,14 @@ class State:
         return self.root / "trust.json"
 
     @property
+    def plane_keys(self) -> Path:
+        return self.root / "plane-keys.json"
+
+    @property
+    def secrets(self) -> Path:
+        return self.root / "secrets"
+
+    @property
     def stdio(self) -> Path:
         return self.root / "stdio.toml"
 
@@ -93,13 +102,22 @@ def open_state(root: Path) -> State:
             f"{root} must belong to you and be closed to others (chmod 700)", status=Exit.USAGE
         )
     state = State(root.resolve())
-    for directory in (state.keys, state.peers, state.passfiles, state.logs, state.agents):
+    for directory in (
+        state.keys,
+        state.peers,
+        state.passfiles,
+        state.logs,
+        state.agents,
+        state.secrets,
+    ):
         directory.mkdir(mode=0o700, exist_ok=True)
     return state
 
 
 def runtime_dir(state: State, remembered: str | None) -> Path:
-    """Where the sockets lie: in the state directory, or in a short place if their paths would not fit."""
+    """Where the sockets lie: in the state directory, or in a short place if their paths would not
+    fit.
+    """
     inside = state.root / "run"
     if len(os.fsencode(inside / _LONGEST_SOCKET)) <= SOCKET_PATH_MAX:
         inside.mkdir(mode=0o700, exist_ok=True)
@@ -132,11 +150,13 @@ class Remembered:
 
 
 def recall(state: State) -> Remembered:
-    """The remembered document, or a new plane."""
+    """The remembered document; where there is none, a new plane, which is remembered at once."""
     try:
         document = json.loads(state.remembered_file.read_bytes())
     except FileNotFoundError:
-        return Remembered(plane_id=f"dp-{secrets.token_hex(6)}")
+        made = Remembered(plane_id=f"dp-{secrets.token_hex(6)}")
+        remember(state, made)
+        return made
     if document.pop("version", None) != VERSION:
         raise CommandFailed(f"{state.remembered_file} is of another version of this program")
     return Remembered(**document)

@@ -1,7 +1,7 @@
 """HTTP as the command needs it: one JSON request, one answer, over TCP or a unix socket.
 
-Standard library only, so that `behavry traces` starts in a blink. Decides timeouts and what a refused connection means;
-what to ask is `rest.py`'s and `story.py`'s matter.
+Standard library only, so that `behavry traces` starts in a blink. Decides timeouts and what a
+refused connection means; what to ask is `rest.py`'s and `story.py`'s matter.
 """
 
 import http.client
@@ -85,9 +85,7 @@ def send(
         connection.close()
 
 
-def _connection(
-    url: str, unix_socket: Path | None, timeout_s: float
-) -> http.client.HTTPConnection:
+def _connection(url: str, unix_socket: Path | None, timeout_s: float) -> http.client.HTTPConnection:
     if unix_socket is not None:
         return _UnixConnection(unix_socket, timeout_s=timeout_s)
     parts = urlsplit(url)

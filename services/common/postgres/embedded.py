@@ -32,6 +32,7 @@ DATABASE = "behavry"
 PORT = 5432  # part of the socket's file name only: no TCP port is ever opened
 SOCKET_PATH_MAX = 100
 POLL_S = 0.02
+STOP_SIGNAL = signal.SIGINT  # "fast": running transactions end, files are closed
 ACCOUNT_ROOT = Path("/var/lib/behavry")
 # Newest first; a data directory stays with the release that made it.
 _RELEASES = ((18, "pginstall18"), (16, "pginstall"))

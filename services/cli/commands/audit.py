@@ -1,0 +1,35 @@
+"""`behavry audit`: whether the records are the ones that were written."""
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from services.cli.commands.options import JsonOption, StateOption, control_of
+from services.cli.output import CommandFailed, Exit, emit, emit_text
+from services.cli.verification import verify as run_verification
+
+app = App(name="audit", help="The chain of records.")
+
+
+@app.command
+def verify(
+    *,
+    chain: Annotated[
+        str | None,
+        Parameter("--chain", help="One chain (agent:<uuid>, tenant, admin) instead of all."),
+    ] = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Verify the chains of this tenant. Status 0: whole; 3: something was changed or is missing."""
+    result = run_verification(control_of(state), chain=chain)
+    if json:
+        emit(result)
+    else:
+        emit_text(
+            f"{result['verdict']} (assurance {result['assurance']}, {result['rows']} records)"
+        )
+        for finding in result.get("findings", []):
+            emit_text(f"  {finding['chain']} at {finding['seq']}: {finding['code']}")
+    if result["verdict"] != "ok":
+        raise CommandFailed("the chain is not as it was written", status=Exit.DIFFERENCE)

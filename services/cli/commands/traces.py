@@ -1,0 +1,37 @@
+"""`behavry traces`: what agents asked for and what was decided."""
+
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from services.cli.commands.options import JsonOption, StateOption, control_of
+from services.cli.output import emit, emit_text, table
+from services.cli.rest import segment
+
+app = App(name="traces", help="Decisions and their records, newest first.")
+_COLUMNS = ("at", "id", "type", "agent", "server", "tool", "verdict", "reason")
+
+
+@app.default
+def traces(
+    *,
+    filter: Annotated[
+        str | None,
+        Parameter("--filter", help="Terms such as `agent:x verdict:deny -tool:read_file`."),
+    ] = None,
+    limit: Annotated[int, Parameter("--limit", help="How many, at most 500.")] = 20,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """List the newest records."""
+    page: Any = control_of(state).get("/api/v1/traces", filter=filter, page_size=limit)
+    if json:
+        emit(page["items"])
+    else:
+        emit_text(table(page["items"], *_COLUMNS))
+
+
+@app.command
+def show(trace: str, /, *, state: StateOption = None) -> None:
+    """Everything that the chain holds about one record, as JSON."""
+    emit(control_of(state).get(f"/api/v1/traces/{segment(trace)}"))

@@ -1,0 +1,247 @@
+"""`behavry demo`: what happens to an agent's tool calls, told step by step on the running
+installation.
+
+Each step is a real request; its decision and the id of its record are read back from the chain. The
+story may be told again and again: it begins by taking back the approvals that an earlier telling
+gave.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.cli import agent, demo_data
+from services.cli.output import CommandFailed, Exit, emit_text
+from services.cli.rest import Control, segment
+from services.cli.state import State, recall
+from services.cli.verification import verify
+
+RECORD_TIMEOUT_S = 10.0
+#: What the admin approves in the story; every other tool stays out of sight.
+APPROVED = {
+    "time": {"get_current_time": "read", "convert_time": "read"},
+    "git": {
+        "git_status": "read",
+        "git_log": "read",
+        "git_diff_unstaged": "read",
+        "git_commit": "write",
+        "git_reset": "write",
+    },
+}
+NEVER_APPROVED = "git_create_branch"
+Step = dict[str, Any]
+
+
+def say_step(step: Step) -> None:
+    """One line per step, and below it what the agent saw."""
+    decision = f"{step['decision'] or '-':<10}"
+    emit_text(f"{step['n']:>2}. {decision} {step['title']}")
+    emit_text(f"      {step['saw']}")
+    if step["record"]:
+        emit_text(f"      record {step['record']}")
+
+
+@dataclass(kw_only=True)
+class _Telling:
+    control: Control
+    clients: dict[str, agent.Client]
+    agent_id: str
+    repository: str
+    on_step: Callable[[Step], None] | None
+    steps: list[Step] = field(default_factory=list)
+
+    def step(
+        self, title: str, saw: str, *, decision: str | None = None, record: str | None = None
+    ) -> None:
+        told = {
+            "n": len(self.steps) + 1,
+            "title": title,
+            "decision": decision,
+            "record": record,
+            "saw": saw,
+        }
+        self.steps.append(told)
+        if self.on_step is not None:
+            self.on_step(told)
+
+
+def tell(control: Control, state: State, *, on_step: Callable[[Step], None] | None) -> list[Step]:
+    """The whole story. Raises CommandFailed where it does not go as it should."""
+    proxy_url = f"http://127.0.0.1:{recall(state).proxy_port}"
+    token = _token(control, state, proxy_url)
+    telling = _Telling(
+        control=control,
+        clients={
+            slug: agent.Client(mcp_url=f"{proxy_url}/mcp/v1/{slug}", token=token)
+            for slug in demo_data.SERVERS
+        },
+        agent_id=token.agent_id,
+        repository=str(state.demo_repo),
+        on_step=on_step,
+    )
+    _take_back_approvals(telling)
+    telling.step(
+        "The agent signs in with its client id and secret",
+        f"a token for {token.expires_in} s, session {token.session_id}",
+    )
+    _nothing_is_visible(telling)
+    _the_admin_classifies(telling)
+    _the_list_shows_them(telling)
+    _call(telling, "time", "get_current_time", {"timezone": "UTC"}, expect="allow")
+    _call(telling, "git", "git_status", {"repo_path": telling.repository}, expect="allow")
+    _call(telling, "git", "git_reset", {"repo_path": telling.repository}, expect="deny")
+    _call(
+        telling,
+        "git",
+        NEVER_APPROVED,
+        {"repo_path": telling.repository, "branch_name": "x"},
+        expect="unknown",
+    )
+    _call(
+        telling,
+        "git",
+        "git_commit",
+        {"repo_path": telling.repository, "message": "A change by the agent"},
+        expect="intercept",
+    )
+    _the_chain_is_whole(telling)
+    return telling.steps
+
+
+def _token(control: Control, state: State, proxy_url: str) -> agent.Token:
+    secret_file = state.agents / f"{demo_data.AGENT}.secret"
+    found = next(
+        (one for one in control.items("/api/v1/agents") if one["name"] == demo_data.AGENT), None
+    )
+    if found is None or not secret_file.exists():
+        raise CommandFailed("the demo data is not there; start `behavry up` with it")
+    return agent.fetch_token(
+        proxy_url, client_id=found["client_id"], client_secret=secret_file.read_text().strip()
+    )
+
+
+def _take_back_approvals(telling: _Telling) -> None:
+    for slug in demo_data.SERVERS:
+        for tool in telling.control.items(f"/api/v1/servers/{slug}/tools"):
+            if tool["state"] == "approved":
+                body = {"action": tool["action"], "state": "hidden"}
+                telling.control.put(f"/api/v1/servers/{slug}/tools/{segment(tool['name'])}", body)
+
+
+def _nothing_is_visible(telling: _Telling) -> None:
+    for slug in telling.clients:
+        _until_listed(telling, slug, set())
+    telling.step(
+        "It lists the tools of both servers: nobody has approved one, so there are none",
+        "[]",
+        decision="hidden",
+        record=_newest_id(telling, "type:catalog.served"),
+    )
+
+
+def _the_admin_classifies(telling: _Telling) -> None:
+    for slug, tools in APPROVED.items():
+        telling.control.post(
+            f"/api/v1/servers/{slug}/tools:classify",
+            {"items": [{"tool": tool, "action": action} for tool, action in tools.items()]},
+        )
+    telling.step(
+        "The admin says what the tools do: behavry tools classify SERVER TOOL --action ACTION",
+        "; ".join(f"{slug}: {', '.join(tools)}" for slug, tools in APPROVED.items()),
+        record=_newest_id(telling, "type:admin.tools.classify"),
+    )
+
+
+def _the_list_shows_them(telling: _Telling) -> None:
+    for slug, tools in APPROVED.items():
+        _until_listed(telling, slug, set(tools))
+    telling.step(
+        "The agent lists again and sees exactly those",
+        str(sum(len(tools) for tools in APPROVED.values())) + " tools",
+        decision="visible",
+        record=_newest_id(telling, "type:catalog.served"),
+    )
+
+
+def _until_listed(telling: _Telling, slug: str, expected: set[str]) -> None:
+    """A change of the tool table is a new bundle: it reaches the agent's list within 2 s."""
+    deadline = time.monotonic() + RECORD_TIMEOUT_S
+    while set(listed := telling.clients[slug].list_tools()) != expected:
+        if time.monotonic() > deadline:
+            raise CommandFailed(
+                f"{slug} should list {sorted(expected)} and lists {sorted(listed)}",
+                status=Exit.DIFFERENCE,
+            )
+        time.sleep(0.2)  # noqa: TID251  # asked again like an agent would: nobody tells it
+
+
+_TITLES = {
+    "allow": "It calls {tool}: allowed, and the real server answers",
+    "deny": "It calls {tool}: a policy refuses",
+    "unknown": "It calls {tool}, which nobody approved: to the agent there is no such tool",
+    "intercept": "It calls {tool}: a policy wants a person's consent, not to be had yet",
+}
+
+
+def _call(
+    telling: _Telling, server: str, tool: str, arguments: dict[str, Any], *, expect: str
+) -> None:
+    """One call, what the agent saw of it, and the record that it left."""
+    before = _newest_id(telling, f"tool:{tool}")
+    answer = telling.clients[server].call(tool, arguments)
+    saw = _seen(answer, expect)
+    record = _newest(telling, f"tool:{tool}", other_than=before)
+    telling.step(
+        _TITLES[expect].format(tool=tool), saw, decision=record["verdict"], record=record["id"]
+    )
+
+
+def _seen(answer: dict[str, Any], expect: str) -> str:
+    """What came back, checked against what the story promises."""
+    if "error" in answer:
+        saw = f"error {answer['error']['code']}: {answer['error']['message']}"
+        as_told = expect == "unknown" and answer["error"]["code"] == -32602
+    else:
+        result = answer["result"]
+        saw = " ".join(part.get("text", "") for part in result["content"]).strip()
+        reason = result.get("_meta", {}).get("com.behavry/decision", {}).get("reason")
+        as_told = {
+            "allow": not result.get("isError"),
+            "deny": bool(result.get("isError")),
+            "intercept": reason == "escalation_unavailable",
+            "unknown": False,
+        }[expect]
+    if not as_told:
+        raise CommandFailed(f"expected {expect}, the agent saw: {saw}", status=Exit.DIFFERENCE)
+    first = saw.splitlines()[0] if saw else "(nothing)"
+    return first if len(first) <= 120 else first[:117] + "..."
+
+
+def _newest_id(telling: _Telling, term: str) -> str | None:
+    page = telling.control.get("/api/v1/traces", filter=term, page_size=1)
+    return page["items"][0]["id"] if page["items"] else None
+
+
+def _newest(telling: _Telling, term: str, *, other_than: str | None) -> dict[str, Any]:
+    """The record of what just happened; it reaches the chain within a moment."""
+    deadline = time.monotonic() + RECORD_TIMEOUT_S
+    while True:
+        page = telling.control.get("/api/v1/traces", filter=term, page_size=1)
+        if page["items"] and page["items"][0]["id"] != other_than:
+            return dict(page["items"][0])
+        if time.monotonic() > deadline:
+            raise CommandFailed("the call left no record", status=Exit.DIFFERENCE)
+        time.sleep(0.05)  # noqa: TID251  # the record travels by itself; nobody tells a REST client
+
+
+def _the_chain_is_whole(telling: _Telling) -> None:
+    result = verify(telling.control, chain=f"agent:{telling.agent_id}")
+    telling.step(
+        "The agent's chain of records is verified: behavry audit verify",
+        f"{result['verdict']}, assurance {result['assurance']}, {result['rows']} records",
+        decision=result["verdict"],
+        record=result.get("id"),
+    )
+    if result["verdict"] != "ok":
+        raise CommandFailed("the chain is not whole", status=Exit.DIFFERENCE)
