@@ -32,6 +32,7 @@ FLUSH_AFTER_S: Final = 0.02
 KEPT_REVISIONS: Final = 2
 MEMORY_LIMIT_BYTES: Final = 2 << 30
 _PR_SET_PDEATHSIG: Final = 1
+_CANARY: Final = "package behavry.canary\n\nanswer := input.asked + 2\n"
 
 
 class LoadRefused(Exception):
@@ -105,6 +106,8 @@ class Child:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._revisions: dict[str, dict[str, LoadedTenant]] = {}
+        self._canary = regorus.Engine()
+        self._canary.add_policy("canary.rego", _CANARY)
 
     def serve(self) -> None:
         while True:
@@ -118,7 +121,8 @@ class Child:
                 case frames.Load():
                     self._send(frames.Answer(id=request.id, refused=self._load(request)))
                 case frames.Ping():
-                    self._send(frames.Answer(id=request.id))
+                    refused = "" if _alive(self._canary) else "canary"
+                    self._send(frames.Answer(id=request.id, refused=refused))
 
     def _load(self, request: frames.Load) -> str:
         data = bytes(request.data) if request.data is not None else None
@@ -165,6 +169,12 @@ class Child:
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+def _alive(canary: regorus.Engine) -> bool:
+    """One real evaluation with a known answer."""
+    canary.set_input_json('{"asked": 20}')
+    return bool(canary.eval_rule_as_json("data.behavry.canary.answer") == "22")
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,86 @@
+"""What the authorizer asks of an engine, whichever it is. `opa.py` and `embedded.py` implement it,
+one contract suite holds both to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from services.authorizer.engine.answer import EngineAnswer, EngineFailure, ShadowVerdict
+from services.common.errors import BehavryError
+from services.common.rego.names import PolicyRef
+
+
+class EngineState(Enum):
+    """DOWN by the monitor alone: one slow or failing evaluation never makes it (core.md 6)."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantPolicies:
+    """A tenant's part of a bundle, base policies included."""
+
+    policies: tuple[PolicyRef, ...]
+
+    @property
+    def has_shadow(self) -> bool:
+        return any(policy.state == "shadow" for policy in self.policies)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineBundle:
+    """A verified bundle. `archive` is the signed file; the rest is what was read from it."""
+
+    revision: str
+    etag: str
+    archive: bytes = field(repr=False)
+    modules: Mapping[str, str] = field(repr=False)
+    tenants: Mapping[str, TenantPolicies]
+    data_json: bytes = field(default=b"{}", repr=False)
+
+
+class EngineRefused(BehavryError):
+    """The engine does not take this bundle; the one before it stays."""
+
+
+class EngineCapacity(EngineRefused):
+    """More tenants or policies than this engine is made for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("ENGINE_CAPACITY", message)
+
+
+class Engine(Protocol):
+    """Opened and closed by app.py. `name` is `opa` or `embedded`."""
+
+    name: str
+
+    @property
+    def state(self) -> EngineState: ...
+
+    def on_state(self, call: Callable[[EngineState], None]) -> None:
+        """`call` is told of each change from now on."""
+
+    async def offer(self, bundle: EngineBundle) -> None:
+        """Returns once the engine answers with this revision. Raises EngineRefused or
+        EngineCapacity; then the revision before it goes on answering.
+        """
+
+    async def evaluate(
+        self, tenant: str, revision: str, items: Sequence[bytes], deadline: float
+    ) -> list[EngineAnswer | EngineFailure]:
+        """One outcome per item, in order. Items are pruned envelopes; `deadline` is the loop's
+        time after which no answer is of use. Never raises for what the engine does.
+        """
+
+    async def observe(
+        self, tenant: str, revision: str, items: Sequence[bytes], deadline: float
+    ) -> list[tuple[ShadowVerdict, ...]]:
+        """What policies in shadow would have said; empty where they failed. Never counts."""
+
+    async def close(self) -> None: ...
