@@ -35,7 +35,9 @@ _SECRETS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantContent:
-    """One tenant's part: its entry in `data.behavry.state.tenants` and its Rego modules by path."""
+    """One tenant's part: its entry in `data.behavry.state.tenants` and its Rego modules by path
+    in the archive.
+    """
 
     id: TenantId
     state: dict[str, Any] = field(repr=False)
@@ -49,7 +51,7 @@ class Content:
     plane_id: PlaneId
     environment: str
     tenants: Sequence[TenantContent]
-    #: Shipped Rego (base policies, libraries, the canaries' entry) by path below `behavry/`.
+    #: Shipped Rego (base policies, libraries, the canaries' entry) by path in the archive.
     shipped: Mapping[str, str] = field(repr=False)
 
     def digest(self) -> str:
@@ -159,9 +161,9 @@ def _canaries() -> list[dict[str, Any]]:
 
 
 def _modules(content: Content) -> dict[str, bytes]:
-    files = {f"{ROOT}/{path}": source.encode() for path, source in content.shipped.items()}
+    files = {path: source.encode() for path, source in content.shipped.items()}
     for tenant in content.tenants:
-        files |= {f"{ROOT}/{path}": source.encode() for path, source in tenant.modules.items()}
+        files |= {path: source.encode() for path, source in tenant.modules.items()}
     return files
 
 

@@ -1,0 +1,117 @@
+"""Reads a tenant's desired state for the bundle: one snapshot, one statement per kind."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from services.common.ids import TenantId
+from services.common.postgres.connection import Connection
+from services.control.desired_state import PolicyRow, TenantRows
+
+_TENANT: Final = "SELECT slug, status FROM control.tenants WHERE id = $1"
+_CLASSES: Final = "SELECT name, critical FROM control.agent_classes ORDER BY name"
+_ROLES: Final = "SELECT name, permissions FROM control.agent_roles ORDER BY name"
+_AGENTS: Final = """
+SELECT id, name, type, class, owner, tags, roles, status FROM control.agents ORDER BY id
+"""
+_ENDED: Final = """
+SELECT id, extract(epoch FROM token_expires_at)::bigint AS until
+FROM control.agent_sessions
+WHERE ended_at IS NOT NULL AND token_expires_at > to_timestamp($1)
+ORDER BY id
+"""
+_SERVERS: Final = """
+SELECT id, slug, domain, trust, transport, urls, stdio, era, case_fold, credential_kind,
+       credential_header, credential_ref
+FROM control.servers ORDER BY slug
+"""
+_TOOLS: Final = """
+SELECT s.slug, t.name, t.state, t.action, t.category, t.allow_tags, t.pinned_hash
+FROM control.tools t
+JOIN control.servers s ON s.tenant_id = t.tenant_id AND s.id = t.server_id
+ORDER BY s.slug, t.name
+"""
+_POLICIES: Final = """
+SELECT p.key, p.state, v.version, v.source, v.reads, v.guards
+FROM control.policies p
+JOIN control.policy_versions v
+  ON v.tenant_id = p.tenant_id AND v.policy_id = p.id AND v.version = p.active_version
+WHERE p.state IN ('enforce', 'shadow')
+ORDER BY p.key
+"""
+
+
+async def read(connection: Connection, tenant: TenantId, *, now_s: int) -> TenantRows:
+    """Inside a transaction that has this tenant set."""
+    head = await connection.fetchrow(_TENANT, tenant)
+    if head is None:
+        raise LookupError(tenant)
+    tools: dict[str, dict[str, Any]] = {}
+    for row in await connection.fetch(_TOOLS):
+        tools.setdefault(row["slug"], {})[row["name"]] = {
+            "state": row["state"],
+            "action": row["action"],
+            "category": row["category"],
+            "allow_tags": list(row["allow_tags"]),
+            "schema_hash": row["pinned_hash"],
+        }
+    return TenantRows(
+        id=tenant,
+        slug=head["slug"],
+        status=head["status"],
+        classes={
+            row["name"]: {"critical": row["critical"]} for row in await connection.fetch(_CLASSES)
+        },
+        roles={row["name"]: list(row["permissions"]) for row in await connection.fetch(_ROLES)},
+        agents={str(row["id"]): _agent(row) for row in await connection.fetch(_AGENTS)},
+        revoked_sessions={
+            str(row["id"]): row["until"] for row in await connection.fetch(_ENDED, now_s)
+        },
+        servers={row["slug"]: _server(row) for row in await connection.fetch(_SERVERS)},
+        tools=tools,
+        policies=[_policy(row) for row in await connection.fetch(_POLICIES)],
+    )
+
+
+def _agent(row: Any) -> dict[str, Any]:
+    return {
+        "name": row["name"],
+        "type": row["type"],
+        "class": row["class"],
+        "owner": str(row["owner"]) if row["owner"] else None,
+        "tags": list(row["tags"]),
+        "roles": list(row["roles"]),
+        "status": row["status"],
+    }
+
+
+def _server(row: Any) -> dict[str, Any]:
+    credential = {"kind": row["credential_kind"]}
+    if row["credential_kind"] == "header":
+        credential |= {"name": row["credential_header"], "value": row["credential_ref"]}
+    return {
+        "id": str(row["id"]),
+        "domain": row["domain"],
+        "trust": row["trust"],
+        "transport": row["transport"],
+        "urls": list(row["urls"]),
+        "stdio": row["stdio"],
+        "era": row["era"],
+        "case_fold": row["case_fold"],
+        "credential": credential,
+    }
+
+
+def _policy(row: Any) -> PolicyRow:
+    guards = json.loads(row["guards"]) if row["guards"] else None
+    return PolicyRow(
+        key=row["key"],
+        version=row["version"],
+        state=row["state"],
+        source=row["source"],
+        reads=tuple(tuple(path) for path in json.loads(row["reads"])),
+        guards=None
+        if guards is None
+        else tuple(tuple((tuple(path), value) for path, value in guard) for guard in guards),
+    )
