@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 MODE: Final = 0o600
 DIR_MODE: Final = 0o700
+LOCK: Final = "lock"
 
 
 class Files(Protocol):
@@ -131,7 +132,7 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         """Takes it or raises DirectoryTaken; never waits."""
         directory.mkdir(mode=DIR_MODE, parents=True, exist_ok=True)
-        self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+        self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -143,7 +144,7 @@ class DirectoryLock:
 
     def _still_there(self, directory: Path) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._fd), (directory / "lock").stat())
+            return os.path.samestat(os.fstat(self._fd), (directory / LOCK).stat())
         except FileNotFoundError:
             return False
 

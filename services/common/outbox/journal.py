@@ -1,9 +1,10 @@
 """The segment files of one running outbox and the thread that syncs them.
 
 Frames are written in the order of their positions and acknowledged after the `fdatasync` that
-covers them: one flusher thread takes all that wait into one write and one sync. What need not wait
-for the disk (`durable=False`) is written by the caller's own thread, because a hand-over costs more
-than the write, and synced within 50 ms.
+covers them: one flusher thread takes all that wait into one write and one sync. A hand-over to it
+and back costs as much as a quick disk's sync, so two things are done on the loop itself: what need
+not wait for the disk (`durable=False`) is written there and synced within 50 ms, and the frame of a
+lone caller is synced there while the disk has been quick: nobody else is held up.
 
 After a failed write or sync the descriptor is never used again: what it claims to have written may
 be gone. All unsynced frames go into a new segment; if that fails too, the journal has FAILED and
@@ -31,6 +32,10 @@ from services.common.telemetry.counters import Counters
 Durability = Literal["power", "process"]
 #: What was only written is synced this much later: with the sync itself, within 50 ms.
 SYNC_DELAY_S: Final = 0.035
+#: A sync on the loop is allowed while recent ones took less than this on average...
+_QUICK_SYNC_S: Final = 0.001
+#: ... and this many go through the thread after one that took longer than ten times that.
+_SYNCS_AFTER_STALL: Final = 256
 SUFFIX: Final = ".seg"
 UNFINISHED: Final = ".new"
 
@@ -113,6 +118,11 @@ class Journal:
         self._unsynced: list[Pending] = []
         self._dirty_since: float | None = None
         self._broken = False
+        #: The flusher is between taking frames and acknowledging them.
+        self._committing = False
+        #: Moving average of a sync, pessimistic at first; syncs until the loop may do one again.
+        self._sync_s = 2 * _QUICK_SYNC_S
+        self._stalled = 0
         self._fd = -1
         self._offset = 0
         self._size = 0
@@ -121,7 +131,7 @@ class Journal:
         self._flushers: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
-        self._rung = False
+        self._rung = self._ringing = self._alone = False
         self._bell = threading.Lock()
         self._bell.acquire()
         self._thread = threading.Thread(target=self._run, name="outbox-flusher", daemon=True)
@@ -137,9 +147,12 @@ class Journal:
         kept = sum(segment.end for segment in self.segments[:-1])
         return kept + self._offset
 
-    def append(self, pos: int, frame: bytes, *, durable: bool) -> asyncio.Future[None]:
+    def append(
+        self, pos: int, frame: bytes, *, durable: bool, alone: bool = False
+    ) -> asyncio.Future[None]:
         """Takes the frame; the future ends when it is synced, or written if not `durable`, and
         carries OutboxFailed if neither could be done. A caller that vanishes cancels nothing.
+        `alone`: as far as the caller knows, nothing else waits for this loop.
         """
         waiter: asyncio.Future[None] = self._loop.create_future()
         wait_for_disk = durable and self._durability == "power"
@@ -148,7 +161,8 @@ class Journal:
         self._records.value += 1
         self._bytes.value += len(frame)
         if wait_for_disk:
-            self._ring()
+            self._alone = alone
+            self._ring_soon()
         else:
             self._write_here()
         return waiter
@@ -182,10 +196,49 @@ class Journal:
 
     # --- the loop's side ------------------------------------------------------------------------
 
+    def _ring_soon(self) -> None:
+        """After whatever else is ready to run: all who record now share one sync, and the flusher
+        wakes when this thread is about to wait, not to fight it for the interpreter.
+        """
+        if not self._ringing:
+            self._ringing = True
+            self._loop.call_soon(self._sync_here_or_ring)
+
+    def _sync_here_or_ring(self) -> None:
+        self._ringing = False
+        if not (self._alone and len(self._queue) == 1 and self._sync_here()):
+            self._ring()
+
     def _ring(self) -> None:
         if not self._rung:
             self._rung = True
             self._bell.release()
+
+    def _sync_here(self) -> bool:
+        """The flusher's work for a single frame; False: it is the flusher's after all."""
+        quick = self._sync_s < _QUICK_SYNC_S and not self._stalled
+        if not quick or self._broken or self.failed or not self._io.acquire(blocking=False):
+            return False
+        try:
+            pending = self._queue[0]
+            if self._committing or self._offset + len(pending.frame) > self._size:
+                return False
+            try:
+                self._files.write(self._fd, pending.frame, self._offset)
+                self._queue.popleft()
+                self._unsynced.append(pending)
+                self._offset += len(pending.frame)
+                self._sync(self._fd)
+            except OSError:
+                self._broken = True
+                return False
+            batch, self._unsynced = self._unsynced, []
+            self._dirty_since = None
+            self._synced(batch, self._offset)
+        finally:
+            self._io.release()
+        self._settle(batch, None)
+        return True
 
     def _write_here(self) -> None:
         """Writes all that waits, unless the flusher is at it or something is out of the ordinary:
@@ -270,15 +323,17 @@ class Journal:
             if self._broken or self.failed:
                 self._replace()
                 return
+            self._committing = True
         try:
-            self._syncs.value += 1
-            self._files.sync_data(fd)  # 3
+            self._sync(fd)  # 3
         except OSError:
             with self._io:
                 self._broken = True
                 self._replace()
+                self._committing = False
             return
         with self._io:
+            self._committing = False
             # The loop's thread may have written more meanwhile; it waits for the next sync.
             del self._unsynced[: len(batch)]
             self._synced(batch, end)
@@ -319,8 +374,7 @@ class Journal:
         """Syncs and ends the active segment, opens the next one."""
         count = len(self._unsynced) - len(rest)
         written = self._unsynced[:count]
-        self._syncs.value += 1
-        self._files.sync_data(self._fd)
+        self._sync(self._fd)
         self._unsynced = self._unsynced[count:]
         self._synced(written, self._offset)
         self._post(written, None)
@@ -373,6 +427,18 @@ class Journal:
         self.segments.append(
             Segment(path, first_pos, first_pos - 1, HEADER_BYTES, self._clock.now_ns())
         )
+
+    def _sync(self, fd: int) -> None:
+        """Raises OSError. Remembers how quick the disk is."""
+        self._syncs.value += 1
+        began_ns = self._clock.monotonic_ns()
+        self._files.sync_data(fd)
+        took_s = (self._clock.monotonic_ns() - began_ns) / 1e9
+        self._sync_s += (took_s - self._sync_s) / 8
+        if took_s > 10 * _QUICK_SYNC_S:
+            self._stalled = _SYNCS_AFTER_STALL
+        elif self._stalled:
+            self._stalled -= 1
 
     def _let_go(self) -> None:
         """Closes the descriptor. What is synced does not depend on how that goes."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from services.common.clock import Clock, micros
-from services.common.ids import NIL_TENANT, BootId, EventId, PlaneId, SourceId, TenantId, uuid7
+from services.common.ids import NIL_TENANT, BootId, EventId, SourceId, TenantId, uuid7
 from services.common.outbox.digests import Digester
 from services.common.outbox.files import DirectoryLock, DiskFiles, Files
 from services.common.outbox.journal import Durability, Journal, OutboxFailed, Segment
@@ -36,7 +36,7 @@ from services.common.outbox.reader import Reader, Shipment
 from services.common.outbox.record import ProfileError, Record
 from services.common.outbox.recovery import SET_ASIDE, OpenIntent, Recovered, read_all, recover
 from services.common.outbox.segment import MAX_FRAME_BYTES, SEGMENT_BYTES, Kind, encode_frame, scan
-from services.common.outbox.stamp import Stamp
+from services.common.outbox.stamp import Origin, Stamp
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log
 
@@ -52,15 +52,6 @@ _HELD_IN_MEMORY: Final = 10_000
 _LISTED: Final = 200
 #: What an outcome repeats of its intent.
 _REPEATED: Final = ("actor", "server", "tool", "method", "trace_id", "parent")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Whose records these are: the service's name, the plane, the product's version."""
-
-    kind: str
-    plane: PlaneId
-    version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +100,12 @@ class FileOutbox:
         self._orphans: dict[EventId, OpenIntent] = {}
         self._merger = Merger()
         self._level = Level.OK
-        self._failed = False
+        self._failed = self._said_closed = False
         self._beat_n: dict[TenantId, int] = {}
         self._mark_n: dict[TenantId, int] = {}
         self._beat_ns = self._mark_ns = clock.monotonic_ns()
         self._news = asyncio.Event()
+        self._acknowledged = asyncio.Event()
         self._journal = Journal(
             directory=directory,
             source=self.source,
@@ -204,9 +196,7 @@ class FileOutbox:
         event_id = record.id or self._new_id()
         queued_us = micros(self._clock.now_ns())
         body = self._stamp.body(record, event_id, n, queued_us, self._digester)
-        stored = self._stamp.stored(
-            record, event_id=event_id, n=n, pos=pos, body=body, parts=parts
-        )
+        stored = self._stamp.stored(record, event_id=event_id, n=n, pos=pos, body=body, parts=parts)
         if len(stored) > MAX_FRAME_BYTES - 64:
             raise ProfileError("parts beyond 32 MiB")
         kind = kind_of(record.type)
@@ -215,7 +205,9 @@ class FileOutbox:
             self._open[event_id] = pos
         elif kind is Kind.OUTCOME:
             self._open.pop(record.fields.get("decision", ""), None)
-        waiter = self._journal.append(pos, encode_frame(pos, kind, stored), durable=durable)
+        frame = encode_frame(pos, kind, stored)
+        alone = len(self._open) <= 1  # no other call is running
+        waiter = self._journal.append(pos, frame, durable=durable, alone=alone)
         if n % MARK_EVERY == 0:
             self._mark(tenant)
         return event_id, waiter
@@ -345,6 +337,13 @@ class FileOutbox:
     async def committed(self, pos: int) -> None:
         """Audit has everything up to `pos`."""
         self.committed_pos = max(self.committed_pos, pos)
+        self._acknowledged.set()
+
+    async def drained(self) -> None:
+        """Ends when audit has everything that is synced."""
+        while self.pending:
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
 
     async def reclaim(self) -> None:
         """Removes segments from the oldest on: closed, committed, and old or in the way.
@@ -388,6 +387,10 @@ class FileOutbox:
         await self._journal.flush()
 
     async def say_closed(self) -> None:
+        """The last record of a boot; once."""
+        if self._said_closed:
+            return
+        self._said_closed = True
         for listed in _pages(self._n):
             self._note("source.closed", last=listed)
         with contextlib.suppress(OutboxFailed):
@@ -415,9 +418,11 @@ async def open_outbox(
     files: Files | None = None,
     tuning: Tuning | None = None,
     lock: DirectoryLock | None = None,
+    leave: Callable[[], None] | None = None,
 ) -> AsyncIterator[FileOutbox]:
     """Takes the directory (or is given its lock), recovers what it holds, begins a new boot; at the
-    end closes that boot. Raises DirectoryTaken, OSError, OutboxFailed.
+    end closes that boot, and then does `leave` while it still owns the directory, unless something
+    went wrong. Raises DirectoryTaken, OSError, OutboxFailed.
     """
     disk = files or DiskFiles()
     owned = lock or DirectoryLock(directory)
@@ -438,9 +443,11 @@ async def open_outbox(
         try:
             await outbox.announce(recovered)
             yield outbox
-            await outbox.say_closed()
         finally:
+            await outbox.say_closed()
             await outbox.close()
+        if leave is not None:
+            leave()
     finally:
         owned.release()
 

@@ -57,7 +57,12 @@ class Record:
     id: EventId | None = None
 
 
-def canonical_bytes(body: Mapping[str, Json], digest_text: DigestText | None = None) -> bytes:
+def canonical_bytes(
+    body: Mapping[str, Json],
+    digest_text: DigestText | None = None,
+    *,
+    limit: int = MAX_BODY_BYTES,
+) -> bytes:
     """Checks the profile, leaves out what is None, trims what is over 32 KiB. Raises ProfileError.
 
     Trimmed in this order, until it fits, each named in `trimmed`: findings past 20, `shadow`,
@@ -65,7 +70,7 @@ def canonical_bytes(body: Mapping[str, Json], digest_text: DigestText | None = N
     """
     clean = _clean_object(body, 1)
     encoded = _encode(clean)
-    if len(encoded) <= MAX_BODY_BYTES:
+    if len(encoded) <= limit:
         return encoded
     trimmed: list[str] = []
     clean["trimmed"] = trimmed
@@ -73,7 +78,7 @@ def canonical_bytes(body: Mapping[str, Json], digest_text: DigestText | None = N
         if trim(clean, digest_text):
             trimmed.append(name)
             encoded = _encode(clean)
-            if len(encoded) <= MAX_BODY_BYTES:
+            if len(encoded) <= limit:
                 return encoded
     raise ProfileError("more than 32 KiB after trimming")
 

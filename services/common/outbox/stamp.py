@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
 
 from behavry.audit.v1 import audit_pb2
-from services.common.ids import BootId, EventId, PlaneId, SourceId
+from services.common.ids import BootId, EventId, PlaneId, SourceId, TenantId
 from services.common.outbox.digests import Digester
 from services.common.outbox.parts import Part
-from services.common.outbox.record import VERSION, Record, canonical_bytes
+from services.common.outbox.record import MAX_BODY_BYTES, VERSION, Record, canonical_bytes
+
+#: What `src` adds to a draft, with room to spare.
+_SRC_BYTES: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Whose records these are: the service's name, the plane, the product's version."""
+
+    kind: str
+    plane: PlaneId
+    version: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,34 +41,49 @@ class Stamp:
         self, record: Record, event_id: EventId, n: int, queued_us: int, digester: Digester | None
     ) -> bytes:
         """The canonical bytes. Raises ProfileError."""
-        return canonical_bytes(
-            {
-                **record.fields,
-                "v": VERSION,
-                "type": record.type,
-                "id": event_id,
-                "tenant": record.tenant,
-                "chain": record.chain,
-                "at": record.at_us,
-                "queued_at": queued_us,
-                "plane": self.plane,
-                "src": {
-                    "kind": self.kind,
-                    "id": self.source,
-                    "boot": self.boot,
-                    "n": n,
-                    "version": self.version,
-                },
-            },
-            None
-            if digester is None
-            else lambda text: digester.make(record.tenant, "changes", text),
-        )
+        fields = self._fields(record, event_id, queued_us)
+        fields["src"] = self._src(n)
+        return canonical_bytes(fields, _digest_text(record.tenant, digester))
+
+    def draft(
+        self, record: Record, event_id: EventId, queued_us: int, digester: Digester | None
+    ) -> bytes:
+        """The body before it has a number, with room left for one. Raises ProfileError."""
+        fields = self._fields(record, event_id, queued_us)
+        limit = MAX_BODY_BYTES - _SRC_BYTES
+        return canonical_bytes(fields, _digest_text(record.tenant, digester), limit=limit)
+
+    def finish(self, draft: bytes, n: int) -> bytes:
+        """The body of a draft that was numbered."""
+        return canonical_bytes({**orjson.loads(draft), "src": self._src(n)})
+
+    def _fields(self, record: Record, event_id: EventId, queued_us: int) -> dict[str, Any]:
+        return {
+            **record.fields,
+            "v": VERSION,
+            "type": record.type,
+            "id": event_id,
+            "tenant": record.tenant,
+            "chain": record.chain,
+            "at": record.at_us,
+            "queued_at": queued_us,
+            "plane": self.plane,
+        }
+
+    def _src(self, n: int) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "id": self.source,
+            "boot": self.boot,
+            "n": n,
+            "version": self.version,
+        }
 
     def stored(
         self,
-        record: Record,
         *,
+        tenant: TenantId,
+        chain: str,
         event_id: EventId,
         n: int,
         pos: int,
@@ -65,8 +95,8 @@ class Stamp:
             entry=audit_pb2.Entry(
                 pos=pos,
                 boot=self.boot,
-                tenant_id=record.tenant,
-                chain=record.chain,
+                tenant_id=tenant,
+                chain=chain,
                 n=n,
                 event_id=event_id,
                 body=body,
@@ -78,3 +108,9 @@ class Stamp:
                 ],
             )
         ).SerializeToString()
+
+
+def _digest_text(tenant: TenantId, digester: Digester | None) -> Callable[[bytes], str] | None:
+    if digester is None:
+        return None
+    return lambda text: digester.make(tenant, "changes", text)
