@@ -154,7 +154,7 @@ def _own_settings(plan: Plan, name: str, dsns: Mapping[str, str]) -> dict[str, s
             return {
                 "BEHAVRY_CONTROL_DB_URL": dsns["behavry_control"],
                 "BEHAVRY_CONTROL_HTTP_LISTEN": f"127.0.0.1:{plan.remembered.control_port}",
-                "BEHAVRY_CONTROL_TOKEN_KEY": str(keys / "token.pem"),
+                "BEHAVRY_CONTROL_TOKEN_KEY": str(keys / "jwt.pem"),
                 "BEHAVRY_CONTROL_BUNDLE_KEY": str(keys / "bundle.pem"),
                 "BEHAVRY_CONTROL_PLANE_KEYS": str(plan.state.plane_keys),
             }

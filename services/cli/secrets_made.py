@@ -26,9 +26,9 @@ def make_all(state: State, *, plane_id: str) -> None:
     """Everything that the services read at their start."""
     for peer in (*PEERS, "opa"):
         _once(state.peers / f"{peer}.token", _token)
-    for name in ("digest.keys", "seal.keys"):
+    for name in ("digest.keys", "seal.keys", "page.keys"):
         _once(state.keys / name, lambda: secrets.token_hex(32))
-    _once(state.keys / "token.pem", lambda: _pem(rsa.generate_private_key(65537, 2048)))
+    _once(state.keys / "jwt.pem", lambda: _pem(rsa.generate_private_key(65537, 2048)))
     for name in ("bundle.pem", "link.pem"):
         _once(state.keys / name, lambda: _pem(ec.generate_private_key(ec.SECP256R1())))
     _once(state.plane_keys, lambda: _plane_keys(state.keys / "link.pem", plane_id))

@@ -17,6 +17,7 @@ from services.cli.commands.options import (
 )
 from services.cli.output import CommandFailed, Exit, emit, emit_text, say, table
 from services.cli.state import holder
+from services.common.postgres.embedded import command_line
 from services.common.settings import environment
 
 DOWN_TIMEOUT_S = 60.0
@@ -90,10 +91,10 @@ def down(*, state: StateOption = None) -> None:
         return
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_TIMEOUT_S
-    while holder(found) is not None:
+    while holder(found) is not None or command_line(pid):
         if time.monotonic() > deadline:
             raise CommandFailed(f"process {pid} does not end")
-        time.sleep(0.1)  # noqa: TID251  # another process's end sends us no event
+        time.sleep(0.05)  # noqa: TID251  # another process's end sends us no event
     say("stopped")
 
 
