@@ -12,6 +12,7 @@ from tests.perf.arithmetic import (
     per_call,
     percentile,
 )
+from tests.perf.profile import shares
 from tests.perf.report import data_plane_ms, missed_targets, ratios, table
 
 
@@ -122,3 +123,13 @@ def test_the_table_shows_every_run_and_every_process() -> None:
     assert ["behavry", "opa", "latency", "1"] == shown.splitlines()[1].split()[:4]
     assert "proxy=0.500" in shown
     assert "proxy=3.0" in shown
+
+
+def test_a_profile_counts_a_function_once_per_sample_however_often_it_recurs() -> None:
+    folded = "main (a.py:1);walk (a.py:2);walk (a.py:3) 4\nmain (a.py:1) 6\n"
+
+    own, inside, total = shares(folded)
+
+    assert 10 == total
+    assert {"walk (a.py)": 4, "main (a.py)": 6} == own
+    assert {"walk (a.py)": 4, "main (a.py)": 10} == inside
