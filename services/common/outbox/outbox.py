@@ -196,7 +196,15 @@ class FileOutbox:
         event_id = record.id or self._new_id()
         queued_us = micros(self._clock.now_ns())
         body = self._stamp.body(record, event_id, n, queued_us, self._digester)
-        stored = self._stamp.stored(record, event_id=event_id, n=n, pos=pos, body=body, parts=parts)
+        stored = self._stamp.stored(
+            tenant=tenant,
+            chain=record.chain,
+            event_id=event_id,
+            n=n,
+            pos=pos,
+            body=body,
+            parts=parts,
+        )
         if len(stored) > MAX_FRAME_BYTES - 64:
             raise ProfileError("parts beyond 32 MiB")
         kind = kind_of(record.type)

@@ -66,7 +66,7 @@ DELETE FROM {schema}.outbox WHERE committed_at < now() - interval '24 hours'"""
 
 
 class ShipperFenced(Exception):
-    """Another shipper began a boot: this one must not number any more."""
+    """Another shipper began a boot, or the lock's connection is gone: this one's turn is over."""
 
 
 def table_sql() -> str:
@@ -148,7 +148,10 @@ class TableOutbox:
             try:
                 yield boot
             finally:
-                with contextlib.suppress(asyncpg.PostgresError, OSError, TimeoutError):
+                # Without it the next boot's source.opened tells the same.
+                with contextlib.suppress(
+                    ShipperFenced, asyncpg.PostgresError, asyncpg.InterfaceError, OSError
+                ):
                     async with asyncio.timeout(2):
                         await boot.end()
         finally:
@@ -224,7 +227,7 @@ class TableBoot:
 
     async def end(self) -> None:
         """The boot's last record; it is sent by the next one."""
-        async with self._turn, self._connection.transaction():
+        async with self._turn:
             while await self._number():
                 pass
             await self._note("source.closed", last=_listed(self._n))
@@ -240,8 +243,7 @@ class TableBoot:
     async def read(self, *, max_records: int, max_bytes: int) -> Shipment:
         """Numbers what has committed since, then answers what is numbered. Raises ShipperFenced."""
         async with self._turn:
-            async with self._connection.transaction():
-                await self._number()
+            await self._number()
             rows = await self._connection.fetch(
                 self._outbox.statement(_NUMBERED), self._read_pos, max_records
             )
@@ -276,26 +278,27 @@ class TableBoot:
                 await self._connection.execute(self._outbox.statement(_RECLAIM))
 
     async def _number(self) -> int:
-        """Gives numbers to committed rows, in the open transaction."""
-        rows = await self._connection.fetch(self._outbox.statement(_WAITING), _NUMBERED_AT_ONCE)
-        if not rows:
-            return 0
-        made = self._stamped(rows)
-        advanced = await self._connection.fetchval(
-            self._outbox.statement(_ADVANCE), UUID(self.boot), made.positions[-1], self._pos
-        )
-        if advanced is None:
+        """Gives numbers to committed rows, in a transaction."""
+        if self._connection.is_closed():
             raise ShipperFenced
-        await self._connection.execute(
-            self._outbox.statement(_NUMBER),
-            UUID(self.boot), made.ids, made.ns, made.positions, made.stored,
-        )  # fmt: skip
-        marked = [
-            t for t, n in made.last_n.items() if n // MARK_EVERY > self._n.get(t, 0) // MARK_EVERY
-        ]
+        async with self._connection.transaction():
+            rows = await self._connection.fetch(self._outbox.statement(_WAITING), _NUMBERED_AT_ONCE)
+            if not rows:
+                return 0
+            made = self._stamped(rows)
+            advanced = await self._connection.fetchval(
+                self._outbox.statement(_ADVANCE), UUID(self.boot), made.positions[-1], self._pos
+            )
+            if advanced is None:
+                raise ShipperFenced
+            await self._connection.execute(
+                self._outbox.statement(_NUMBER),
+                UUID(self.boot), made.ids, made.ns, made.positions, made.stored,
+            )  # fmt: skip
+            for tenant, n in made.last_n.items():
+                if n // MARK_EVERY > self._n.get(tenant, 0) // MARK_EVERY:
+                    await self._note("source.mark", tenant, last_n=n)
         self._pos, self._n = made.positions[-1], made.last_n
-        for tenant in marked:
-            await self._note("source.mark", tenant, last_n=self._n[tenant])
         return len(rows)
 
     def _stamped(self, rows: list[Any]) -> _Numbered:
