@@ -16,7 +16,6 @@ from services.authorizer.active import ActivePolicy
 from services.authorizer.bundle_store import BundleStore, Marks
 from services.authorizer.bundles import BundleRefused, Trust, VerifiedBundle
 from services.authorizer.decision import EngineFailed, EngineSaid
-from services.authorizer.engine.prune import prune_raw
 from services.authorizer.link_token import LinkTokens
 from services.common.clock import Clock
 from services.common.ids import TenantId
@@ -166,12 +165,10 @@ class BundleFeed:
             raise BundleRefused("BUNDLE_CANARY_FAILED", "the bundle lists too few canaries")
         for canary in canaries:
             tenant = TenantId(canary.tenant)
-            known = bundle.state.tenants.get(tenant)
-            reads = known.reads if known else ((),)
             answer = await self.judge.ask_alone(
                 tenant,
                 bundle.revision,
-                prune_raw(bytes(canary.input), reads),
+                bytes(canary.input),
                 budget_s=CANARY_TIMEOUT_S,
             )
             said = answer.result.value if isinstance(answer, EngineSaid) else "deny"

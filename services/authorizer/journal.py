@@ -1,4 +1,4 @@
-"""The authorizer's own records (audit.md 1.1): which bundle it runs, which it refused, its engine."""
+"""The authorizer's own records (audit.md 1.1): the bundles it runs or refused, its engine."""
 
 from __future__ import annotations
 

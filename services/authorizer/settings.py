@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from services.common.service_settings import ServiceSettings, socket
-from services.common.settings import Resolved, setting, under
+from services.common.settings import Resolved, SettingsError, setting, under
 
 
 def _bundle_url(resolved: Resolved) -> str:
@@ -56,3 +56,16 @@ class AuthorizerSettings(ServiceSettings):
     digest_keys: Path = setting(
         "BEHAVRY_DIGEST_KEYS", derived=under("state_dir", "keys", "digest.keys")
     )
+
+    def check(self) -> None:
+        """Raises SettingsError where two settings do not go together."""
+        if self.engine == "opa" and not self.opa_url:
+            raise SettingsError(
+                "BEHAVRY_AUTHORIZER_ENGINE='opa' needs BEHAVRY_OPA_URL: unix:/path or http://host:port"
+            )
+        embedded = self.engine == "embedded" or not self.opa_url
+        if embedded and self.env == "production":
+            raise SettingsError(
+                "BEHAVRY_ENV='production' cannot use the embedded engine. Set BEHAVRY_OPA_URL, or "
+                "BEHAVRY_ENV to development."
+            )

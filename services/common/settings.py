@@ -66,7 +66,11 @@ def load(cls: type[T], env: Mapping[str, str] | None = None) -> T:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass by contract
         values[field.name] = _read(field, hints[field.name], source, values)
-    return cls(**values)
+    settings = cls(**values)
+    check = getattr(settings, "check", None)
+    if check is not None:  # two settings that do not go together
+        check()
+    return settings
 
 
 def load_or_exit(cls: type[T]) -> T:
