@@ -14,11 +14,10 @@ from services.authorizer import bundles
 from services.authorizer.active import ActivePolicy
 from services.authorizer.bundle_feed import BundleFeed
 from services.authorizer.bundle_store import BundleStore
-from services.authorizer.engine.batching import batcher
+from services.authorizer.engine.judge import EngineJudge
 from services.authorizer.engine.opening import open_engine
 from services.authorizer.engine.protocol import EngineState
 from services.authorizer.journal import Journal
-from services.authorizer.judge import EngineJudge
 from services.authorizer.judging import Judging
 from services.authorizer.jwks_feed import JwksFeed
 from services.authorizer.link import VERSION, PlaneLink
@@ -82,12 +81,11 @@ async def running(
             feed_token=settings.opa_feed_token,
             log=log,
         ) as engine,
-        batcher(engine, counters=counters, log=log) as batches,
         aiohttp.ClientSession() as http,
         Supervisor(log) as supervisor,
     ):
         journal = Journal(outbox=outbox, clock=clock)
-        judge = EngineJudge(engine, batches)
+        judge = EngineJudge(engine, supervisor)
         feed = BundleFeed(
             url=settings.bundle_url,
             http=http,

@@ -6,22 +6,20 @@ The rules are decision.py's; this is the order in which I/O happens around them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from services.authorizer import decision, inputs
 from services.authorizer.active import ActivePolicy
 from services.authorizer.asks import Ask, Caller
 from services.authorizer.bundles import VerifiedBundle
 from services.authorizer.decision import EngineFailed, EngineSaid, Verdict
-from services.authorizer.engine.prune import Pruner
+from services.authorizer.engine.prune import prune
 from services.authorizer.envelope import EnvelopeInvalid, envelope_without_arguments
 from services.authorizer.plane_state import Tenant
 from services.authorizer.staleness import Freshness
 from services.common.clock import Clock
 from services.common.ids import TenantId
 from services.common.telemetry.counters import Counters
-
-MAX_PRUNERS: Final = 256
 
 
 class Judge(Protocol):
@@ -58,8 +56,6 @@ class Judging:
             decision.Result.DENY: counters.counter("authorizer.decisions.deny"),
             decision.Result.INTERCEPT: counters.counter("authorizer.decisions.intercept"),
         }
-        # One pruner per list of paths: bundles come and go, the paths seldom change.
-        self._pruners: dict[tuple[tuple[str, ...], ...], Pruner] = {}
 
     async def judge(self, ask: Ask, caller: Caller, *, deadline_s: float, now_s: float) -> Judged:
         """`deadline_s` and `now_s` are of one monotonic clock, in seconds."""
@@ -91,17 +87,9 @@ class Judging:
         answer = await self._judge.ask(
             caller.tenant,
             bundle.revision,
-            self._pruner(tenant)(envelope),
+            prune(envelope, tenant.reads),
             source=(caller.agent, ask.request.tool),
             budget_s=budget_s,
         )
         verdict = decision.conclude(admitted, answer)
         return Judged(verdict, envelope_without_arguments(envelope), bundle, tenant, age)
-
-    def _pruner(self, tenant: Tenant) -> Pruner:
-        pruner = self._pruners.get(tenant.reads)
-        if pruner is None:
-            if len(self._pruners) >= MAX_PRUNERS:
-                self._pruners.clear()
-            pruner = self._pruners[tenant.reads] = Pruner(tenant.reads)
-        return pruner

@@ -23,7 +23,7 @@ async def open_engine(
             yield embedded
         return
     host, _, port = feed_listen.rpartition(":")
-    feed = OpaFeed(feed_token.read_text().strip())
+    feed = OpaFeed(feed_token.read_text().strip())  # noqa: ASYNC240  # once, at start
     async with (
         serve_feed(feed, host=host, port=int(port)),
         opa_engine(opa_url, feed, log) as opa,
