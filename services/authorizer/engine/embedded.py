@@ -30,7 +30,9 @@ from services.authorizer.engine.protocol import (
     EngineCapacity,
     EngineRefused,
     EngineState,
+    latest,
 )
+from services.common.ids import NIL_TENANT
 from services.common.rego import frames
 from services.common.rego.names import tenant_segment
 from services.common.rego.process import End, Outcome, RegoProcess
@@ -78,6 +80,7 @@ class Embedded:
     def __init__(self) -> None:
         self._health = Health(CANARY_MISSES)
         self._loop = asyncio.get_running_loop()
+        self._shadowed: dict[str, frozenset[str]] = {}  # by revision, the last two
         self._revisions: list[_Loadable] = []  # newest last; one older stays for calls under way
         self._active: RegoProcess | None = None
         self._spare: RegoProcess | None = None
@@ -112,6 +115,7 @@ class Embedded:
                 self._short.set()
                 raise EngineRefused("BUNDLE_COMPILE_FAILED", "the engine cannot load this bundle")
             self._revisions = [*self._revisions[-1:], loadable]
+            self._shadowed = latest(self._shadowed, bundle.revision, bundle.shadowed)
             behind, self._active, self._spare = self._active, candidate, None  # 3
             self._ready.set()
             self._health.answered()
@@ -142,6 +146,9 @@ class Embedded:
             one_by_one = one_by_one or outcome.end is End.CRASHED
             waiting = [at for at in waiting if answers[at] is None]
         return [answer or self._failed("engine_error", started) for answer in answers]
+
+    def shadows(self, tenant: str, revision: str) -> bool:
+        return tenant in self._shadowed.get(revision, ())
 
     async def observe(
         self, tenant: str, revision: str, items: Sequence[bytes], deadline: float
@@ -288,7 +295,7 @@ _GONE: Final[FailureCode] = "policy_unavailable"
 
 
 def _check_capacity(bundle: EngineBundle) -> None:
-    if len(bundle.tenants) > MAX_TENANTS:
+    if len(bundle.tenants.keys() - {NIL_TENANT}) > MAX_TENANTS:
         raise EngineCapacity(f"the embedded engine serves at most {MAX_TENANTS} tenants")
     for tenant in bundle.tenants.values():
         own = [p for p in tenant.policies if not p.package.startswith("behavry.base.")]

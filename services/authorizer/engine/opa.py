@@ -34,7 +34,7 @@ from services.authorizer.engine.http1 import (
     ResponseInvalid,
 )
 from services.authorizer.engine.opa_feed import BUNDLE_NAME, OpaFeed
-from services.authorizer.engine.protocol import EngineBundle, EngineRefused, EngineState
+from services.authorizer.engine.protocol import EngineBundle, EngineRefused, EngineState, latest
 from services.common.rego.names import tenant_segment
 from services.common.supervisor import Supervisor
 from services.common.telemetry.logging import Log
@@ -108,6 +108,7 @@ class Opa:
         self._feed = feed
         self._health = Health(PROBE_MISSES)
         self._loop = asyncio.get_running_loop()
+        self._shadowed: dict[str, frozenset[str]] = {}  # by revision, the last two
         self._seen = ""  # the revision that OPA last reported
         self._switched = asyncio.Event()
 
@@ -120,6 +121,7 @@ class Opa:
 
     async def offer(self, bundle: EngineBundle) -> None:
         """OPA fetches, verifies and compiles by itself; this waits until it says so."""
+        self._shadowed = latest(self._shadowed, bundle.revision, bundle.shadowed)
         before = self._feed.current
         self._feed.publish(bundle.etag, bundle.archive)
         try:
@@ -144,6 +146,9 @@ class Opa:
             return [self._failed(failed.code, started, shared=shared)] * len(items)
         spent_us = int((self._loop.time() - started) * 1e6) // len(items)
         return [self._said(raw, spent_us) for raw in entries]
+
+    def shadows(self, tenant: str, revision: str) -> bool:
+        return tenant in self._shadowed.get(revision, ())
 
     async def observe(
         self, tenant: str, revision: str, items: Sequence[bytes], deadline: float

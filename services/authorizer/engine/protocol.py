@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from services.authorizer.engine.answer import EngineAnswer, EngineFailure, ShadowVerdict
 from services.common.errors import BehavryError
 from services.common.rego.names import PolicyRef
+
+Known = TypeVar("Known")
 
 
 class EngineState(Enum):
@@ -42,6 +44,10 @@ class EngineBundle:
     modules: Mapping[str, str] = field(repr=False)
     tenants: Mapping[str, TenantPolicies]
     data_json: bytes = field(default=b"{}", repr=False)
+
+    @property
+    def shadowed(self) -> frozenset[str]:
+        return frozenset(tenant for tenant, part in self.tenants.items() if part.has_shadow)
 
 
 class EngineRefused(BehavryError):
@@ -78,9 +84,17 @@ class Engine(Protocol):
         time after which no answer is of use. Never raises for what the engine does.
         """
 
+    def shadows(self, tenant: str, revision: str) -> bool:
+        """Whether `observe` has anything to say there."""
+
     async def observe(
         self, tenant: str, revision: str, items: Sequence[bytes], deadline: float
     ) -> list[tuple[ShadowVerdict, ...]]:
         """What policies in shadow would have said; empty where they failed. Never counts."""
 
     async def close(self) -> None: ...
+
+
+def latest(kept: Mapping[str, Known], revision: str, value: Known) -> dict[str, Known]:
+    """What is known per revision, of this one and the one before it."""
+    return {**dict(list(kept.items())[-1:]), revision: value}

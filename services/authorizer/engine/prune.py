@@ -7,6 +7,7 @@ definition, since nothing that is left out can be read. Arguments that no policy
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -34,10 +35,31 @@ class Pruner:
         return _encode(_kept(envelope, self._steps))
 
 
-def prune(envelope: Envelope | bytes, reads: Iterable[Sequence[str]]) -> bytes:
-    """For callers with one envelope at hand; raises EnvelopeInvalid where bytes are none."""
-    checked = input_envelope.decode(envelope) if isinstance(envelope, bytes) else envelope
-    return Pruner(reads)(checked)
+def prune(envelope: Envelope, reads: tuple[tuple[str, ...], ...]) -> bytes:
+    """The bytes that the engine gets. `reads` is the tenant's, of the active bundle."""
+    return _pruner(reads)(envelope)
+
+
+def prune_raw(raw: bytes, reads: Iterable[Sequence[str]]) -> bytes:
+    """The same cut for JSON that need not be an envelope: a canary may be malformed on purpose."""
+    plan = _plan(reads)
+    document = msgspec.json.decode(raw)
+    return _encode(document if plan is None else _kept_raw(document, plan))
+
+
+@lru_cache(maxsize=64)
+def _pruner(reads: tuple[tuple[str, ...], ...]) -> Pruner:
+    return Pruner(reads)
+
+
+def _kept_raw(document: Any, plan: dict[str, _Plan]) -> Any:
+    if not isinstance(document, dict):
+        return document
+    return {
+        name: value if (below := plan[name]) is None else _kept_raw(value, below)
+        for name, value in document.items()
+        if name in plan
+    }
 
 
 def _plan(reads: Iterable[Sequence[str]]) -> _Plan:
