@@ -17,10 +17,15 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("app",),
     ("transports",),  # listeners: they bring bytes to the pipeline
     ("servicer", "servicers", "api", "pipeline"),
-    ("writer",),  # audit's one writer: joins what servicers bring with the store
-    ("store", "clients", "engine", "link", "journal", "planes"),
+    # What works in the background, joining concepts with the outside.
+    ("policy_watch", "publishing", "writer"),
+    ("clients", "engine", "journal", "link", "planes", "store"),
 )
 CONCEPT = len(EDGES)
+
+# Parts of an edge's package that are concepts: anybody may import them, and they are held to the
+# purity of concepts in return.
+INNER = frozenset({"engine.answer", "engine.batching", "engine.protocol", "engine.prune"})
 
 # What makes a concept impure: a wire, a database, somebody's cloud.
 OUTSIDE = ("asyncpg", "behavry", "boto3", "grpc", "grpc_health", "grpc_status")
@@ -29,7 +34,9 @@ OUTSIDE_OF_OURS = ("services.common.rpc", "services.common.postgres")
 
 def layer(module: str) -> int:
     """The line of EDGES on which `services.<service>.<name>...` stands; concepts come after all."""
-    name = module.split(".")[2]
+    name, *rest = module.split(".")[2:4]
+    if rest and f"{name}.{rest[0]}" in INNER:
+        return CONCEPT
     return next((i for i, names in enumerate(EDGES) if name in names), CONCEPT)
 
 

@@ -92,6 +92,8 @@ def test_every_contract_has_its_seed() -> None:
         ("servicer", "chain", True),
         ("chain", "store", False),
         ("chain", "record", True),
+        ("chain", "engine.protocol", True),
+        ("chain", "engine.opa", False),
     ],
 )
 def test_imports_go_inwards(importer: str, imported: str, *, expected: bool) -> None:
