@@ -208,6 +208,28 @@ class Stack:
         assert isinstance(keys, dict)
         return keys
 
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """Name -> `{pid, ready, starts}` now: a process that was restarted has another pid."""
+        command = ["-m", "services.cli", "status", "--json", "--state", self.up.state_dir]
+        answer = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, check=False, timeout=30
+        )
+        return dict(msgspec.json.decode(answer.stdout)["processes"])
+
+    def chain_of(self, agent: str) -> list[dict[str, Any]]:
+        """Every record of an agent's chain, page by page."""
+        query = {"filter": f"agent:{agent}", "page_size": 200}
+        records: list[dict[str, Any]] = []
+        token: str | None = None
+        while True:
+            page = self.rest.get(
+                "/api/v1/traces", **query, **({"page_token": token} if token else {})
+            )
+            records += page["items"]
+            token = page.get("next_page_token")
+            if not token:
+                return records
+
     def chained(self) -> int:
         """How many records of agents' calls are in the chains."""
         heads = self.rest.get("/api/v1/audit/heads")["items"]

@@ -1,0 +1,136 @@
+"""Nothing runs unrecorded and nothing recorded is lost, whatever process is killed under traffic.
+
+Compares three witnesses that share nothing: the tool server's own ledger, what the agents were
+told, and the chain. Each process is killed four times; everything heals without a hand.
+"""
+
+import os
+import signal
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from services.common.ids import TenantId
+from services.common.outbox.digests import Digester
+from tests.fakes.children import child
+from tests.fakes.mcp_echo import read_ledger
+from tests.fakes.stack import Stack, running, until
+from tests.journeys.agents import register
+from tests.journeys.conftest import ENGINES
+from tests.journeys.traffic import Told, answered, flowing
+
+pytestmark = pytest.mark.chaos
+
+AGENTS = 4
+KILLS = 4
+HEALS_WITHIN_S = 20
+SLUG = "fire"
+
+
+@pytest.fixture(params=ENGINES)
+def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
+    with running(tmp_path / "state", engine=request.param) as one:
+        yield one
+
+
+def test_kills_under_traffic_lose_nothing_and_double_nothing(stack: Stack, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    with child("tests.fakes.mcp_echo", "--ledger", str(ledger)) as (_, server):
+        stack.add_http_server(SLUG, server["url"])
+        agents = [register(stack, f"agent-{number}", f"{SLUG}:read") for number in range(AGENTS)]
+        stack.approve(SLUG, agents[0].token, {"echo": "read"}, category=SLUG)
+        until(lambda: ["echo"] == stack.listed(SLUG, agents[0].token), "echo is listed")
+        with flowing(stack, SLUG, "echo", agents) as told:
+            for name in targets(stack):
+                for _ in range(KILLS):
+                    kill(stack, name, told)
+
+    ran = read_ledger(ledger)
+    assert {} == {call: times for call, times in Counter(ran).items() if times > 1}
+    for one in told:
+        compare(stack, one, [call for call in ran if call in one.arguments])
+    verdict = verified(stack)
+    assert "ok" == verdict["verdict"], verdict
+
+
+def targets(stack: Stack) -> list[str]:
+    named = ["proxy", "authorizer", "audit", "control", "postgres"]
+    return [*named, "opa"] if stack.up.engine == "opa" else named
+
+
+def kill(stack: Stack, name: str, told: list[Told]) -> None:
+    """Kill -9, then: another process of that name is ready, and calls go through again."""
+    before = stack.processes()[name]
+    os.kill(before["pid"], signal.SIGKILL)
+
+    def healed() -> bool:
+        now = stack.processes()[name]
+        return bool(now["ready"]) and now["pid"] != before["pid"]
+
+    until(healed, f"{name} is back", HEALS_WITHIN_S, look_again_s=0.2)
+    had = answered(told)
+    until(lambda: answered(told) > had + AGENTS, f"calls go on after {name}", HEALS_WITHIN_S)
+
+
+def compare(stack: Stack, told: Told, ran: list[str]) -> None:
+    """1. settled  2. ran is a subset of the intents  3. each intent ended once
+    4. told allowed = ran and chained once  5. told denied = chained once
+    """
+    records = settled(stack, told)  # 1
+    digester = Digester.load(Path(stack.up.state_dir) / "keys" / "digest.keys")
+    tenant = TenantId(stack.tenant())
+    call_of = {
+        digester.make(tenant, "arguments", orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)): call
+        for call, sent in told.arguments.items()
+    }
+    intents: defaultdict[str, list[str]] = defaultdict(list)
+    for record in records["call.intent"]:
+        intents[call_of[record["arguments"]["digest"]]].append(record["id"])
+    ended = Counter(
+        record["decision"]
+        for kind in ("call.outcome", "call.outcome_unknown")
+        for record in records[kind]
+    )
+    refused = Counter(record["id"] for record in records["call.denied"])
+
+    assert set() == set(ran) - intents.keys()  # 2
+    assert {1} == {ended[one["id"]] for one in records["call.intent"]}  # 3
+    assert set() == set(told.allowed) - set(ran)  # 4
+    assert {1} == {len(intents[call]) for call in told.allowed}
+    assert set() <= {refused[decision] for decision in told.denied.values()} <= {1}  # 5
+
+
+def settled(stack: Stack, told: Told) -> dict[str, list[dict[str, Any]]]:
+    """The agent's whole chain, once every intent in it has its end."""
+    found: dict[str, list[dict[str, Any]]] = {}
+
+    def all_ended() -> bool:
+        found.clear()
+        found.update(by_type(stack.chain_of(told.agent.id)))
+        ends = len(found["call.outcome"]) + len(found["call.outcome_unknown"])
+        return ends >= len(found["call.intent"]) >= len(told.allowed)
+
+    until(all_ended, "every intent has its end", 60, look_again_s=1)
+    return found
+
+
+def by_type(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    kinds = ("call.intent", "call.outcome", "call.outcome_unknown", "call.denied")
+    return {kind: [one for one in records if one["type"] == kind] for kind in kinds}
+
+
+def verified(stack: Stack) -> dict[str, Any]:
+    job = stack.rest.post("/api/v1/audit/verify")
+
+    def done() -> bool:
+        job.update(stack.rest.get(f"/api/v1/jobs/{job['id']}"))
+        return job["state"] not in {"queued", "running"}
+
+    until(done, "the verification ended", 60)
+    result = job["result"]
+    assert isinstance(result, dict)
+    return result
