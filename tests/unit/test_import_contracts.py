@@ -19,6 +19,7 @@ SEEDS = [
     ("layers", "services/audit/seeded.py", "import services.audit.app"),
     ("pure", "services/authorizer/seeded.py", "import behavry.authorizer.v1.authorizer_pb2"),
     ("command", "services/entitlements/seeded.py", "import services.cli.__main__"),
+    ("command-imports", "services/cli/seeded.py", "import services.proxy.settings"),
     ("one-jose", "services/common/seeded.py", "import jwt"),
     ("no-mcp-sdk", "services/proxy/seeded.py", "import mcp.types"),
     ("fastapi", "services/proxy/seeded.py", "from fastapi import FastAPI"),
