@@ -27,8 +27,9 @@ from services.authorizer.servicer import AuthorizerServicer, SnapshotServicer
 from services.authorizer.settings import AuthorizerSettings
 from services.common.clock import Clock, SystemClock
 from services.common.outbox.digests import Digester
-from services.common.outbox.outbox import Origin, Tuning
+from services.common.outbox.outbox import Tuning
 from services.common.outbox.running import OutboxOptions, running_outbox
+from services.common.outbox.stamp import Origin
 from services.common.outbox.transport import GrpcTransport
 from services.common.rpc.client import dial
 from services.common.rpc.peers import Identity, TokenPeers
@@ -85,7 +86,7 @@ async def running(
         Supervisor(log) as supervisor,
     ):
         journal = Journal(outbox=outbox, clock=clock)
-        judge = EngineJudge(engine, supervisor)
+        judge = EngineJudge(engine, supervisor, counters)
         feed = BundleFeed(
             url=settings.bundle_url,
             http=http,
