@@ -68,7 +68,7 @@ class Child:
         self._changed = changed
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
-        self._settled = asyncio.Event()  # ready, or a setting was refused
+        self._settled = asyncio.Event()  # ready, or no hope of it
         self._exits: deque[float] = deque(maxlen=FLAPPING_EXITS)
         self._last_code: int | None = None
 
@@ -110,6 +110,7 @@ class Child:
                 preexec_fn=_die_with_parent(program.stop_signal),
                 **program.identity,
             )
+        self._settled.clear()
         if self._stopping.is_set():  # `stop` came while the process was being made
             _signal(self._process.pid, program.stop_signal)
         self.pid = self._process.pid
@@ -121,7 +122,6 @@ class Child:
             watching.cancel()
         _end_group(self._process.pid)
         self.pid, self.is_ready = None, False
-        self._settled.clear()
         if self._last_code == REFUSED:
             self._settled.set()
         self._changed()
@@ -146,6 +146,7 @@ class Child:
             f" next try in {FLAPPING_DELAY_S:.0f} s. The end of {program.log}:\n{tail(program.log)}"
         )
         self._exits.clear()
+        self._settled.set()
         return FLAPPING_DELAY_S
 
     async def until_ready(self, *, timeout_s: float) -> None:
@@ -154,8 +155,11 @@ class Child:
             await asyncio.wait_for(self._settled.wait(), timeout_s)
         except TimeoutError:
             raise NotReady(self.program, f"is not ready after {timeout_s:.0f} s") from None
-        if not self.is_ready and self._last_code == REFUSED:
-            raise NotReady(self.program, "refused to start")
+        if not self.is_ready:
+            raise NotReady(
+                self.program,
+                "refused to start" if self._last_code == REFUSED else "keeps ending",
+            )
 
     async def stop(self) -> None:
         """Ask it to end, insist after a while. Returns when it and its group are gone."""

@@ -14,11 +14,13 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2
 
+from services.authorizer.engine import opa_feed
 from services.cli import wire
 from services.cli.children import CannotStart, Program
 from services.cli.engines import Engine, find_opa
 from services.cli.output import CommandFailed
-from services.cli.state import Remembered, State
+from services.cli.secrets_made import bundle_keys
+from services.cli.state import Remembered, State, write_text
 from services.common.postgres import embedded
 
 SERVICES = ("audit", "entitlements", "control", "authorizer", "proxy")
@@ -51,6 +53,11 @@ class Plan:
         return f"127.0.0.1:{self.remembered.feed_port}"
 
     @property
+    def environment(self) -> str:
+        """Part of the scope that a bundle's signature names; the services' own default."""
+        return self.caller.get("BEHAVRY_ENVIRONMENT") or "local"
+
+    @property
     def opa_socket(self) -> Path:
         return self.run_dir / "opa.sock"
 
@@ -81,21 +88,35 @@ def postgres(plan: Plan, cluster: embedded.Cluster) -> Program:
 
 def opa(plan: Plan) -> Program:
     """OPA on a unix socket. It polls the authorizer's feed for bundles and checks their signatures
-    itself.
+    itself, against the same trust root.
     """
     binary = find_opa()
     if binary is None:
         raise CommandFailed("the opa binary is gone")
+    config = plan.run_dir / "opa.json"
+    write_text(
+        config,
+        opa_feed.opa_config(
+            feed_url=f"http://{plan.feed_address}",
+            token_file=plan.state.peers / "opa.token",
+            scope=f"behavry/{plan.environment}/{plan.remembered.plane_id}",
+            public_keys=bundle_keys(plan.state.trust),
+        ),
+    )
+
+    async def before() -> None:
+        plan.opa_socket.unlink(missing_ok=True)
 
     async def ready(_: int) -> bool:
         return await asyncio.to_thread(_opa_answers, plan.opa_socket)
 
     return Program(
         name="opa",
-        argv=[binary, "run", "--server"],
+        argv=[binary, *opa_feed.opa_arguments(socket=plan.opa_socket, config=config)],
         env=_inherited(plan),
         log=plan.state.log_of("opa"),
         ready=ready,
+        before=before,
     )
 
 

@@ -71,6 +71,13 @@ def _trust_root(bundle_key: Path) -> str:
     return json.dumps({"version": 1, "roles": roles}, sort_keys=True)
 
 
+def bundle_keys(trust: Path) -> dict[str, str]:
+    """The trust root's bundle keys as PEM by key id, which is how OPA wants them."""
+    document = json.loads(trust.read_bytes())
+    keys = document["roles"]["bundle"]["keys"]
+    return {key["kid"]: ECKey.import_key(key).as_pem(private=False).decode() for key in keys}
+
+
 def _plane_keys(link_key: Path, plane_id: str) -> str:
     """What control knows its planes by: the public half of each one's link key."""
     return json.dumps({plane_id: _public_jwk(link_key, kid=plane_id)}, sort_keys=True)

@@ -170,10 +170,15 @@ def remember(state: State, remembered: Remembered) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Replace a 0600 file as a whole."""
+    write_text(path, json.dumps(document, indent=2))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a 0600 file as a whole."""
     making = path.with_name(f".{path.name}.making")
     descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(document, file, indent=2)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     making.replace(path)

@@ -54,7 +54,7 @@ class Server:
     def create_database(self, services: tuple[str, ...]) -> Database:
         """A new database with the schemas of these services."""
         if services not in self.templates:
-            name = f"template_{len(self.templates)}"
+            name = f"template_{next(self.numbers)}"
             self._run("postgres", _create(name, template="template0"))
             self._run(name, lambda connection: self._migrate(connection, services, name))
             self.templates[services] = name
