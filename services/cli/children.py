@@ -8,6 +8,7 @@ is told by the kernel when we are gone. What the processes are is decided in `pl
 
 import asyncio
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from services.cli.output import say
+from services.common.clock import SystemClock, rfc3339
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 5.0
@@ -110,6 +112,7 @@ class Child:
                 preexec_fn=_die_with_parent(program.stop_signal),
                 **program.identity,
             )
+            log.write(_started(program, self._process.pid))
         self._settled.clear()
         if self._stopping.is_set():  # `stop` came while the process was being made
             _signal(self._process.pid, program.stop_signal)
@@ -221,6 +224,17 @@ def tail(path: Path, *, lines: int = 20) -> str:
     except OSError:
         return "(no log)"
     return "\n".join(f"  {line}" for line in text.splitlines()[-lines:])
+
+
+def _started(program: Program, pid: int) -> bytes:
+    """A line that parts one run's output from the next and names what ran."""
+    line = {
+        "event": "process_started",
+        "timestamp": rfc3339(SystemClock().now_ns()),
+        "pid": pid,
+        "argv": program.argv,
+    }
+    return json.dumps(line).encode() + b"\n"
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -132,7 +132,8 @@ def service(plan: Plan, name: str, dsns: Mapping[str, str]) -> Program:
     """One of the five."""
     return Program(
         name=name,
-        argv=[sys.executable, "-m", f"services.{name}"],
+        # The -X value means nothing to Python: it tells whoever lists processes whose this one is.
+        argv=[sys.executable, "-X", f"behavry={plan.state.root}", "-m", f"services.{name}"],
         env={**_inherited(plan), **_settings(plan), **_own_settings(plan, name, dsns)},
         log=plan.state.log_of(name),
         ready=_serving(plan.run_dir / f"{name}.sock"),
@@ -140,14 +141,19 @@ def service(plan: Plan, name: str, dsns: Mapping[str, str]) -> Program:
 
 
 def _inherited(plan: Plan) -> dict[str, str]:
-    return {name: plan.caller[name] for name in INHERITED if name in plan.caller}
+    kept = {name: plan.caller[name] for name in INHERITED if name in plan.caller}
+    return {**kept, "BEHAVRY_STATE_DIR": str(plan.state.root)}
 
 
 def _settings(plan: Plan) -> dict[str, str]:
     """What all five are told; what the caller set of our own settings comes first and may be
     overruled.
     """
-    given = {name: value for name, value in plan.caller.items() if name.startswith("BEHAVRY_")}
+    given = {
+        name: value
+        for name, value in plan.caller.items()
+        if name.startswith("BEHAVRY_") and name != "BEHAVRY_DB_URL"
+    }
     keys = plan.state.keys
     return given | {
         "BEHAVRY_STATE_DIR": str(plan.state.root),
