@@ -6,8 +6,10 @@ told, and the chain. Each process is killed four times; everything heals without
 
 import os
 import signal
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ pytestmark = pytest.mark.chaos
 
 AGENTS = 4
 KILLS = 4
+AWAY_S = 60 if os.environ.get("BEHAVRY_CHAOS") == "long" else 10
 HEALS_WITHIN_S = 20
 SLUG = "fire"
 
@@ -39,16 +42,52 @@ def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
 
 def test_kills_under_traffic_lose_nothing_and_double_nothing(stack: Stack, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
+
+    with under_traffic(stack, ledger) as told:
+        for name in targets(stack):
+            for _ in range(KILLS):
+                kill(stack, name, told)
+
+    compare_all(stack, told, ledger)
+
+
+def test_calls_go_on_while_audit_and_database_are_away_and_their_records_arrive(
+    stack: Stack, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+
+    with under_traffic(stack, ledger) as told:
+        away = [stack.processes()[name]["pid"] for name in ("audit", "postgres")]
+        began, had = time.monotonic(), answered(told)
+        for pid in away:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            until(lambda: time.monotonic() - began > AWAY_S, "the outage is over", AWAY_S + 5)
+            during = answered(told) - had
+        finally:
+            for pid in away:
+                os.kill(pid, signal.SIGCONT)
+
+    assert during > 10 * AWAY_S
+    assert [] == [call for one in told for call in one.nothing]
+    compare_all(stack, told, ledger)
+
+
+@contextmanager
+def under_traffic(stack: Stack, ledger: Path) -> Iterator[list[Told]]:
+    """Four agents calling an approved tool of a server that keeps a ledger."""
     with child("tests.fakes.mcp_echo", "--ledger", str(ledger)) as (_, server):
         stack.add_http_server(SLUG, server["url"])
         agents = [register(stack, f"agent-{number}", f"{SLUG}:read") for number in range(AGENTS)]
         stack.approve(SLUG, agents[0].token, {"echo": "read"}, category=SLUG)
-        until(lambda: ["echo"] == stack.listed(SLUG, agents[0].token), "echo is listed")
+        for agent in agents:
+            until(lambda: ["echo"] == stack.listed(SLUG, agent.token), "echo is listed")  # noqa: B023  # called at once
         with flowing(stack, SLUG, "echo", agents) as told:
-            for name in targets(stack):
-                for _ in range(KILLS):
-                    kill(stack, name, told)
+            until(lambda: answered(told) > AGENTS, "calls go through")
+            yield told
 
+
+def compare_all(stack: Stack, told: list[Told], ledger: Path) -> None:
     ran = read_ledger(ledger)
     assert {} == {call: times for call, times in Counter(ran).items() if times > 1}
     for one in told:
