@@ -36,15 +36,15 @@ class LinkTokens:
         now_ns = self.clock.now_ns()
         now_s = now_ns // 1_000_000_000
         if now_s > self._expires_s - RENEW_S:
-            self._expires_s = now_s + LIFE_S
             claims = {
                 "iss": self.plane_id,
                 "sub": self.plane_id,
                 "aud": self.audience,
                 "iat": now_s,
-                "exp": self._expires_s,
+                "exp": now_s + LIFE_S,
                 "jti": uuid7(now_ns),
             }
             header = {"alg": "ES256", "kid": self.plane_id}
             self._token = jwt.encode(header, claims, self.key, algorithms=["ES256"])
+            self._expires_s = now_s + LIFE_S
         return f"Bearer {self._token}"

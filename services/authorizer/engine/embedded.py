@@ -162,15 +162,18 @@ class Embedded:
 
     async def close(self) -> None:
         self._closed = True
-        for child in (self._active, self._spare):
-            if child is not None:
-                await child.close()
+        async with self._changing:  # a child that is being started is waited for, then closed
+            for child in (self._active, self._spare):
+                if child is not None:
+                    await child.close()
 
     async def keep_spare(self) -> None:
         """For the supervisor: starts what is missing, for as long as the engine is open."""
         while True:
             await self._short.wait()
             async with self._changing:
+                if self._closed:
+                    return
                 self._short.clear()
                 try:
                     await self._fill_up()
