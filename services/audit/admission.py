@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from services.audit import chain
-from services.audit.record import Body, is_uuid, numbered
+from services.audit.record import Body, is_uuid7, numbered
 from services.common.ids import NIL_TENANT
 
 #: Peer -> beginnings of the record types that it may write (audit.md 1.1).
@@ -48,7 +48,7 @@ def check_body(
         raise Rejected("chain_unknown")
     if tenant == NIL_TENANT and chain_name != "system":
         raise Rejected("chain_unknown")
-    if not is_uuid(id):
+    if not is_uuid7(id):
         raise Rejected("id_malformed")
     if body.get("v") != "behavry.record/1":  # 2
         raise Rejected("version_unknown")

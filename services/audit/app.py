@@ -13,8 +13,10 @@ import asyncpg
 import grpc
 
 from behavry.audit.v1 import audit_pb2_grpc
+from services.audit.jobs import Jobs
 from services.audit.notices import own_source
-from services.audit.servicer import AuditWriterServicer
+from services.audit.page_tokens import PageTokens
+from services.audit.servicer import AuditReaderServicer, AuditWriterServicer
 from services.audit.settings import AuditSettings
 from services.audit.writer import Writer
 from services.common.clock import Clock, SystemClock
@@ -26,7 +28,6 @@ from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
 
 PING_S: Final = 1.0
-DRAIN_S: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,9 @@ async def running(settings: AuditSettings, *, clock: Clock | None = None) -> Asy
         pool = await stack.enter_async_context(  # 1
             open_pool(settings.writer_db_url, min_size=0, max_size=8, application_name="audit")
         )
-        counters.watch("postgres.statements", lambda: pool.counters.statements)
-        counters.watch("postgres.connections", lambda: pool.counters.connections)
+        readers = await stack.enter_async_context(
+            open_pool(settings.reader_db_url, min_size=0, max_size=4, application_name="audit")
+        )
         supervisor = await stack.enter_async_context(Supervisor(log))  # 2
         writer = Writer(
             pool=pool,
@@ -62,11 +64,18 @@ async def running(settings: AuditSettings, *, clock: Clock | None = None) -> Asy
             counters=counters,
             log=log,
         )
+        jobs = Jobs(pool=readers, clock=clock, supervisor=supervisor, log=log)
+        tokens = PageTokens.from_file(settings.digest_keys)
         supervisor.spawn("save-positions", writer.save_positions)
+        _watch(counters, pool, readers)
 
         def register(server: grpc.aio.Server) -> None:
-            servicer = AuditWriterServicer(writer=writer, supervisor=supervisor)
-            audit_pb2_grpc.add_AuditWriterServiceServicer_to_server(servicer, server)
+            audit_pb2_grpc.add_AuditWriterServiceServicer_to_server(
+                AuditWriterServicer(writer=writer, supervisor=supervisor), server
+            )
+            audit_pb2_grpc.add_AuditReaderServiceServicer_to_server(
+                AuditReaderServicer(pool=readers, jobs=jobs, tokens=tokens), server
+            )
 
         serving = await stack.enter_async_context(  # 3
             serve(
@@ -81,6 +90,11 @@ async def running(settings: AuditSettings, *, clock: Clock | None = None) -> Asy
         supervisor.spawn("ping", partial(_tell_health, serving, pool))  # 4
         await serving.set_health("", serving=True)
         yield Running(address=serving.address, counters=counters, writer=writer)
+
+
+def _watch(counters: Counters, *pools: Pool) -> None:
+    counters.watch("postgres.statements", lambda: sum(p.counters.statements for p in pools))
+    counters.watch("postgres.connections", lambda: sum(p.counters.connections for p in pools))
 
 
 async def _tell_health(serving: Serving, pool: Pool) -> None:

@@ -6,31 +6,36 @@ Pure, and standard library only. Bodies come from other processes: nothing here 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 #: Records that are a decision's own: its id is theirs.
 DECISION_TYPES: Final = ("call.intent", "call.denied", "call.held", "call.rejected")
 OUTCOME_TYPES: Final = ("call.outcome", "call.outcome_unknown")
 
 Body = Mapping[str, Any]
-_NOTHING: Final[Body] = {}
+#: Between derived columns on their way into the database.
+SEPARATOR: Final = "\x1f"
+_UNFIT: Final = re.compile(f"[\0{SEPARATOR}]")
+_UUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+_UUID7: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
 class Columns(NamedTuple):
-    """The derived columns of `events`, in the order of the table."""
+    """The derived columns of `events`, in the order of the table. Empty: the body does not say."""
 
     type: str
-    decision: str | None
-    agent: str | None
-    agent_name: str | None
-    session: str | None
-    server: str | None
-    tool: str | None
-    action: str | None
-    verdict: str | None
-    reason: str | None
+    #: The decision that a record belongs to, unless its own id is the decision's.
+    decision: str
+    agent: str
+    agent_name: str
+    session: str
+    server: str
+    tool: str
+    action: str
+    verdict: str
+    reason: str
 
 
 class Numbered(NamedTuple):
@@ -42,24 +47,33 @@ class Numbered(NamedTuple):
 
 
 def columns(body: Body) -> Columns:
-    kind = _text(body, "type") or ""
-    actor = body.get("actor")
-    if not isinstance(actor, dict):
-        actor = _NOTHING
-    is_agent = actor.get("kind") == "agent"
-    decision = body.get("id") if kind in DECISION_TYPES else body.get("decision")
-    return Columns(
-        kind,
-        decision if isinstance(decision, str) and is_uuid(decision) else None,
-        _text(actor, "id") if is_agent else None,
-        _text(actor, "name") if is_agent else None,
-        _text(actor, "session"),
-        _text(body, "server"),
-        _text(body, "tool"),
-        _text(body, "action"),
-        _text(body, "verdict"),
-        _text(body, "reason"),
+    get = body.get
+    agent = name = session = ""
+    actor = get("actor")
+    if type(actor) is dict:
+        session = actor.get("session", "")
+        if actor.get("kind") == "agent":
+            agent, name = actor.get("id", ""), actor.get("name", "")
+    decision = get("decision", "")
+    found = (
+        get("type", ""),
+        decision if type(decision) is str and is_uuid(decision) else "",
+        agent,
+        name,
+        session,
+        get("server", ""),
+        get("tool", ""),
+        get("action", ""),
+        get("verdict", ""),
+        get("reason", ""),
     )
+    try:
+        # Most bodies hold plain strings only, which this tells at once.
+        if _UNFIT.search("".join(found)) is None:
+            return Columns(*found)
+    except TypeError:
+        pass
+    return Columns(*[_fit(value) for value in found])
 
 
 def numbered(body: Body) -> Numbered | None:
@@ -75,17 +89,14 @@ def numbered(body: Body) -> Numbered | None:
 
 def is_uuid(text: str) -> bool:
     """A UUID in its one canonical spelling."""
-    if len(text) != 36:
-        return False
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False
+    return _UUID.fullmatch(text) is not None
 
 
-def _text(body: Body, key: str) -> str | None:
-    """PostgreSQL has no NUL in text; the body keeps it."""
-    value = body.get(key)
-    if not isinstance(value, str):
-        return None
-    return value.replace("\0", "�") if "\0" in value else value
+def is_uuid7(text: str) -> bool:
+    """One that begins with its time (RFC 9562 5.7)."""
+    return _UUID7.fullmatch(text) is not None
+
+
+def _fit(value: object) -> str:
+    """PostgreSQL has no NUL in text, and SEPARATOR is ours; the body keeps them."""
+    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else ""

@@ -1,29 +1,40 @@
-"""AuditWriterService: reads a shipper's stream, looks at each record, hands them to the writer.
+"""AuditWriterService and AuditReaderService: limits, translates, hands on.
 
-Limits and translates; what is stored and when it may be acknowledged is the writer's business.
+A shipper's records are looked at here; what is stored, and when that may be acknowledged, is the
+writer's business. Lists, decisions and verifications are asked of reading.py and jobs.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
+import asyncpg
+
 from behavry.audit.v1 import audit_pb2, audit_pb2_grpc
+from services.audit import filters, reading
 from services.audit.admission import Rejected, check_body, check_part
+from services.audit.chain import is_chain
+from services.audit.jobs import Job, Jobs
+from services.audit.page_tokens import PageTokens
 from services.audit.plan import Item, Part
 from services.audit.record import Columns, columns, is_uuid
 from services.audit.streams import Stream
 from services.audit.writer import MAX_ROWS, Delivery, Writer
 from services.common.errors import BehavryError
 from services.common.outbox.record import ProfileError, check_profile
+from services.common.postgres.pool import Pool
 from services.common.rpc.peers import peer_of
 from services.common.supervisor import Supervisor
 
 OPEN_WITHIN_S: Final = 10.0
+PAGE_SIZE: Final = 50
+MAX_PAGE_SIZE: Final = 500
 _MAX_POSITION: Final = 2**63 - 1
-_NO_COLUMNS: Final = Columns("", *[None] * 9)
+_NO_COLUMNS: Final = Columns(*[""] * 10)
 
 
 class AuditWriterServicer(audit_pb2_grpc.AuditWriterServiceServicer):
@@ -81,6 +92,81 @@ class AuditWriterServicer(audit_pb2_grpc.AuditWriterServiceServicer):
             self._writer.submit(tenant, Delivery(begun, items))
 
 
+class AuditReaderServicer(audit_pb2_grpc.AuditReaderServiceServicer):
+    def __init__(self, *, pool: Pool, jobs: Jobs, tokens: PageTokens) -> None:
+        self._pool = pool
+        self._jobs = jobs
+        self._tokens = tokens
+
+    async def ListTraces(  # the contract's name
+        self, request: audit_pb2.ListTracesRequest, context: Any
+    ) -> audit_pb2.ListTracesResponse:
+        tenant = _tenant(request.tenant_id)
+        filter_ = filters.parse(request.filter)
+        before = self._tokens.read(tenant, request.filter, request.page_token)
+        size = min(request.page_size or PAGE_SIZE, MAX_PAGE_SIZE)
+        async with _database():
+            rows = await reading.list_events(
+                self._pool, tenant, filter_, before=before, limit=size + 1
+            )
+            page = rows[:size]
+            found = await reading.outcomes(self._pool, tenant, [row["event_id"] for row in page])
+        token = ""
+        if len(rows) > size:
+            token = self._tokens.make(tenant, request.filter, str(page[-1]["event_id"]))
+        return audit_pb2.ListTracesResponse(
+            traces=[_trace(row, found.get(str(row["event_id"]))) for row in page],
+            next_page_token=token,
+        )
+
+    async def GetTrace(  # the contract's name
+        self, request: audit_pb2.GetTraceRequest, context: Any
+    ) -> audit_pb2.GetTraceResponse:
+        tenant = _tenant(request.tenant_id)
+        if not is_uuid(request.id):
+            raise BehavryError("NOT_FOUND", "there is no such decision")
+        async with _database():
+            rows, decided = await reading.trace(self._pool, tenant, request.id)
+        if not rows:
+            raise BehavryError("NOT_FOUND", "there is no such decision")
+        return audit_pb2.GetTraceResponse(events=[_event(row) for row in rows], input=decided)
+
+    async def ListHeads(  # the contract's name
+        self, request: audit_pb2.ListHeadsRequest, context: Any
+    ) -> audit_pb2.ListHeadsResponse:
+        tenant = _tenant(request.tenant_id)
+        async with _database(), reading.snapshot(self._pool, tenant) as connection:
+            heads = await reading.heads(connection, tenant)
+        return audit_pb2.ListHeadsResponse(
+            heads=[
+                audit_pb2.Head(
+                    chain=head.chain,
+                    incarnation=head.incarnation,
+                    seq=head.seq,
+                    event_hash=head.event_hash,
+                )
+                for head in heads
+            ]
+        )
+
+    async def StartVerify(  # the contract's name
+        self, request: audit_pb2.StartVerifyRequest, context: Any
+    ) -> audit_pb2.StartVerifyResponse:
+        tenant = _tenant(request.tenant_id)
+        if request.chain and not is_chain(request.chain):
+            raise BehavryError("INVALID_ARGUMENT", "there is no chain of that name")
+        return audit_pb2.StartVerifyResponse(
+            verify_id=self._jobs.start(tenant, request.chain or None)
+        )
+
+    async def WatchVerify(  # the contract's name
+        self, request: audit_pb2.WatchVerifyRequest, context: Any
+    ) -> AsyncIterator[audit_pb2.WatchVerifyResponse]:
+        job = self._jobs.find(_tenant(request.tenant_id), request.verify_id)
+        async for step in job.steps():
+            yield _progress(step)
+
+
 def look_at(entry: audit_pb2.Entry, stream: Stream) -> Item:
     """The record with what filters need, or with the reason for which it cannot be taken."""
     body = entry.body
@@ -129,3 +215,58 @@ async def _opening(requests: AsyncIterator[audit_pb2.AppendRequest]) -> audit_pb
     if not is_uuid(first.open.source) or not is_uuid(first.open.boot):
         raise BehavryError("INVALID_ARGUMENT", "source and boot are UUIDs")
     return first.open
+
+
+@asynccontextmanager
+async def _database() -> AsyncIterator[None]:
+    """What the driver raises stays inside: callers learn that the store is away."""
+    try:
+        yield
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError) as failure:
+        raise BehavryError(
+            "DEPENDENCY_UNAVAILABLE", "the audit store cannot be reached", dependency="postgres"
+        ) from failure
+
+
+def _tenant(text: str) -> str:
+    if not is_uuid(text):
+        raise BehavryError("TENANT_UNSET", "the request names no tenant")
+    return text
+
+
+def _trace(decision: asyncpg.Record, outcome: asyncpg.Record | None) -> audit_pb2.Trace:
+    return audit_pb2.Trace(
+        decision=_event(decision), outcome=None if outcome is None else _event(outcome)
+    )
+
+
+def _event(row: asyncpg.Record) -> audit_pb2.Event:
+    return audit_pb2.Event(
+        tenant_id=str(row["tenant_id"]),
+        chain=row["chain"],
+        incarnation=row["incarnation"],
+        seq=row["seq"],
+        committed_at_us=row["committed_at"],
+        event_id=str(row["event_id"]),
+        body=row["body"],
+        previous_hash=row["previous_hash"],
+        event_hash=row["event_hash"],
+    )
+
+
+def _progress(job: Job) -> audit_pb2.WatchVerifyResponse:
+    message = audit_pb2.WatchVerifyResponse(
+        rows_done=job.rows_done, rows_total=job.rows_total, chain=job.chain
+    )
+    if (verdict := job.verdict) is not None:
+        message.done = True
+        message.verdict = verdict.verdict
+        message.assurance = verdict.assurance
+        message.chains = verdict.chains
+        message.rows_done = verdict.rows
+        message.why = verdict.why
+        message.findings.extend(
+            audit_pb2.Finding(chain=found.chain, seq=found.seq, code=found.code)
+            for found in verdict.findings
+        )
+    return message

@@ -82,7 +82,7 @@ class AuditService:
     @asynccontextmanager
     async def reader(
         self, peer: str = "control"
-    ) -> AsyncIterator[tuple[audit_pb2_grpc.AuditReaderServiceAsyncStub, Link]]:
+    ) -> AsyncIterator[tuple[Any, Link]]:
         async with self.link(peer) as link:
             stub: Any = audit_pb2_grpc.AuditReaderServiceStub(link.channel)
             yield stub, link

@@ -34,14 +34,14 @@ CREATE TABLE events (
     PRIMARY KEY (tenant_id, chain, incarnation, seq, committed_at)
 ) PARTITION BY RANGE (committed_at);
 
-CREATE TABLE events_default PARTITION OF events DEFAULT;
+-- Rows stay whole and uncompressed up to a page: compressing them cost more than storing them.
+CREATE TABLE events_default PARTITION OF events DEFAULT WITH (toast_tuple_target = 8160);
 
--- Was this record stored (once-only), and where is it?
+-- Was this record stored (once-only), and where is it? Ids begin with their time (UUIDv7), so the
+-- same index lists newest first.
 CREATE INDEX events_by_id ON events (tenant_id, event_id);
--- Outcome of a decision.
+-- What belongs to a decision, beside the record that is its own.
 CREATE INDEX events_by_decision ON events (tenant_id, decision) WHERE decision IS NOT NULL;
--- Lists, newest first.
-CREATE INDEX events_newest ON events (tenant_id, committed_at, event_id);
 
 -- What may be purged later without breaking a chain; the record holds a salted commitment to it.
 CREATE TABLE parts (
@@ -52,7 +52,7 @@ CREATE TABLE parts (
     stored    bytea NOT NULL,
     mode      text  NOT NULL CHECK (mode IN ('full', 'redacted', 'encrypted', 'input')),
     PRIMARY KEY (tenant_id, event_id, kind)
-);
+) WITH (toast_tuple_target = 8160);
 
 -- The end of each chain. A writer moves it only from the end that it linked to.
 CREATE TABLE chain_heads (

@@ -133,9 +133,9 @@ async def test_a_peer_writes_only_its_own_types(
     audit_database: Database, peer: str, type_: str, *, taken: bool
 ) -> None:
     tenant, source = str(uuid4()), Source(kind=peer)
-    async with audit_service(audit_database) as audit:
-        async with audit.shipper(source, peer=peer) as shipper:
-            await shipper.ship([source.entry(tenant, chain="tenant", type=type_)])
+    entry = source.entry(tenant, chain="tenant", type=type_)
+    async with audit_service(audit_database) as audit, audit.shipper(source, peer=peer) as shipper:
+        await shipper.ship([entry])
 
     types = [row["type"] for row in await stored(audit_database, tenant)]
     assert taken == (type_ in types and "record.rejected" not in types)
