@@ -68,8 +68,7 @@ def ensure(plan: Plan) -> summary.Demo:
     control = Control(url=plan.control_url, api_key=read_key(plan.state.admin_api_key))
     _scratch_repository(plan.state.demo_repo)
     _stdio_programs(plan.state)
-    for name, permissions in ROLES.items():
-        control.put(f"/api/v1/roles/{segment(name)}", {"permissions": permissions})
+    _roles(control)
     _servers(control)
     _policies(control)
     agent = _agent(control, plan)
@@ -121,6 +120,13 @@ def stdio_document(state: State) -> str:
 def _stdio_programs(state: State) -> None:
     if not state.stdio.exists():
         write_secret(state.stdio, stdio_document(state))
+
+
+def _roles(control: Control) -> None:
+    existing = {role["name"] for role in control.items("/api/v1/roles")}
+    for name, permissions in ROLES.items():
+        if name not in existing:
+            control.put(f"/api/v1/roles/{segment(name)}", {"permissions": permissions})
 
 
 def _servers(control: Control) -> None:

@@ -134,7 +134,7 @@ def service(plan: Plan, name: str, dsns: Mapping[str, str]) -> Program:
         name=name,
         # The -X value means nothing to Python: it tells whoever lists processes whose this one is.
         argv=[sys.executable, "-X", f"behavry={plan.state.root}", "-m", f"services.{name}"],
-        env={**_inherited(plan), **_settings(plan), **_own_settings(plan, name, dsns)},
+        env={**_inherited(plan), **_settings(plan), **own_settings(plan, name, dsns)},
         log=plan.state.log_of(name),
         ready=_serving(plan.run_dir / f"{name}.sock"),
     )
@@ -167,7 +167,7 @@ def _settings(plan: Plan) -> dict[str, str]:
     }
 
 
-def _own_settings(plan: Plan, name: str, dsns: Mapping[str, str]) -> dict[str, str]:
+def own_settings(plan: Plan, name: str, dsns: Mapping[str, str]) -> dict[str, str]:
     keys = plan.state.keys
     match name:
         case "audit":

@@ -132,12 +132,26 @@ def _take_back_approvals(telling: _Telling) -> None:
 def _nothing_is_visible(telling: _Telling) -> None:
     for slug in telling.clients:
         _until_listed(telling, slug, set())
+        _until_known(telling, slug)
     telling.step(
         "It lists the tools of both servers: nobody has approved one, so there are none",
         "[]",
         decision="hidden",
         record=_newest_id(telling, "type:catalog.served"),
     )
+
+
+def _until_known(telling: _Telling, slug: str) -> None:
+    """The agent's first look made the gateway fetch the server's tools; the admin hears of them."""
+    deadline = time.monotonic() + RECORD_TIMEOUT_S
+    while not APPROVED[slug].keys() <= _tool_names(telling, slug):
+        if time.monotonic() > deadline:
+            raise CommandFailed(f"the tools of {slug} did not become known", status=Exit.DIFFERENCE)
+        time.sleep(0.1)  # noqa: TID251  # news from the data plane; REST tells it when asked
+
+
+def _tool_names(telling: _Telling, slug: str) -> set[str]:
+    return {tool["name"] for tool in telling.control.items(f"/api/v1/servers/{slug}/tools")}
 
 
 def _the_admin_classifies(telling: _Telling) -> None:
