@@ -59,6 +59,7 @@ def _tenant(tenant_id: str, tenant: Tenant, revocations: Revocations) -> dict[st
                 "urls": server.urls,
                 "stdio": server.stdio,
                 "era": server.era,
+                "case_fold": server.case_fold,
                 "credential": server.credential,
             }
             for slug, server in tenant.servers.items()
