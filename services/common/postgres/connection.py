@@ -49,7 +49,7 @@ class CountedConnection(SingleConnection):
         command: str,
         args: Iterable[Sequence[Any]],
         *,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,  # noqa: ASYNC109  # as above
     ) -> None:
         self.counters.statements += 1
         await super().executemany(command, args, timeout=timeout)
