@@ -1,67 +1,29 @@
-"""What an engine may answer: decides which verdicts make a `behavry.decision/1`.
-
-Pure and strict: anything but well-formed verdicts is `engine_invalid`, an obligation that nobody
-enforces is `obligation_unknown`, no verdict is `default_deny`. Both engines end here, so that one
-function aggregates: any deny > any intercept > any allow.
+"""What an engine answers, and how it says so on the wire. What verdicts add up to is decided in
+services/common/rego/verdicts.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 
-Result = Literal["allow", "deny", "intercept"]
+from services.common.rego.verdicts import (
+    UNREADABLE,
+    AnswerInvalid,
+    Decision,
+    PolicyKey,
+    Result,
+    Said,
+    ShadowVerdict,
+    Verdict,
+    decide,
+    grouped,
+)
 
-MAX_VERDICTS: Final = 1024
 MAX_SHADOW: Final = 256
-
-#: Obligations that the proxy carries out. None yet: each joins in the change that enforces it.
-ENFORCED: Final[frozenset[str]] = frozenset()
-
-_STRENGTH: Final[dict[Result, int]] = {"deny": 0, "intercept": 1, "allow": 2}
-
-
-class Obligation(Struct, frozen=True):
-    """`{"type": "max_result_bytes", ...}`; what else it holds depends on its type."""
-
-    type: Annotated[str, Meta(min_length=1, max_length=40)]
-
-
-class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
-    """One element of a policy's `verdicts`."""
-
-    result: Result
-    code: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,63}$")]
-    reason: Annotated[str, Meta(max_length=256)]
-    obligations: Annotated[tuple[Raw, ...], Meta(max_length=32)]
-
-
-PolicyKey = Annotated[str, Meta(min_length=1, max_length=80)]
-Said = tuple[PolicyKey, Verdict]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShadowVerdict:
-    policy: str
-    result: Result
-    code: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """`behavry.decision/1`. `codes` starts with `reason_code`."""
-
-    result: Result
-    reason_code: str
-    reason: str
-    policies: tuple[str, ...] = ()
-    codes: tuple[str, ...] = ()
-    obligations: tuple[bytes, ...] = ()
-    shadow: tuple[ShadowVerdict, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,56 +57,6 @@ class EngineFailure:
     shared: bool = False
 
 
-class AnswerInvalid(Exception):
-    """These verdicts are not well-formed. The text says where, never what."""
-
-
-class ObligationUnknown(Exception):
-    """A verdict asks for something that nobody enforces."""
-
-
-DEFAULT_DENY: Final = Decision(
-    result="deny",
-    reason_code="default_deny",
-    reason="no policy allows this call",
-    codes=("default_deny",),
-)
-
-
-def decide(said: Sequence[Said]) -> Decision:
-    """1. nothing said: default_deny  2. strongest result  3. its reasons, the first by policy and
-    code leads; a denial names the intercepts too  4. all obligations, each enforced.
-    """
-    if not said:  # 1
-        return DEFAULT_DENY
-    if len(said) > MAX_VERDICTS:
-        raise AnswerInvalid("too many verdicts")
-    ranked = sorted(said, key=lambda one: (_STRENGTH[one[1].result], one[0], one[1].code))
-    result = ranked[0][1].result  # 2
-    counted = [one for one in ranked if (one[1].result == "allow") == (result == "allow")]  # 3
-    obligations = tuple(dict.fromkeys(_obligations(said)))  # 4
-    return Decision(
-        result=result,
-        reason_code=ranked[0][1].code,
-        reason=ranked[0][1].reason,
-        policies=tuple(dict.fromkeys(policy for policy, _ in counted)),
-        codes=tuple(dict.fromkeys(verdict.code for _, verdict in counted)),
-        obligations=obligations,
-    )
-
-
-def _obligations(said: Iterable[Said]) -> Iterable[bytes]:
-    for _, verdict in said:
-        for raw in verdict.obligations:
-            try:
-                obligation = msgspec.json.decode(raw, type=Obligation)
-            except msgspec.DecodeError:
-                raise AnswerInvalid("an obligation") from None
-            if obligation.type not in ENFORCED:
-                raise ObligationUnknown
-            yield bytes(raw)
-
-
 # What each engine sends. The embedded child groups by policy; OPA sends pairs and its own result.
 
 
@@ -153,8 +65,6 @@ class OpaDecision(Struct, frozen=True, forbid_unknown_fields=True):
     verdicts: tuple[Said, ...]
 
 
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_grouped: Final = msgspec.json.Decoder(tuple[tuple[PolicyKey, tuple[Verdict, ...]], ...])
 _pairs: Final = msgspec.json.Decoder(OpaDecision)
 _shadow_pairs: Final = msgspec.json.Decoder(tuple[tuple[PolicyKey, Raw], ...])
 _raw_list: Final = msgspec.json.Decoder(tuple[Raw, ...])
@@ -163,11 +73,7 @@ _verdict: Final = msgspec.json.Decoder(Verdict)
 
 def decide_grouped(raw: bytes | Raw) -> Decision:
     """The decision of `[[policy, [verdict, ...]], ...]`."""
-    try:
-        grouped = _grouped.decode(raw)
-    except _UNREADABLE:
-        raise AnswerInvalid("the verdicts") from None
-    return decide([(policy, verdict) for policy, verdicts in grouped for verdict in verdicts])
+    return decide(grouped(raw))
 
 
 def decide_opa(raw: bytes | Raw) -> Decision:
@@ -176,7 +82,7 @@ def decide_opa(raw: bytes | Raw) -> Decision:
     """
     try:
         answer = _pairs.decode(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise AnswerInvalid("the decision") from None
     decision = decide(answer.verdicts)
     if decision.result != answer.result:
@@ -184,14 +90,14 @@ def decide_opa(raw: bytes | Raw) -> Decision:
     return decision
 
 
-def shadow_pairs(raw: bytes | Raw, *, grouped: bool) -> tuple[ShadowVerdict, ...]:
+def shadow_pairs(raw: bytes | Raw, *, by_policy: bool) -> tuple[ShadowVerdict, ...]:
     """What policies in shadow said. What is not well-formed is left out: it never counts."""
     found: list[ShadowVerdict] = []
     try:
         for policy, said in _shadow_pairs.decode(raw)[:MAX_SHADOW]:
-            for verdict_raw in _raw_list.decode(said) if grouped else (said,):
+            for verdict_raw in _raw_list.decode(said) if by_policy else (said,):
                 found.extend(_shadow_verdict(policy, verdict_raw))
-    except _UNREADABLE:
+    except UNREADABLE:
         return ()
     return tuple(found[:MAX_SHADOW])
 
@@ -199,6 +105,6 @@ def shadow_pairs(raw: bytes | Raw, *, grouped: bool) -> tuple[ShadowVerdict, ...
 def _shadow_verdict(policy: str, raw: Raw) -> tuple[ShadowVerdict, ...]:
     try:
         verdict = _verdict.decode(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return ()
     return (ShadowVerdict(policy=policy, result=verdict.result, code=verdict.code),)

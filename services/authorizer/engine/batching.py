@@ -18,9 +18,9 @@ from services.authorizer.engine.answer import (
     EngineAnswer,
     EngineFailure,
     FailureCode,
-    ShadowVerdict,
 )
 from services.authorizer.engine.protocol import Engine
+from services.common.rego.verdicts import ShadowVerdict
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log

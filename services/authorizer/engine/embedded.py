@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from services.authorizer.engine.answer import (
-    AnswerInvalid,
     EngineAnswer,
     EngineFailure,
     FailureCode,
-    ObligationUnknown,
-    ShadowVerdict,
     decide_grouped,
     shadow_pairs,
 )
@@ -36,6 +33,7 @@ from services.common.ids import NIL_TENANT
 from services.common.rego import frames
 from services.common.rego.names import tenant_segment
 from services.common.rego.process import End, Outcome, RegoProcess
+from services.common.rego.verdicts import AnswerInvalid, ObligationUnknown, ShadowVerdict
 from services.common.supervisor import Supervisor
 from services.common.telemetry.logging import Log
 
@@ -157,7 +155,7 @@ class Embedded:
         if child is None:
             return [()] * len(items)
         outcome = await child.evaluate(revision, tenant, items, shadow=True)
-        seen = [shadow_pairs(item.said, grouped=True) for item in outcome.items]
+        seen = [shadow_pairs(item.said, by_policy=True) for item in outcome.items]
         return seen + [()] * (len(items) - len(seen))
 
     async def close(self) -> None:

@@ -15,12 +15,9 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from services.authorizer.engine.answer import (
-    AnswerInvalid,
     EngineAnswer,
     EngineFailure,
     FailureCode,
-    ObligationUnknown,
-    ShadowVerdict,
     decide_opa,
     shadow_pairs,
 )
@@ -36,6 +33,7 @@ from services.authorizer.engine.http1 import (
 from services.authorizer.engine.opa_feed import BUNDLE_NAME, OpaFeed
 from services.authorizer.engine.protocol import EngineBundle, EngineRefused, EngineState, latest
 from services.common.rego.names import tenant_segment
+from services.common.rego.verdicts import AnswerInvalid, ObligationUnknown, ShadowVerdict
 from services.common.supervisor import Supervisor
 from services.common.telemetry.logging import Log
 
@@ -157,7 +155,7 @@ class Opa:
             entries = await self._query(tenant, "shadow_batch", revision, items, deadline)
         except _Failed:
             return [()] * len(items)
-        return [shadow_pairs(raw, grouped=False) for raw in entries]
+        return [shadow_pairs(raw, by_policy=False) for raw in entries]
 
     async def close(self) -> None:
         self._client.close()

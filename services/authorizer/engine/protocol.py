@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, TypeVar
 
-from services.authorizer.engine.answer import EngineAnswer, EngineFailure, ShadowVerdict
+from services.authorizer.engine.answer import EngineAnswer, EngineFailure
 from services.common.errors import BehavryError
 from services.common.rego.names import PolicyRef
+from services.common.rego.verdicts import ShadowVerdict
 
 Known = TypeVar("Known")
 
