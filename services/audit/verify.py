@@ -11,7 +11,7 @@ second verifier, in SQL, is migrations/0002_verify_links.sql.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from services.audit.chain import FIRST_PREVIOUS, Head, commitment, event_hash
@@ -86,18 +86,18 @@ class Verifier:
         return "" if self._walk is None else self._walk.chain
 
     def add(self, row: Row, parts: Iterable[StoredPart] = ()) -> None:
-        """1. its place  2. its hash  3. what it says of itself  4. columns  5. parts."""
+        """1. its place  2. its hash  3. what it says of itself  4. columns  5. parts: the first of
+        these that is wrong is the row's finding.
+        """
         if self._walk is None or self._walk.chain != row.chain:
             self._leave()
-            self._walk = _ChainWalk(row.chain, self.findings)
+            self._walk = _ChainWalk(row.chain, self._find)
             self._seen.add(row.chain)
         self.rows += 1
-        self._walk.step(row)  # 1
         body = _parsed(row.body)
-        self._check_body(row, body)  # 2, 3, 4
-        for part in parts:  # 5
-            if not _is_committed(body, part):
-                self._find(row, "part_mismatch")
+        code = self._walk.step(row) or self._wrong_inside(row, body, parts)
+        if code:
+            self._find(row.chain, row.seq, code)
         self._remember(body)
 
     def verdict(self) -> Verdict:
@@ -110,7 +110,10 @@ class Verifier:
         self.findings.extend(Finding(chain, 1, "chain_missing") for chain in gone)
         if self._whole and not self.findings:
             self.findings.extend(self._sources.gaps())
-        found = tuple(sorted(set(self.findings))[:MAX_FINDINGS])
+        lowest: dict[tuple[str, int], Finding] = {}
+        for finding in self.findings:  # one per position, the first that was found there
+            lowest.setdefault(finding[:2], finding)
+        found = tuple(sorted(lowest.values())[:MAX_FINDINGS])
         return Verdict(
             "tampered" if found else "ok", found, self.rows, len(self._seen | set(self._heads))
         )
@@ -119,7 +122,7 @@ class Verifier:
         if self._walk is not None:
             self._walk.end(self._heads.get(self._walk.chain))
 
-    def _check_body(self, row: Row, body: Body | None) -> None:
+    def _wrong_inside(self, row: Row, body: Body | None, parts: Iterable[StoredPart]) -> str | None:
         recomputed = event_hash(
             tenant=self._tenant,
             chain=row.chain,
@@ -129,17 +132,17 @@ class Verifier:
             previous_hash=row.previous_hash,
             body=row.body,
         )
-        if body is not None and (body.get("tenant"), body.get("chain")) != (
-            self._tenant,
-            row.chain,
-        ):
-            self._find(row, "foreign_row")
-        elif body is None or recomputed != row.event_hash:
-            self._find(row, "body_mismatch")
-        elif row.derived is not None and (
+        if body is not None and _is_foreign(body, self._tenant, row.chain):
+            return "foreign_row"
+        if body is None or recomputed != row.event_hash:
+            return "body_mismatch"
+        if row.derived is not None and (
             columns(body) != row.derived or body.get("id") != row.event_id
         ):
-            self._find(row, "column_drift")
+            return "column_drift"
+        if not all(_is_committed(body, part) for part in parts):
+            return "part_mismatch"
+        return None
 
     def _remember(self, body: Body | None) -> None:
         """What the rest of the chains must agree with."""
@@ -160,9 +163,9 @@ class Verifier:
             case "source.gap" | "record.rejected" if isinstance(source, dict):
                 self._sources.excuse(source)
 
-    def _find(self, row: Row, code: str) -> None:
+    def _find(self, chain: str, seq: int, code: str) -> None:
         if len(self.findings) < 10 * MAX_FINDINGS:
-            self.findings.append(Finding(row.chain, row.seq, code))
+            self.findings.append(Finding(chain, seq, code))
 
 
 class _ChainWalk:
@@ -170,38 +173,38 @@ class _ChainWalk:
     one manipulation is not told of every row behind it.
     """
 
-    def __init__(self, chain: str, findings: list[Finding]) -> None:
+    def __init__(self, chain: str, find: Callable[[str, int, str], None]) -> None:
         self.chain = chain
-        self._findings = findings
+        self._find = find
         self._seq = 0
         self._hash = FIRST_PREVIOUS
         self._at_us = -1
 
-    def step(self, row: Row) -> None:
+    def step(self, row: Row) -> str | None:
+        """What is wrong with the row's place; what is missing before it is told by itself."""
+        code = None
         if row.seq <= self._seq:
-            self._find(row.seq, "seq_duplicate")
+            code = "seq_duplicate"
         elif row.seq != self._seq + 1:
-            self._find(self._seq + 1, "seq_gap" if self._seq else "prefix_missing")
+            missing = "seq_gap" if self._seq else "prefix_missing"
+            self._find(self.chain, self._seq + 1, missing)
         elif row.previous_hash != self._hash:
-            self._find(row.seq, "link_broken")
-        if row.seq > self._seq and row.committed_at_us <= self._at_us:
-            self._find(row.seq, "time_regressed")
+            code = "link_broken"
+        if code is None and row.committed_at_us <= self._at_us:
+            code = "time_regressed"
         self._seq, self._hash, self._at_us = row.seq, row.event_hash, row.committed_at_us
+        return code
 
     def end(self, head: Head | None) -> None:
         """The store's own memory of the end must be this end."""
         if head is None:
-            self._find(1, "link_broken")
+            self._find(self.chain, 1, "link_broken")
         elif self._seq < head.seq:
-            self._find(self._seq + 1, "tail_truncated")
+            self._find(self.chain, self._seq + 1, "tail_truncated")
         elif self._seq > head.seq:
-            self._find(head.seq + 1, "link_broken")
+            self._find(self.chain, head.seq + 1, "link_broken")
         elif self._hash != head.event_hash:
-            self._find(head.seq, "link_broken")
-
-    def _find(self, seq: int, code: str) -> None:
-        if len(self._findings) < 10 * MAX_FINDINGS:
-            self._findings.append(Finding(self.chain, seq, code))
+            self._find(self.chain, head.seq, "link_broken")
 
 
 class _Sources:
@@ -272,7 +275,13 @@ def _parsed(body: bytes) -> Body | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_committed(body: Body | None, part: StoredPart) -> bool:
-    place = None if body is None else body.get(part.kind)
+def _is_foreign(body: Body, tenant: str, chain: str) -> bool:
+    """The body names another tenant or chain than the one in which it lies."""
+    named = (body.get("tenant"), body.get("chain"))
+    return named != (tenant, chain) and all(isinstance(name, str) for name in named)
+
+
+def _is_committed(body: Body, part: StoredPart) -> bool:
+    place = body.get(part.kind)
     commit = place.get("commit") if isinstance(place, dict) else None
     return commit == commitment(part.salt, part.stored).hex()

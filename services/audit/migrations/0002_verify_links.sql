@@ -69,7 +69,12 @@ RETURNS TABLE (chain text, seq bigint, code text) LANGUAGE sql STABLE AS $$
         SELECT last.chain, 1, 'link_broken' FROM last
         WHERE NOT EXISTS (SELECT FROM heads WHERE heads.chain = last.chain)
     )
-    SELECT f.chain, f.seq, f.code FROM found f ORDER BY f.chain COLLATE "C", f.seq, f.code
+    -- One code per position: what is wrong with the place comes before what is wrong in it.
+    SELECT DISTINCT ON (f.chain COLLATE "C", f.seq) f.chain, f.seq, f.code
+    FROM found f
+    ORDER BY f.chain COLLATE "C", f.seq,
+             array_position(ARRAY['chain_missing', 'prefix_missing', 'seq_gap', 'seq_duplicate',
+                                  'tail_truncated', 'link_broken', 'time_regressed'], f.code)
 $$;
 
 REVOKE ALL ON FUNCTION event_hash_of(uuid, text, integer, bigint, bigint, bytea, bytea) FROM PUBLIC;
