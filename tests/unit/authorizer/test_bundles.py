@@ -29,7 +29,9 @@ Files = dict[str, bytes]
 
 def content(*, plane: str = PLANE, environment: str = "test") -> Content:
     state: dict[str, Any] = {"slug": "acme", "policy_revision": "sha256:0"}
-    tenant = TenantContent(id=TENANT, state=state, modules={"behavry/tenant/x.rego": "package behavry.x\n"})
+    tenant = TenantContent(
+        id=TENANT, state=state, modules={"behavry/tenant/x.rego": "package behavry.x\n"}
+    )
     shipped = {"behavry/base/grants.rego": "package behavry.base.grants\n"}
     return Content(
         plane_id=PlaneId(plane), environment=environment, tenants=[tenant], shipped=shipped
