@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BROAD_HANDLERS = {
     "services/common/rpc/interceptors.py",
     "services/common/supervisor.py",
+    "services/control/api/edge.py",
+    "services/proxy/transports/entry.py",
 }
 # Where a test may let time pass: what waits for a condition, and what measures time itself.
 SLEEPERS = ("tests/fakes/", "tests/perf/")

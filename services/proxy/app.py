@@ -1,0 +1,319 @@
+"""Opens the proxy's parts in order and closes them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from services.common.clock import Clock, SystemClock
+from services.common.errors import BehavryError
+from services.common.outbox.digests import Digester
+from services.common.outbox.outbox import FileOutbox, Tuning
+from services.common.outbox.running import OutboxOptions, running_outbox
+from services.common.outbox.stamp import Origin
+from services.common.outbox.transport import GrpcTransport
+from services.common.rpc.client import dial
+from services.common.rpc.peers import Identity as PeerIdentity
+from services.common.rpc.peers import TokenPeers
+from services.common.rpc.server import Serving, serve
+from services.common.settings import environment
+from services.common.supervisor import Supervisor
+from services.common.telemetry.counters import Counters
+from services.common.telemetry.logging import Log, get_log
+from services.proxy import local, records, snapshot
+from services.proxy.backends.commands import Commands
+from services.proxy.backends.registry import Registry
+from services.proxy.backends.secrets import Secrets
+from services.proxy.backends.stdio import StdioBackend
+from services.proxy.backends.streamable import StreamableBackend
+from services.proxy.bridge import VERSION
+from services.proxy.calls import Visit
+from services.proxy.catalog import Catalog, Listing, View
+from services.proxy.clients.control import ControlClient
+from services.proxy.clients.decide import DecideClient
+from services.proxy.clients.snapshots import watch
+from services.proxy.failures import Failure, Failures
+from services.proxy.identity import Identity
+from services.proxy.pipeline import Pipeline
+from services.proxy.seals import Seals
+from services.proxy.sessions import Sessions
+from services.proxy.settings import ProxySettings
+from services.proxy.transports.entry import Entry, edges
+from services.proxy.transports.listener import bind, listening
+
+SWEEP_S: Final = 10.0
+REPORT_TRIES: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """Where the proxy listens."""
+
+    http: str
+    serving: Serving
+    counters: Counters
+
+
+@asynccontextmanager
+async def running(settings: ProxySettings, *, clock: Clock | None = None) -> AsyncIterator[Running]:
+    """SERVING once the authorizer sent who may do what and whose tokens count."""
+    clock = clock or SystemClock()
+    counters, log = Counters(), get_log("proxy")
+    digester = Digester.load(settings.digest_keys)
+    seals = Seals.load(settings.seal_keys, clock)
+    me = PeerIdentity("proxy", settings.peers_dir / "proxy.token")
+    options = OutboxOptions(
+        root=settings.outbox_dir,
+        origin=Origin(kind="proxy", plane=settings.plane_id, version=VERSION),
+        max_bytes=settings.outbox_max_bytes,
+        tuning=Tuning(durability=settings.outbox_durability),
+    )
+    async with (
+        dial(settings.audit_address, me) as audit,
+        running_outbox(
+            options,
+            GrpcTransport(audit),
+            clock=clock,
+            counters=counters,
+            log=log,
+            digester=digester,
+        ) as outbox,
+        dial(settings.authorizer_address, me) as authorizer,
+        aiohttp.ClientSession(auto_decompress=False) as http,
+        Supervisor(log) as supervisor,
+    ):
+        decide = DecideClient(
+            authorizer,
+            worker=f"{settings.plane_id}/{outbox.source}",
+            timeout_ms=settings.decision_timeout_ms,
+            counters=counters,
+            log=log,
+        )
+        control = ControlClient(http, settings.control_url, counters)
+        identity = Identity(
+            issuer=settings.control_public_url,
+            plane_audience=f"behavry:dp:{settings.plane_id}",
+            trader=control,
+            clock=clock,
+            spawn=supervisor.once,
+        )
+        backends = _backends(settings, clock, counters, supervisor)
+        notes = _Notes(outbox, decide, supervisor, clock, log)
+        catalog = Catalog(decider=decide, clock=clock, report=notes.report, served=notes.served)
+        sessions = Sessions(seals, clock)
+        failures = Failures(clock, notes.auth_failed)
+        pipeline = Pipeline(
+            identity=identity,
+            decider=decide,
+            recorder=outbox,
+            backends=backends,
+            catalog=catalog,
+            sessions=sessions,
+            seals=seals,
+            digester=digester,
+            failures=failures,
+            counters=counters,
+            clock=clock,
+            log=log,
+        )
+
+        async with serve(
+            listen=settings.grpc_listen,
+            register=lambda _: None,  # health and diagnostics are all that others may ask
+            authenticator=TokenPeers(settings.peers_dir),
+            counters=counters,
+            log=log,
+        ) as serving:
+            listener, bound = bind(settings.http_listen)
+            ready = _Readiness(pipeline, identity, outbox, serving)
+
+            def take_proxy(_: str, raw: bytes) -> None:
+                pipeline.snapshot = snapshot.decode(raw)
+                catalog.forget_views()
+                ready.changed()
+
+            def take_jwks(_: str, raw: bytes) -> None:
+                part = msgspec.json.decode(raw)
+                identity.set_keys(str(part.get("issuer") or ""), part.get("jwks") or {})
+                ready.changed()
+
+            entry = Entry(
+                pipeline=pipeline,
+                control=control,
+                edges=edges(
+                    public_url=settings.public_url.replace(settings.http_listen, bound),
+                    issuer=settings.control_public_url,
+                    allowed_hosts=settings.allowed_hosts,
+                    cors_origins=settings.cors_origins,
+                ),
+                ready=lambda: ready.now,
+                counters=counters,
+                log=log,
+            )
+            supervisor.spawn("decide", decide.run)
+            supervisor.spawn("snapshot", lambda: watch(authorizer, "proxy", take_proxy, log))
+            supervisor.spawn("jwks", lambda: watch(authorizer, "jwks", take_jwks, log))
+            supervisor.spawn("readiness", ready.run)
+            supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures))
+            try:
+                async with listening(entry, listener):
+                    yield Running(http=f"http://{bound}", serving=serving, counters=counters)
+            finally:
+                failures.sweep(everything=True)
+                backends.streamable.shut()
+                await backends.stdio.shut()
+
+
+def _backends(
+    settings: ProxySettings, clock: Clock, counters: Counters, supervisor: Supervisor
+) -> Registry:
+    secrets = Secrets(settings.secrets_dir)
+    return Registry(
+        streamable=StreamableBackend(
+            secrets=secrets, clock=clock, counters=counters, spawn=supervisor.once
+        ),
+        stdio=StdioBackend(
+            commands=Commands(settings.stdio_file),
+            secrets=secrets,
+            clock=clock,
+            counters=counters,
+            homes=settings.stdio_homes,
+            hidden=hidden_from_children(settings),
+            inherited=environment(),
+            spawn=supervisor.once,
+        ),
+    )
+
+
+def hidden_from_children(settings: ProxySettings) -> tuple[Any, ...]:
+    """Directories of ours that a tool server of the same user must not see; outermost only."""
+    ours = {
+        settings.state_dir.resolve(),
+        settings.run_dir.resolve(),
+        settings.peers_dir.resolve(),
+        settings.secrets_dir.resolve(),
+        settings.outbox_dir.resolve(),
+        settings.seal_keys.parent.resolve(),
+        settings.digest_keys.parent.resolve(),
+    }
+    return tuple(path for path in sorted(ours) if not any(one in path.parents for one in ours))
+
+
+class _Readiness:
+    """Ready: a snapshot, keys, and an outbox that takes calls."""
+
+    def __init__(
+        self, pipeline: Pipeline, identity: Identity, outbox: FileOutbox, serving: Serving
+    ) -> None:
+        self._pipeline = pipeline
+        self._identity = identity
+        self._outbox = outbox
+        self._serving = serving
+        self._news = asyncio.Event()
+        self._told = False
+
+    @property
+    def now(self) -> bool:
+        return bool(self._pipeline.snapshot.revision) and self._identity.ready
+
+    def changed(self) -> None:
+        self._news.set()
+
+    async def run(self) -> None:
+        """Keeps the health service's word."""
+        while True:
+            ready = self.now and self._outbox.accepts_calls
+            if ready != self._told:
+                self._told = ready
+                await self._serving.set_health("", serving=ready)
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), 1.0)
+            except TimeoutError:
+                continue
+
+
+class _Notes:
+    """What is told to others without anybody waiting: records and reports."""
+
+    def __init__(
+        self,
+        outbox: FileOutbox,
+        decide: DecideClient,
+        supervisor: Supervisor,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._outbox = outbox
+        self._decide = decide
+        self._supervisor = supervisor
+        self._clock = clock
+        self._log = log
+
+    def report(self, visit: Visit, listing: Listing) -> None:
+        tenant, slug = visit.caller.tenant, visit.slug
+        tools = [(t.name, t.schema_hash, t.definition) for t in listing.tools.values()]
+
+        async def tell() -> None:
+            for attempt in range(REPORT_TRIES):
+                try:
+                    await self._decide.report(tenant, slug, tools)
+                except BehavryError:
+                    await asyncio.sleep(0.25 * 2**attempt)
+                else:
+                    return
+            self._log.warning("tools_not_reported", server=slug)
+
+        self._supervisor.once("report tools", tell)
+
+    def served(self, visit: Visit, view: View, listing: Listing) -> None:
+        self._put(
+            records.served(
+                visit,
+                visible=len(view.names),
+                offered=len(listing.tools),
+                digest=view.digest,
+                clock=self._clock,
+            )
+        )
+
+    def auth_failed(self, failure: Failure, count: int) -> None:
+        self._put(
+            records.auth_failed(
+                tenant=failure.tenant,
+                agent=failure.agent,
+                reason=failure.reason,
+                server=failure.server,
+                client_ip=failure.address,
+                count=count,
+                clock=self._clock,
+            )
+        )
+
+    def _put(self, record: records.Record) -> None:
+        async def put() -> None:
+            try:
+                await self._outbox.put(record)
+            except BehavryError as failure:
+                self._log.error("not_recorded", reason=failure.code)
+
+        self._supervisor.once("record", put)
+
+
+async def _sweep(backends: Registry, sessions: Sessions, failures: Failures) -> None:
+    """What time ends: idle sessions, children, merged failures."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        failures.sweep()
+        await backends.streamable.sweep()
+        await backends.stdio.sweep()
+        for visit, session in sessions.sweep():
+            upstream = local.upstream_session(session)
+            if upstream is not None:
+                await backends.of(visit.server).close(visit, upstream)

@@ -1,0 +1,1 @@
+"""The way to tool servers: dialects, connections, child processes."""

@@ -1,0 +1,54 @@
+"""Server-sent events from chunks of bytes (WHATWG HTML 9.2.6): CR, LF, CRLF, any split. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+_END: Final = re.compile(rb"\r\n|\n|\r")
+
+
+class EventTooLong(Exception):
+    """More bytes without an end than one event may have."""
+
+
+class EventParser:
+    """Feed it chunks; it yields the data of each complete event."""
+
+    def __init__(self, max_event: int) -> None:
+        self._max_event = max_event
+        self._rest = b""
+        self._data: list[bytes] = []
+        self._size = 0
+        self._first = True
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Raises EventTooLong."""
+        data = self._rest + chunk
+        if self._first and len(data) >= 3:
+            data = data.removeprefix(b"\xef\xbb\xbf")
+            self._first = False
+        start = 0
+        for match in _END.finditer(data):
+            if match[0] == b"\r" and match.end() == len(data):
+                break  # perhaps the first half of CRLF
+            line = data[start : match.start()]
+            start = match.end()
+            if line:
+                self._field(line)
+            elif self._data:
+                yield b"\n".join(self._data)
+                self._data, self._size = [], 0
+        self._rest = data[start:]
+        if self._size + len(self._rest) > self._max_event:
+            raise EventTooLong
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            value = value.removeprefix(b" ")
+            self._data.append(value)
+            self._size += len(value)
+            if self._size > self._max_event:
+                raise EventTooLong

@@ -1,0 +1,82 @@
+"""Starts one tool server in a cage: `python -I launch.py --hide DIR --keep PATH -- command args`.
+
+Run as a script by the stdio host, never imported: nothing but the standard library. It hides the
+state directory in a mount namespace (where the system allows one), limits descriptors, ties its life
+to its parent's and becomes the command.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
+MS_NOSUID, MS_NODEV = 2, 4
+PR_SET_PDEATHSIG = 1
+MAX_FILES = 1024
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(status: int) -> None:
+    if status != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def own_namespaces() -> None:
+    """A user and a mount namespace in which we are who we were."""
+    uid, gid = os.getuid(), os.getgid()
+    check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+
+
+def hide(directories: list[str], kept: list[str]) -> None:
+    """An empty directory lies over each hidden one; kept paths below show through."""
+    own_namespaces()
+    check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
+    open_paths = [(path, os.open(path, os.O_PATH)) for path in kept if os.path.exists(path)]
+    for directory in directories:
+        target = os.fsencode(directory)
+        check(libc.mount(b"tmpfs", target, b"tmpfs", MS_NOSUID | MS_NODEV, b"size=64k,mode=0700"))
+    for path, fd in open_paths:
+        source = f"/proc/self/fd/{fd}"
+        if os.path.isdir(source):
+            os.makedirs(path, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+        check(libc.mount(source.encode(), os.fsencode(path), None, MS_BIND | MS_REC, None))
+        os.close(fd)
+    # A second pair of namespaces locks the mounts: whoever runs in it cannot take them off.
+    own_namespaces()
+
+
+def main(arguments: list[str]) -> None:
+    split = arguments.index("--")
+    options, command = arguments[:split], arguments[split + 1 :]
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    directories = [value for name, value in pairs if name == "--hide"]
+    kept = [value for name, value in pairs if name == "--keep"]
+    parent = next((int(value) for name, value in pairs if name == "--parent"), os.getppid())
+    cwd = os.getcwd()
+    if directories:
+        # Forbidden on some systems: the README's limits say what that means.
+        with contextlib.suppress(OSError):
+            hide(directories, kept)
+    with contextlib.suppress(OSError):
+        os.chdir(cwd)  # the same path, now the one that shows through
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the tie was made
+        sys.exit(1)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

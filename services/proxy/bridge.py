@@ -1,0 +1,159 @@
+"""From an agent's dialect to a tool server's and back (mcp.md 2.3): trees in, trees out. Pure.
+
+Decides which members are made, stripped or renamed. No capability of an agent is passed on in this
+version: what would need one (elicitation, sampling, roots, tasks) is refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from services.proxy.answers import RESOURCE_NOT_FOUND
+from services.proxy.eras import (
+    CAPABILITIES_META,
+    CLIENT_META,
+    KNOWN,
+    SERVER_META,
+    VERSION_META,
+    Era,
+)
+from services.proxy.messages import INVALID_PARAMS
+
+NAME: Final = "behavry"
+VERSION: Final = "0.1.0"
+OURS: Final = {"name": NAME, "version": VERSION}
+MAX_TTL_MS: Final = 30_000
+#: Methods whose modern results carry cache hints.
+CACHEABLE: Final = frozenset({
+    "tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read",
+    "server/discover",
+})  # fmt: skip
+_OWN_META: Final = ("com.behavry/", "io.modelcontextprotocol/")
+#: Progress is not relayed, so it is not asked for; trace context is made anew at each hop.
+_DROPPED_META: Final = frozenset({"progressToken", "traceparent", "tracestate", "baggage"})
+_MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
+_OFFERED: Final = ("tools", "resources", "prompts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a tool server said of itself when it was probed."""
+
+    era: Era
+    version: str
+    capabilities: dict[str, Any] = field(default_factory=dict)
+    server_info: dict[str, Any] = field(default_factory=dict)
+    instructions: str | None = None
+
+    @property
+    def modern(self) -> bool:
+        return self.era == "modern"
+
+
+class Untranslatable(Exception):
+    """An upstream result that the agent cannot be given. `reason` is an ErrorReason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def outgoing(
+    params: dict[str, Any], facts: Facts, *, arguments: bytes | None = None
+) -> dict[str, Any]:
+    """Params for the tool server. `arguments` are the very bytes that were decided and digested."""
+    made = {name: value for name, value in params.items() if name != "_meta"}
+    if arguments is not None:
+        made["arguments"] = orjson.Fragment(arguments)
+    given = params.get("_meta")
+    meta = _passed(given) if type(given) is dict else {}
+    if facts.modern:
+        client = given.get(CLIENT_META) if type(given) is dict else None
+        meta |= modern_meta(facts.version, client if type(client) is dict else OURS)
+    if meta:
+        made["_meta"] = meta
+    return made
+
+
+def modern_meta(version: str, client: dict[str, Any] = OURS) -> dict[str, Any]:
+    return {VERSION_META: version, CLIENT_META: client, CAPABILITIES_META: {}}
+
+
+def result(found: dict[str, Any], method: str, facts: Facts, *, to_modern: bool) -> dict[str, Any]:
+    """An upstream result as the agent's dialect has it. Raises Untranslatable."""
+    if facts.modern and found.get("resultType", "complete") != "complete":
+        asks = found["resultType"] == "input_required"
+        raise Untranslatable("capability_not_granted" if asks else "upstream_protocol")
+    made = dict(found)
+    if type(made.get("_meta")) is dict:
+        made["_meta"] = {
+            key: value for key, value in made["_meta"].items() if not key.startswith(_OWN_META[0])
+        }
+    if not to_modern:
+        if facts.modern:
+            for name in _MODERN_ONLY:
+                made.pop(name, None)
+        return made
+    made["resultType"] = "complete"
+    if method in CACHEABLE:
+        ttl = made.get("ttlMs", 0) if facts.modern else 0
+        made["ttlMs"] = min(ttl, MAX_TTL_MS) if type(ttl) is int and ttl >= 0 else 0
+        made["cacheScope"] = "private"
+    return made
+
+
+def error_code(code: int, method: str, facts: Facts, *, to_modern: bool) -> int:
+    """A resource that is not there has another number in each era."""
+    if to_modern and not facts.modern and code == RESOURCE_NOT_FOUND:
+        return INVALID_PARAMS
+    if facts.modern and not to_modern and code == INVALID_PARAMS and method == "resources/read":
+        return RESOURCE_NOT_FOUND
+    return code
+
+
+def initialized(facts: Facts, version: str) -> dict[str, Any]:
+    """The answer to `initialize`, made here."""
+    made: dict[str, Any] = {
+        "protocolVersion": version,
+        "capabilities": _capabilities(facts),
+        "serverInfo": _server_info(facts),
+    }
+    if facts.instructions is not None:
+        made["instructions"] = facts.instructions
+    return made
+
+
+def discovered(facts: Facts) -> dict[str, Any]:
+    """The answer to `server/discover`, made here."""
+    made: dict[str, Any] = {
+        "resultType": "complete",
+        "supportedVersions": list(KNOWN),
+        "capabilities": _capabilities(facts),
+        "ttlMs": MAX_TTL_MS,
+        "cacheScope": "private",
+        "_meta": {SERVER_META: _server_info(facts)},
+    }
+    if facts.instructions is not None:
+        made["instructions"] = facts.instructions
+    return made
+
+
+def _capabilities(facts: Facts) -> dict[str, Any]:
+    """What the server has and this version relays; changes are not pushed."""
+    return {name: {} for name in _OFFERED if type(facts.capabilities.get(name)) is dict}
+
+
+def _server_info(facts: Facts) -> dict[str, Any]:
+    named = type(facts.server_info.get("name")) is str
+    return facts.server_info if named and "version" in facts.server_info else OURS
+
+
+def _passed(meta: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in meta.items()
+        if key not in _DROPPED_META and not key.startswith(_OWN_META)
+    }

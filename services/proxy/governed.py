@@ -1,0 +1,117 @@
+"""From a message to a question: what exactly would run, on what. Pure.
+
+Decides which methods need a decision (mcp.md 4, class F), which bytes are their arguments, and what
+of a request this version refuses because nobody could decide on it yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from services.common.ids import RequestId
+from services.proxy import features, messages
+from services.proxy.answers import Rejection, bad_params
+from services.proxy.calls import Ask, Resource, Visit
+from services.proxy.messages import Message
+
+TOOL: Final = "tools/call"
+METHODS: Final = frozenset({TOOL, "resources/read", "prompts/get"})
+MAX_ARGUMENTS: Final = 64 * 1024
+MAX_URI: Final = 8 * 1024
+#: Members that continue something which later versions can begin.
+_UNSUPPORTED: Final = ("task", "inputResponses", "requestState")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """`canonical` is what is decided, digested and, for tools, forwarded: the same bytes."""
+
+    method: str
+    tool: str
+    #: What `Mcp-Name` says upstream.
+    name: str
+    arguments: dict[str, Any]
+    canonical: bytes
+
+    @property
+    def is_tool(self) -> bool:
+        return self.method == TOOL
+
+
+class _Request(msgspec.Struct, frozen=True, gc=False):
+    """The section `request` of the envelope, as far as the proxy knows it."""
+
+    id: str
+    kind: str
+    method: str
+    server: str
+    tool: str
+    resource: str
+    resource_kind: str
+    arguments_omitted: bool
+    arguments_digest: str
+    schema_hash: str | None
+
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+def question(message: Message) -> Question | Rejection:
+    """The part of a request that is decided on."""
+    params = message.params
+    for name in _UNSUPPORTED:
+        if name in params:
+            return bad_params(f"{name} is not supported")
+    if message.method == TOOL:
+        return _tool(params)
+    return _named(message.method, params)
+
+
+def ask(
+    visit: Visit, asked: Question, *, id: RequestId, digest: str, schema_hash: str | None
+) -> tuple[Ask, Resource]:
+    """The question as the authorizer gets it, with what was derived of the arguments."""
+    derived = features.derive(
+        asked.arguments, len(asked.canonical), case_fold=visit.server.case_fold
+    )
+    resource = Resource(value=derived.resource, kind=derived.resource_kind)
+    if resource.kind == "none" and not asked.is_tool:
+        resource = Resource(value=asked.name[:1024], kind="other")
+    omitted = len(asked.canonical) > MAX_ARGUMENTS
+    request = _Request(
+        id, "call", asked.method, visit.slug, asked.tool, resource.value, resource.kind,
+        omitted, digest, schema_hash,
+    )  # fmt: skip
+    made = Ask(
+        visit=visit,
+        request_id=id,
+        request=_encoder.encode(request),
+        features=derived.encoded,
+        arguments=b"" if omitted else asked.canonical,
+        arguments_digest=digest,
+    )
+    return made, resource
+
+
+def _tool(params: dict[str, Any]) -> Question | Rejection:
+    name, arguments = params.get("name"), params.get("arguments", {})
+    if type(name) is not str or not name:
+        return bad_params("name must be a string")
+    if type(arguments) is not dict:
+        return bad_params("arguments must be an object")
+    canonical = messages.encode(arguments, sort=True)
+    return Question(method=TOOL, tool=name, name=name, arguments=arguments, canonical=canonical)
+
+
+def _named(method: str, params: dict[str, Any]) -> Question | Rejection:
+    """The whole of params is what is asked for, `_meta` excepted."""
+    member = "uri" if method == "resources/read" else "name"
+    name = params.get(member)
+    if type(name) is not str or not 1 <= len(name) <= MAX_URI:
+        return bad_params(f"{member} must be a string")
+    arguments = {key: value for key, value in params.items() if key != "_meta"}
+    canonical = messages.encode(arguments, sort=True)
+    return Question(method=method, tool="", name=name, arguments=arguments, canonical=canonical)

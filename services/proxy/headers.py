@@ -1,0 +1,207 @@
+"""Headers of agents, and headers for tool servers.
+
+Decides whether the `Mcp-*` headers say what the body says (mcp.md 3.2), and builds what goes
+upstream anew from the final body (3.3): nothing of the agent's own headers travels.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.proxy.answers import HEADER_MISMATCH, Rejection
+from services.proxy.messages import Message
+
+#: Method -> the member of params that `Mcp-Name` repeats.
+NAMED: Final[Mapping[str, str]] = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    "tasks/get": "taskId",
+    "tasks/update": "taskId",
+    "tasks/cancel": "taskId",
+}
+PARAM_PREFIX: Final = b"mcp-param-"
+MAX_PARAMS: Final = 16
+MAX_PARAM_BYTES: Final = 1024
+_SINGLE: Final = (b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id")
+_SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
+_PLAIN: Final = re.compile(r"[\x20-\x7e]*")
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_DECIMAL: Final = re.compile(r"(-?[0-9]{1,400})(?:\.0+)?")
+_TYPES: Final = frozenset({"string", "integer", "boolean"})
+_ONE_SCHEMA: Final = frozenset({
+    "items", "contains", "unevaluatedItems", "additionalProperties", "propertyNames",
+    "unevaluatedProperties", "not", "if", "then", "else", "contentSchema",
+})  # fmt: skip
+_SCHEMA_LISTS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_SCHEMA_MAPS: Final = frozenset({"patternProperties", "dependentSchemas", "$defs", "definitions"})
+
+Raw = Sequence[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class ParamHeader:
+    """One `x-mcp-header` of a tool's schema: the argument at `path` is repeated in `name`."""
+
+    path: tuple[str, ...]
+    name: bytes
+    type: str
+
+
+class InvalidAnnotation(Exception):
+    """A schema whose `x-mcp-header` cannot be followed; its tool leaves the lists."""
+
+
+def decode(value: str) -> str | None:
+    """`=?base64?..?=` opened; None where that is not canonical base64 of UTF-8."""
+    match = _SENTINEL.fullmatch(value)
+    if match is None:
+        return value
+    try:
+        content = base64.b64decode(match[1], validate=True)
+        if base64.b64encode(content).decode() != match[1]:
+            return None
+        return content.decode()
+    except (binascii.Error, ValueError):
+        return None
+
+
+def encode(value: str) -> str:
+    """As it is where a header can carry it, else disguised as base64."""
+    if _PLAIN.fullmatch(value) and value == value.strip() and not _SENTINEL.fullmatch(value):
+        return value
+    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
+
+
+def doubled(raw: Raw) -> bool:
+    """Whether a routing header came twice: two readers would see two requests."""
+    seen: set[bytes] = set()
+    for name, _ in raw:
+        if name in _SINGLE or name.startswith(PARAM_PREFIX):
+            if name in seen:
+                return True
+            seen.add(name)
+    return False
+
+
+def agree(headers: Mapping[bytes, bytes], message: Message) -> Rejection | None:
+    """Modern requests: `Mcp-Method` and `Mcp-Name` must be those of the body."""
+    if headers.get(b"mcp-method", b"").decode("latin-1") != message.method:
+        return mismatch("Mcp-Method is not the method of the body")
+    member = NAMED.get(message.method)
+    if member is None:
+        return None
+    wanted = message.params.get(member)
+    if type(wanted) is not str:
+        return None  # the method's own check says what is wrong
+    given = headers.get(b"mcp-name")
+    if given is None or decode(given.decode("latin-1")) != wanted:
+        return mismatch(f"Mcp-Name is not the {member} of the body")
+    return None
+
+
+def agree_params(
+    annotated: Sequence[ParamHeader], headers: Mapping[bytes, bytes], arguments: Mapping[str, Any]
+) -> Rejection | None:
+    """Each annotated argument and its header: both absent, or both there and equal."""
+    for one in annotated:
+        raw = headers.get(one.name)
+        value = _at(arguments, one.path)
+        rendered = render(value)
+        if raw is None and rendered is None:
+            continue
+        if raw is None or rendered is None:
+            return mismatch("an Mcp-Param header and its argument do not come together")
+        given = decode(raw.decode("latin-1"))
+        if given is None or not _equal(one.type, value, rendered, given):
+            return mismatch("an Mcp-Param header is not its argument")
+    return None
+
+
+def too_many_params(raw: Raw) -> bool:
+    params = [value for name, value in raw if name.startswith(PARAM_PREFIX)]
+    return len(params) > MAX_PARAMS or any(len(value) > MAX_PARAM_BYTES for value in params)
+
+
+def mismatch(rule: str) -> Rejection:
+    return Rejection(status=400, code=HEADER_MISMATCH, message=rule, reason="header_mismatch")
+
+
+def annotations(schema: Any) -> tuple[ParamHeader, ...]:
+    """The `x-mcp-header`s of a tool's input schema. Raises InvalidAnnotation."""
+    found: dict[bytes, ParamHeader] = {}
+    for path, node in _positions(schema):
+        if "x-mcp-header" not in node:
+            continue
+        token, kind = node["x-mcp-header"], node.get("type")
+        if not path or type(token) is not str or not _TOKEN.fullmatch(token) or kind not in _TYPES:
+            raise InvalidAnnotation
+        name = PARAM_PREFIX + token.lower().encode()
+        if name in found:
+            raise InvalidAnnotation
+        found[name] = ParamHeader(path, name, kind)
+    return tuple(found.values())
+
+
+def render(value: Any) -> str | None:
+    """An argument as a header carries it; None where it has no such form."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return value
+        case int() | float():
+            return str(value)
+        case _:
+            return None
+
+
+def param_headers(
+    annotated: Sequence[ParamHeader], arguments: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
+    """What goes upstream, made from the final arguments."""
+    for one in annotated:
+        rendered = render(_at(arguments, one.path))
+        if rendered is not None:
+            yield one.name.decode(), encode(rendered)
+
+
+def _equal(kind: str, value: Any, rendered: str, given: str) -> bool:
+    if kind == "integer" and type(value) in {int, float} and value == value // 1:
+        number = _DECIMAL.fullmatch(given)
+        return number is not None and int(number[1]) == int(value)
+    return given == rendered
+
+
+def _at(arguments: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if type(arguments) is not dict:
+            return None
+        arguments = arguments.get(key)
+    return arguments
+
+
+def _positions(root: Any) -> Iterator[tuple[tuple[str, ...] | None, dict[str, Any]]]:
+    """Every place of a schema; None as path where it is not reached by `properties` alone."""
+    stack: list[tuple[tuple[str, ...] | None, Any]] = [((), root)]
+    while stack:
+        path, node = stack.pop()
+        if type(node) is not dict:
+            continue
+        yield path, node
+        for key, value in node.items():
+            if key == "properties" and type(value) is dict:
+                stack.extend(
+                    (None if path is None else (*path, name), sub) for name, sub in value.items()
+                )
+            elif key in _ONE_SCHEMA:
+                stack.append((None, value))
+            elif key in _SCHEMA_LISTS and type(value) is list:
+                stack.extend((None, sub) for sub in value)
+            elif key in _SCHEMA_MAPS and type(value) is dict:
+                stack.extend((None, sub) for sub in value.values())

@@ -1,0 +1,178 @@
+"""Requests that the proxy answers without asking for a decision (mcp.md 4, class cheap).
+
+Lifecycle is made here, `tools/list` is the agent's view, other lists are relayed page by page with
+cursors of our own. None of these runs anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.common.errors import BehavryError
+from services.proxy import answers, bridge, messages
+from services.proxy.answers import Answer, Rejection
+from services.proxy.backends.upstream import Backend, Request, Session, UpstreamFailed
+from services.proxy.bridge import Untranslatable
+from services.proxy.calls import Visit
+from services.proxy.catalog import LIST_S, Catalog
+from services.proxy.eras import Route
+from services.proxy.messages import INVALID_PARAMS, METHOD_NOT_FOUND, Message
+from services.proxy.seals import Seals, Unsealed
+from services.proxy.sessions import Session as AgentSession
+from services.proxy.sessions import Sessions, TooMany
+
+RELAYED_LISTS: Final = frozenset({"prompts/list", "resources/list", "resources/templates/list"})
+_MODERN: Final = frozenset({"server/discover", "tools/list"}) | RELAYED_LISTS
+_LEGACY: Final = frozenset({"initialize", "ping", "tools/list"}) | RELAYED_LISTS
+SESSION_HEADER: Final = b"mcp-session-id"
+
+
+class Refused(Exception):
+    """The request ends here, and the record says why."""
+
+    def __init__(self, why: Rejection) -> None:
+        super().__init__(why.reason)
+        self.why = why
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    catalog: Catalog
+    sessions: Sessions
+    seals: Seals
+    backend: Callable[[Visit], Backend]
+
+    def knows(self, method: str, route: Route) -> bool:
+        return method in (_MODERN if route.modern else _LEGACY)
+
+    async def answer(
+        self, visit: Visit, message: Message, route: Route, session: AgentSession | None
+    ) -> Answer:
+        """Raises Refused."""
+        if message.method == "ping":  # never goes upstream
+            return answers.result(message.id, b"{}")
+        try:
+            backend = self.backend(visit)
+            match message.method:
+                case "initialize":
+                    return await self._initialize(visit, message, route, backend)
+                case "server/discover":
+                    facts = await backend.facts(visit)
+                    return answers.result(message.id, messages.encode(bridge.discovered(facts)))
+                case "tools/list":
+                    return await self._tools(visit, message, route, backend)
+                case _:
+                    return await self._page(visit, message, route, backend, session)
+        except UpstreamFailed as failure:
+            raise Refused(failed(failure.reason)) from None
+        except Untranslatable as odd:
+            raise Refused(failed(odd.reason)) from None
+
+    async def _initialize(
+        self, visit: Visit, message: Message, route: Route, backend: Backend
+    ) -> Answer:
+        try:
+            self.sessions.admit(visit)
+        except TooMany:
+            raise Refused(
+                Rejection(
+                    status=503,
+                    code=answers.CODES["capacity"],
+                    message="too many sessions",
+                    reason="capacity",
+                    headers=((b"retry-after", b"60"),),
+                )
+            ) from None
+        facts = await backend.facts(visit)
+        upstream = await backend.open(visit) or Session("", "")
+        sealed = self.sessions.open(visit, route.version, upstream.id, upstream.version)
+        encoded = messages.encode(bridge.initialized(facts, route.version))
+        answer = answers.result(message.id, encoded)
+        headers = (*answer.headers, (SESSION_HEADER, sealed.encode("ascii")))
+        return Answer(answer.status, answer.body, headers)
+
+    async def _tools(
+        self, visit: Visit, message: Message, route: Route, backend: Backend
+    ) -> Answer:
+        if message.params.get("cursor") is not None:
+            raise Refused(bad_cursor())  # the view is one page: no cursor was ever given
+        listing = await self.catalog.listing(visit, backend)
+        try:
+            view = await self.catalog.view(visit, listing)
+        except BehavryError:
+            raise Refused(failed("policy_unavailable")) from None
+        return answers.result(message.id, self.catalog.result(listing, view, modern=route.modern))
+
+    async def _page(
+        self,
+        visit: Visit,
+        message: Message,
+        route: Route,
+        backend: Backend,
+        session: AgentSession | None,
+    ) -> Answer:
+        facts = await backend.facts(visit)
+        holder = (visit.caller.tenant, visit.caller.agent, visit.slug, message.method)
+        params = dict(message.params)
+        if params.get("cursor") is not None:
+            try:
+                opened = self.seals.open("cursor", holder, str(params["cursor"]))
+                params["cursor"] = opened.decode()
+            except (Unsealed, ValueError):
+                raise Refused(bad_cursor()) from None
+        request = Request(
+            method=message.method, params=bridge.outgoing(params, facts), timeout_s=LIST_S
+        )
+        reply = await backend.ask(visit, request, upstream_session(session))
+        if reply.result is None:
+            assert reply.error is not None
+            return relay_error(message, reply.error, METHOD_NOT_FOUND)
+        found = bridge.result(reply.result, message.method, facts, to_modern=route.modern)
+        if type(found.get("nextCursor")) is str:
+            found["nextCursor"] = self.seals.seal("cursor", holder, found["nextCursor"].encode())
+        return answers.result(message.id, messages.encode(found))
+
+
+def upstream_session(session: AgentSession | None) -> Session | None:
+    """The tool server's own session that a legacy agent's session stands for."""
+    if session is None or not session.upstream_version:
+        return None
+    return Session(session.upstream, session.upstream_version)
+
+
+def relay_error(message: Message, error: dict[str, Any], code: int) -> Answer:
+    """A tool server's error, with its text and data."""
+    text = error.get("message")
+    given = error["code"] if type(error.get("code")) is int else code
+    return answers.error(
+        message.id,
+        given,
+        text if type(text) is str else "upstream error",
+        data=error.get("data"),
+    )
+
+
+def failed(reason: str) -> Rejection:
+    """The upstream or a decision is not to be had."""
+    status = 404 if reason == "unknown_session" else 200
+    code = answers.CODES.get(reason, answers.POLICY)
+    data = {"reason": reason, "retryable": reason in answers.RETRYABLE}
+    return Rejection(status=status, code=code, message=reason, reason=reason, data=data)
+
+
+def bad_cursor() -> Rejection:
+    return Rejection(
+        status=200, code=INVALID_PARAMS, message="Invalid cursor", reason="invalid_params"
+    )
+
+
+def not_found(message: Message, route: Route) -> Rejection:
+    """Methods that nobody knows, that were removed, or that this version does not relay yet."""
+    return Rejection(
+        status=404 if route.modern else 200,
+        code=METHOD_NOT_FOUND,
+        message=f"Method not found: {message.method}",
+        reason="unknown_method",
+    )

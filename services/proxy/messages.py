@@ -1,0 +1,209 @@
+"""Bytes to one JSON-RPC message, strictly (mcp.md 3.1), and trees back to bytes.
+
+Decides what is well-formed. Two readers of one text must never see two messages, so duplicate keys,
+odd numbers and excessive shapes are refused here; what a method means is for others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, NoReturn
+
+import orjson
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+INTERNAL_ERROR: Final = -32603
+
+MAX_DEPTH: Final = 64
+MAX_LEAVES: Final = 100_000
+MAX_METHOD: Final = 128
+MAX_ID_TEXT: Final = 256
+MAX_ID_NUMBER: Final = 2**53 - 1
+
+# orjson makes floats of integers that do not fit 64 bits; the standard codec keeps them exact.
+_LONG_DIGITS: Final = re.compile(rb"[0-9]{19}")
+# Matches at every key and, rarely, inside a string: never fewer than there are keys.
+_KEY_ENDS: Final = re.compile(rb'"[ \t\r\n]*:')
+_CONTAINERS: Final = frozenset({dict, list})
+
+Json = Any
+
+
+class Kind(Enum):
+    REQUEST = "request"
+    NOTIFICATION = "notification"
+    RESPONSE = "response"
+
+
+class Malformed(Exception):
+    """Not a message that may be looked at. The text names the rule, never the content."""
+
+    def __init__(self, code: int, rule: str, id: Json = None) -> None:
+        super().__init__(rule)
+        self.code = code
+        self.rule = rule
+        self.id = id
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    kind: Kind
+    id: int | str | None
+    method: str
+    params: dict[str, Json]
+    has_params: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    keys: int
+    leaves: int
+    depth: int
+
+
+class _Duplicate(Exception):
+    pass
+
+
+def parse(body: bytes) -> Message:
+    """1. bytes to a tree  2. its size  3. duplicate keys  4. the envelope. Raises Malformed."""
+    tree = decode(body)  # 1
+    try:
+        shape = measure(tree)  # 2
+        if len(_KEY_ENDS.findall(body)) != shape.keys:  # 3
+            _refuse_duplicates(body)
+    except Malformed as malformed:
+        malformed.id = _echo(tree)
+        raise
+    return _envelope(tree)  # 4
+
+
+def decode(body: bytes) -> Json:
+    """Any JSON value; integers of any size stay exact. Raises Malformed (-32700)."""
+    if _LONG_DIGITS.search(body) is not None:
+        return _decode_exactly(body)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as bad:
+        if str(bad).startswith("depth limit"):
+            raise Malformed(INVALID_REQUEST, "nested too deeply") from None
+        raise Malformed(PARSE_ERROR, "invalid JSON") from None
+
+
+def encode(tree: Json, *, sort: bool = False) -> bytes:
+    """Compact UTF-8. With `sort`, the canonical form: keys in code point order."""
+    try:
+        return orjson.dumps(tree, option=orjson.OPT_SORT_KEYS if sort else None)
+    except orjson.JSONEncodeError:
+        # An integer beyond 64 bits, which only the standard codec can write.
+        text = json.dumps(
+            tree, ensure_ascii=False, separators=(",", ":"), sort_keys=sort, allow_nan=False
+        )
+        return text.encode()
+
+
+def measure(tree: Json) -> Shape:
+    """How big a tree is. Raises Malformed (-32600) over the limits."""
+    keys = leaves = depth = 0
+    level = [tree] if type(tree) in _CONTAINERS else []
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise Malformed(INVALID_REQUEST, "nested too deeply")
+        below: list[Json] = []
+        for node in level:
+            if type(node) is dict:
+                keys += len(node)
+                children = node.values()
+            else:
+                children = node
+            if not children:
+                leaves += 1
+            for child in children:
+                if type(child) in _CONTAINERS:
+                    below.append(child)
+                else:
+                    leaves += 1
+        if leaves > MAX_LEAVES or len(below) > MAX_LEAVES:
+            raise Malformed(INVALID_REQUEST, "too many values")
+        level = below
+    return Shape(keys, leaves, depth)
+
+
+def valid_id(value: Json) -> bool:
+    if type(value) is int:
+        return -MAX_ID_NUMBER <= value <= MAX_ID_NUMBER
+    return type(value) is str and len(value) <= MAX_ID_TEXT
+
+
+def _envelope(tree: Json) -> Message:
+    if type(tree) is not dict:
+        # A batch would be several decisions in one body.
+        raise Malformed(INVALID_REQUEST, "the body must be one JSON-RPC object")
+    echo = _echo(tree)
+    if tree.get("jsonrpc") != "2.0":
+        raise Malformed(INVALID_REQUEST, 'jsonrpc must be "2.0"', echo)
+    if "id" in tree and not valid_id(tree["id"]):
+        raise Malformed(INVALID_REQUEST, "id must be an integer within 2^53-1 or a short string")
+    if "method" not in tree and "id" in tree and ("result" in tree or "error" in tree):
+        return Message(Kind.RESPONSE, echo, "", {}, has_params=False)
+    method = tree.get("method")
+    if type(method) is not str or not 1 <= len(method) <= MAX_METHOD:
+        raise Malformed(INVALID_REQUEST, "method must be a string of 1 to 128", echo)
+    params = tree.get("params", {})
+    if type(params) is not dict:
+        raise Malformed(INVALID_REQUEST, "params must be an object", echo)
+    kind = Kind.REQUEST if "id" in tree else Kind.NOTIFICATION
+    return Message(kind, echo, method, params, has_params="params" in tree)
+
+
+def _echo(tree: Json) -> int | str | None:
+    """The id that an error answer may repeat."""
+    if type(tree) is dict and valid_id(tree.get("id")):
+        found: int | str = tree["id"]
+        return found
+    return None
+
+
+def _refuse_duplicates(body: bytes) -> None:
+    try:
+        json.loads(body, object_pairs_hook=_unique)
+    except _Duplicate:
+        raise Malformed(INVALID_REQUEST, "a key occurs twice in one object") from None
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise _Duplicate
+    return made
+
+
+def _decode_exactly(body: bytes) -> Json:
+    try:
+        tree = json.loads(body.decode(), parse_constant=_no_constant, parse_float=_finite)
+        # The standard codec lets lone surrogates in and cannot get them out again.
+        json.dumps(tree, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as bad:
+        if isinstance(bad, RecursionError):
+            raise Malformed(INVALID_REQUEST, "nested too deeply") from None
+        raise Malformed(PARSE_ERROR, "invalid JSON") from None
+    return tree
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("overflows to infinity")
+    return value

@@ -1,0 +1,569 @@
+"""One request of an agent, from its credential to its answer. The file to read first.
+
+`serve` is the ladder of mcp.md 1.3 from authentication on, `govern` the way of everything that runs
+something. Both are numbered; no step is skipped and none changes places. What each step decides
+stands in the module that it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol, assert_never
+
+from services.common.clock import Clock
+from services.common.errors import BehavryError
+from services.common.ids import AgentId, EventId, RequestId, TenantId, uuid7
+from services.common.outbox.digests import Digester
+from services.common.outbox.parts import Part
+from services.common.outbox.record import Record
+from services.common.telemetry.counters import Counter, Counters
+from services.common.telemetry.logging import Log
+from services.proxy import answers, bridge, eras, governed, headers, local, messages, records
+from services.proxy.answers import Answer, Rejection
+from services.proxy.backends.upstream import (
+    Backend,
+    Backends,
+    Reply,
+    Request,
+    SessionGone,
+    UpstreamFailed,
+)
+from services.proxy.bridge import Facts, Untranslatable
+from services.proxy.calls import Ask, Caller, Decider, Decision, Result, Visit, denied
+from services.proxy.catalog import NAME, Catalog, Tool
+from services.proxy.eras import Route
+from services.proxy.failures import Failure, Failures
+from services.proxy.governed import Question
+from services.proxy.identity import ControlAway, Identity, Unauthenticated
+from services.proxy.local import Local, Refused
+from services.proxy.messages import Kind, Malformed, Message
+from services.proxy.records import Subject
+from services.proxy.seals import Seals, Unsealed
+from services.proxy.sessions import Session, Sessions
+from services.proxy.snapshot import EMPTY, Snapshot
+
+AT_ONCE: Final = 64
+HIDDEN: Final = frozenset({"tool_hidden", "tool_schema_changed"})
+
+
+class TooLarge(Exception):
+    """The body is over the cap."""
+
+
+class Recorder(Protocol):
+    async def put(
+        self, record: Record, *, parts: Sequence[Part] = (), durable: bool = True
+    ) -> EventId:
+        """Raises BehavryError when it cannot be recorded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A request that passed the checks of its transport."""
+
+    verb: str
+    server: str
+    resource: str
+    metadata_url: str
+    discovering: bool
+    credential: bytes | None
+    #: More than one credential, or one where none belongs.
+    ambiguous: bool
+    headers: Mapping[bytes, bytes]
+    raw_headers: Sequence[tuple[bytes, bytes]]
+    client_ip: str
+    read: Callable[[], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Live:
+    """A server and a tool as they are now, or why that cannot be told."""
+
+    backend: Backend | None = None
+    facts: Facts | None = None
+    tool: Tool | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Call:
+    """What `govern` knows of one call after it was decided."""
+
+    subject: Subject
+    decision: Decision
+    message: Message
+    route: Route
+    asked: Question
+    session: Session | None
+    live: _Live
+    began_ns: int
+    decided_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How the run ended. `encoded` is a result for the agent, `answer` something else for it."""
+
+    status: str
+    error: str
+    status_code: int | None = None
+    encoded: bytes = b""
+    answer: Answer | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Pipeline:
+    identity: Identity
+    decider: Decider
+    recorder: Recorder
+    backends: Backends
+    catalog: Catalog
+    sessions: Sessions
+    seals: Seals
+    digester: Digester
+    failures: Failures
+    counters: Counters
+    clock: Clock
+    log: Log
+    snapshot: Snapshot = EMPTY
+    _running: dict[tuple[TenantId, AgentId], int] = field(default_factory=dict)
+    _local: Local = field(init=False)
+    _calls: Counter = field(init=False)
+    _allowed: Counter = field(init=False)
+    _denied: Counter = field(init=False)
+    _rejected: Counter = field(init=False)
+    _auth_failed: Counter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._local = Local(
+            catalog=self.catalog,
+            sessions=self.sessions,
+            seals=self.seals,
+            backend=lambda visit: self.backends.of(visit.server),
+        )
+        self._calls = self.counters.counter("proxy.calls")
+        self._allowed = self.counters.counter("proxy.allowed")
+        self._denied = self.counters.counter("proxy.denied")
+        self._rejected = self.counters.counter("proxy.rejected")
+        self._auth_failed = self.counters.counter("proxy.auth.failed")
+
+    async def serve(self, arrival: Arrival) -> Answer:
+        """1. the credential  2. server and agent  3. one of 64 places  4. the body
+        5. the message  6. its era and session  7. headers agree  8. the method.
+        """
+        try:
+            caller = await self._authenticate(arrival)  # 1
+            visit = self._visit(arrival, caller)  # 2
+        except Unauthenticated as failure:
+            return self._unauthenticated(arrival, failure)
+        except ControlAway:
+            return _unavailable("control_unavailable")
+        except Refused as refused:
+            return answers.rejected(None, refused.why)
+        owner = (caller.tenant, caller.agent)
+        running = self._running.get(owner, 0)
+        if running >= AT_ONCE:  # 3
+            return await self._reject(visit, None, "", local.failed("rate_limited"))
+        self._running[owner] = running + 1
+        try:
+            return await self._admitted(arrival, visit)
+        finally:
+            if self._running[owner] == 1:
+                del self._running[owner]
+            else:
+                self._running[owner] -= 1
+
+    async def _admitted(self, arrival: Arrival, visit: Visit) -> Answer:
+        message: Message | None = None
+        try:
+            if arrival.verb == "DELETE":
+                return await self._end_session(arrival, visit)
+            body = await arrival.read()  # 4
+            message = messages.parse(body)  # 5
+            route, session = self._route(arrival, visit, message)  # 6
+            if route.modern and message.kind is Kind.REQUEST:
+                self._agree(arrival, message)  # 7
+            return await self._dispatch(arrival, visit, message, route, session)  # 8
+        except TooLarge:
+            why = Rejection(status=413, code=messages.INVALID_REQUEST, message="body too large",
+                            reason="body_too_large")  # fmt: skip
+            return await self._reject(visit, None, "", why)
+        except Malformed as bad:
+            return await self._reject(visit, bad.id, "", answers.malformed(bad))
+        except Refused as refused:
+            id, method = (message.id, message.method) if message else (None, "")
+            return await self._reject(visit, id, method, refused.why)
+
+    async def govern(
+        self,
+        arrival: Arrival,
+        visit: Visit,
+        message: Message,
+        route: Route,
+        session: Session | None,
+    ) -> Answer:
+        """1. the question  2. the live definition  3. features, and the ask  4. enforce: anything
+        but Allow denies  5. the record, durable  6. a denial leaves  7. the tool server
+        8. its answer in the agent's dialect  9. the outcome's record  10. the answer leaves.
+        """
+        began_ns = self.clock.monotonic_ns()
+        self._calls.value += 1
+        asked = governed.question(message)  # 1
+        if isinstance(asked, Rejection):
+            raise Refused(asked)
+        live = await self._live(arrival, visit, asked, route)  # 2
+        request_id = RequestId(uuid7(self.clock.now_ns()))
+        digest = self.digester.make(visit.caller.tenant, "arguments", asked.canonical)
+        schema_hash = live.tool.schema_hash if live.tool else None
+        ask, resource = governed.ask(  # 3
+            visit, asked, id=request_id, digest=digest, schema_hash=schema_hash
+        )
+        decision = await self._decide(ask, asked, live)
+        call = _Call(
+            subject=Subject(
+                visit=visit,
+                id=request_id,
+                method=asked.method,
+                tool=asked.tool[:128],
+                resource=resource,
+                schema_hash=schema_hash,
+                arguments_digest=digest,
+                arguments_size=len(asked.canonical),
+            ),
+            decision=decision,
+            message=message,
+            route=route,
+            asked=asked,
+            session=session,
+            live=live,
+            began_ns=began_ns,
+            decided_ns=self.clock.monotonic_ns(),
+        )
+        refusal = enforce(decision)  # 4
+        refusal = await self._record(call, refusal) or refusal  # 5
+        if refusal:  # 6
+            self._denied.value += 1
+            return self._denial(call, refusal)
+        self._allowed.value += 1
+        return await self._run(call)  # 7-10
+
+    # --- steps of serve -------------------------------------------------------------------------
+
+    async def _authenticate(self, arrival: Arrival) -> Caller:
+        if arrival.ambiguous:
+            raise Unauthenticated("ambiguous_credentials")
+        if arrival.credential is None:
+            raise Unauthenticated("no_credential", presented=False)
+        caller = self.identity.recall(arrival.credential, arrival.resource)
+        if caller is None:
+            caller = await self.identity.prove(arrival.credential, arrival.resource)
+        tenant = self.snapshot.tenants.get(caller.tenant)
+        if tenant is not None and caller.session in tenant.revoked_sessions:
+            self.identity.forget(arrival.credential)
+            raise Unauthenticated("session_revoked", claimed=caller.tenant)
+        return caller
+
+    def _visit(self, arrival: Arrival, caller: Caller) -> Visit:
+        """Unknown server and server not granted to this agent read alike."""
+        snapshot = self.snapshot
+        tenant = snapshot.tenants.get(caller.tenant)
+        agent = tenant.agents.get(caller.agent) if tenant else None
+        found = tenant.find(arrival.server) if tenant else None
+        if tenant is None or agent is None or found is None or found[0] not in agent.servers:
+            raise Refused(
+                Rejection(
+                    status=404,
+                    code=answers.CODES["unknown_server"],
+                    message="unknown server",
+                    reason="unknown_server",
+                )
+            )
+        sent = arrival.headers
+        return Visit(
+            caller=caller,
+            tenant=tenant,
+            agent=agent,
+            slug=found[0],
+            server=found[1],
+            revision=snapshot.revision,
+            client_ip=arrival.client_ip,
+            requester_id=sent.get(b"x-requester-id", b"").decode("latin-1")[:128],
+            delegation=b"x-delegation-token" in sent,
+            workflow=b"x-workflow-session" in sent,
+        )
+
+    def _route(
+        self, arrival: Arrival, visit: Visit, message: Message
+    ) -> tuple[Route, Session | None]:
+        sent = arrival.headers
+        version, sealed = sent.get(b"mcp-protocol-version"), sent.get(b"mcp-session-id")
+        if headers.doubled(arrival.raw_headers):
+            raise Refused(headers.mismatch("an Mcp header came twice"))
+        route = eras.route(
+            version.decode("latin-1") if version is not None else None,
+            sealed.decode("latin-1") if sealed is not None else None,
+            message,
+        )
+        if isinstance(route, Rejection):
+            raise Refused(route)
+        if not route.in_session:
+            return route, None
+        session = self._session(visit, sealed)
+        settled = eras.settle(route, session.version)
+        if isinstance(settled, Rejection):
+            raise Refused(settled)
+        return settled, session
+
+    def _session(self, visit: Visit, sealed: bytes | None) -> Session:
+        try:
+            return self.sessions.find(visit, (sealed or b"").decode("latin-1"))
+        except Unsealed:
+            raise Refused(local.failed("unknown_session")) from None
+
+    def _agree(self, arrival: Arrival, message: Message) -> None:
+        if headers.too_many_params(arrival.raw_headers):
+            raise Refused(
+                Rejection(
+                    status=431,
+                    code=messages.INVALID_REQUEST,
+                    message="too many Mcp-Param headers",
+                    reason="headers_too_large",
+                )
+            )
+        mismatch = headers.agree(arrival.headers, message)
+        if mismatch is not None:
+            raise Refused(mismatch)
+
+    async def _dispatch(
+        self,
+        arrival: Arrival,
+        visit: Visit,
+        message: Message,
+        route: Route,
+        session: Session | None,
+    ) -> Answer:
+        if message.kind is Kind.NOTIFICATION:
+            return answers.ACCEPTED  # none of them changes anything here
+        if message.kind is Kind.RESPONSE:
+            raise Refused(answers.bad_request("nothing was asked"))
+        if message.method in governed.METHODS:
+            return await self.govern(arrival, visit, message, route, session)
+        if not self._local.knows(message.method, route):
+            raise Refused(local.not_found(message, route))
+        if not visit.agent.active or visit.tenant.status != "active":
+            raise Refused(local.failed("agent_suspended"))
+        return await self._local.answer(visit, message, route, session)
+
+    async def _end_session(self, arrival: Arrival, visit: Visit) -> Answer:
+        session = self._session(visit, arrival.headers.get(b"mcp-session-id"))
+        self.sessions.end(visit, session)
+        upstream = local.upstream_session(session)
+        if upstream is not None:
+            await self.backends.of(visit.server).close(visit, upstream)
+        return Answer(204, b"", ())
+
+    # --- steps of govern ------------------------------------------------------------------------
+
+    async def _live(self, arrival: Arrival, visit: Visit, asked: Question, route: Route) -> _Live:
+        """The server and the tool as they are offered now."""
+        try:
+            backend = self.backends.of(visit.server)
+            if not asked.is_tool:
+                return _Live(backend=backend, facts=await backend.facts(visit))
+            listing = await self.catalog.listing(visit, backend)
+            tool = listing.tools.get(asked.tool)
+            if tool is None and NAME.fullmatch(asked.tool):
+                tool = await self.catalog.find(visit, backend, asked.tool)
+        except UpstreamFailed as failure:
+            return _Live(failure=failure.reason)
+        if tool is not None and tool.params and route.modern:
+            mismatch = headers.agree_params(tool.params, arrival.headers, asked.arguments)
+            if mismatch is not None:
+                raise Refused(mismatch)
+        return _Live(backend=backend, facts=listing.facts, tool=tool)
+
+    async def _decide(self, ask: Ask, asked: Question, live: _Live) -> Decision:
+        if live.failure:
+            return denied(live.failure)  # nobody can say which tool this would be
+        if asked.is_tool and NAME.fullmatch(asked.tool) is None:
+            return denied("tool_hidden")  # no table can hold such a name
+        return await self.decider.decide(ask)
+
+    async def _record(self, call: _Call, refusal: str) -> str:
+        """Durable when this returns. A reason, if it could not be: then nothing may run."""
+        decision = call.decision
+        if refusal and refusal not in decision.codes:
+            decision = replace(decision, codes=(*decision.codes, refusal))
+        record, parts = records.decided(
+            call.subject,
+            decision,
+            type="call.denied" if refusal else "call.intent",
+            reason=refusal or decision.reason_code,
+            clock=self.clock,
+        )
+        try:
+            await self.recorder.put(record, parts=parts)
+        except BehavryError as failure:
+            self.log.error("not_recorded", reason=failure.code)
+            return refusal or "audit_unavailable"
+        return ""
+
+    def _denial(self, call: _Call, reason: str) -> Answer:
+        if reason in HIDDEN and call.asked.is_tool:
+            return answers.error(
+                call.message.id, messages.INVALID_PARAMS, answers.unknown_tool(call.asked.tool)
+            )
+        said = call.decision.reason if reason == call.decision.reason_code else ""
+        return self._no(call, "deny", reason, f"Denied: {said or reason}.")
+
+    async def _run(self, call: _Call) -> Answer:
+        """Whatever happens, the intent gets its outcome."""
+        outcome = _Outcome("indeterminate", "internal")
+        sent_ns = self.clock.monotonic_ns()
+        try:
+            outcome = await self._forward(call)
+        finally:
+            now_ns = self.clock.monotonic_ns()
+            record = self._outcome(call, outcome, upstream_ns=now_ns - sent_ns, now_ns=now_ns)
+            try:
+                await self.recorder.put(record, durable=False)
+            except BehavryError as failure:
+                self.log.error("outcome_not_recorded", reason=failure.code)
+        if outcome.answer is not None:
+            return outcome.answer
+        if outcome.encoded:
+            return answers.result(call.message.id, outcome.encoded)
+        return self._no(call, "allow", outcome.error, f"Failed: {outcome.error}.")
+
+    async def _forward(self, call: _Call) -> _Outcome:
+        asked, facts, backend = call.asked, call.live.facts, call.live.backend
+        assert facts is not None
+        assert backend is not None
+        params = bridge.outgoing(
+            call.message.params, facts, arguments=asked.canonical if asked.is_tool else None
+        )
+        tool = call.live.tool
+        extra = tuple(headers.param_headers(tool.params, asked.arguments)) if tool else ()
+        request = Request(method=asked.method, params=params, name=asked.name, headers=extra)
+        upstream = local.upstream_session(call.session)
+        try:
+            reply = await backend.ask(call.subject.visit, request, upstream)
+            return self._translated(call, reply, facts)
+        except SessionGone:
+            if call.session is not None:
+                self.sessions.end(call.subject.visit, call.session)
+            gone = answers.rejected(call.message.id, local.failed("unknown_session"))
+            return _Outcome("upstream_error", "unknown_session", status_code=404, answer=gone)
+        except UpstreamFailed as failure:
+            status = "indeterminate" if failure.ran is None else "upstream_error"
+            if failure.reason == "inbound_blocked":
+                status = "blocked"
+            return _Outcome(status, failure.reason, status_code=failure.status)
+        except Untranslatable as odd:
+            return _Outcome("upstream_error", odd.reason)
+
+    def _translated(self, call: _Call, reply: Reply, facts: Facts) -> _Outcome:
+        method, modern = call.asked.method, call.route.modern
+        if reply.result is None:
+            error = dict(reply.error or {})
+            error["code"] = bridge.error_code(error["code"], method, facts, to_modern=modern)
+            relayed = local.relay_error(call.message, error, messages.INTERNAL_ERROR)
+            return _Outcome("tool_error", str(error["code"]), reply.status, answer=relayed)
+        result = bridge.result(reply.result, method, facts, to_modern=modern)
+        failed = call.asked.is_tool and result.get("isError") is True
+        encoded = messages.encode(result)
+        return _Outcome("tool_error" if failed else "ok", "", reply.status, encoded)
+
+    def _outcome(self, call: _Call, outcome: _Outcome, *, upstream_ns: int, now_ns: int) -> Record:
+        total_ns, decision_ns = now_ns - call.began_ns, call.decided_ns - call.began_ns
+        tenant = call.subject.visit.caller.tenant
+        encoded = outcome.encoded
+        return records.outcome(
+            call.subject,
+            status=outcome.status,
+            clock=self.clock,
+            error=outcome.error or None,
+            upstream_status=outcome.status_code,
+            result_digest=self.digester.make(tenant, "result", encoded) if encoded else None,
+            result_size=len(encoded),
+            latency_us={
+                "overhead": (total_ns - decision_ns - upstream_ns) // 1000,
+                "decision": decision_ns // 1000,
+                "engine": call.decision.engine_us,
+                "upstream": upstream_ns // 1000,
+                "total": total_ns // 1000,
+            },
+        )
+
+    def _no(self, call: _Call, verdict: str, reason: str, text: str) -> Answer:
+        revision = call.decision.revision.policy_revision or call.subject.visit.revision
+        data = answers.decision_data(
+            verdict=verdict, reason=reason, decision_id=call.subject.id, revision=revision
+        )
+        return answers.refusal(
+            call.message.id,
+            tool=call.asked.is_tool,
+            text=f"{text} Decision {call.subject.id}.",
+            data=data,
+            modern=call.route.modern,
+        )
+
+    # --- refusals before a decision -------------------------------------------------------------
+
+    async def _reject(self, visit: Visit, id: Any, method: str, why: Rejection) -> Answer:
+        """An authenticated request that ends early is in the chain too, before its answer."""
+        self._rejected.value += 1
+        record = records.rejected(
+            visit, method=method, code=why.code, reason=why.reason, clock=self.clock
+        )
+        try:
+            await self.recorder.put(record)
+        except BehavryError as failure:
+            self.log.error("not_recorded", reason=failure.code)
+        return answers.rejected(id, why)
+
+    def _unauthenticated(self, arrival: Arrival, failure: Unauthenticated) -> Answer:
+        self._auth_failed.value += 1
+        claimed = TenantId(failure.claimed)
+        known = claimed in self.snapshot.tenants
+        self.failures.add(
+            Failure(
+                address=arrival.client_ip,
+                reason=failure.reason,
+                tenant=claimed if known else None,
+                agent="",
+                server=arrival.server,
+            )
+        )
+        challenge = "Bearer"
+        if arrival.discovering:
+            challenge += f' resource_metadata="{arrival.metadata_url}", scope="mcp"'
+        if failure.presented:
+            challenge += (", " if arrival.discovering else " ") + 'error="invalid_token"'
+        return answers.error(
+            None,
+            answers.CODES["unauthenticated"],
+            "unauthenticated",
+            status=401,
+            headers=((b"www-authenticate", challenge.encode("latin-1")),),
+        )
+
+
+def enforce(decision: Decision) -> str:
+    """The reason of the refusal; empty for Allow and for nothing else."""
+    match decision.result:
+        case Result.ALLOW:
+            return ""
+        case Result.DENY:
+            return decision.reason_code or "policy"
+        case Result.INTERCEPT:
+            return "escalation_unavailable"  # nobody can be asked yet
+        case _:
+            assert_never(decision.result)
+
+
+def _unavailable(reason: str) -> Answer:
+    return answers.error(
+        None, answers.CODES["capacity"], reason, status=503, headers=((b"retry-after", b"5"),)
+    )

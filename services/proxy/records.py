@@ -1,0 +1,203 @@
+"""What the proxy records (audit.md 1.2), as fields of `behavry.record/1`. Pure.
+
+Decides which facts of a call go into the chain. Payloads never do: the bundle says
+`metadata_only`, so arguments and results leave a digest and a size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from services.common.clock import Clock, micros
+from services.common.ids import NIL_TENANT, EventId, RequestId, TenantId
+from services.common.outbox.parts import Part, make_part
+from services.common.outbox.record import Record
+from services.proxy.calls import Decision, Resource, Result, Visit
+
+PAYLOAD: Final = {"mode": "metadata_only", "state": "not_stored"}
+_KEPT_TEXT: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What every record of one call says alike."""
+
+    visit: Visit
+    id: RequestId
+    method: str
+    tool: str = ""
+    resource: Resource = Resource()
+    schema_hash: str | None = None
+    arguments_digest: str = ""
+    arguments_size: int = 0
+
+
+def decided(
+    subject: Subject, decision: Decision, *, type: str, reason: str, clock: Clock
+) -> tuple[Record, tuple[Part, ...]]:
+    """`call.intent` or `call.denied`, with the decided envelope as its purgeable part."""
+    visit = subject.visit
+    parts = (make_part("input", decision.envelope, mode="input"),) if decision.envelope else ()
+    revision = decision.revision
+    fields: dict[str, Any] = {
+        **_call(subject),
+        "decision": subject.id,
+        "action": decision.action or None,
+        "category": decision.category or None,
+        "resource": subject.resource.value[:_KEPT_TEXT] or None,
+        "resource_kind": subject.resource.kind,
+        "verdict": "allow" if type == "call.intent" else "deny",
+        "reason": reason,
+        "reasons": list(decision.codes) or None,
+        "policies": list(decision.policies) or None,
+        "shadow": _plain(decision.shadow) or None,
+        "revision": {
+            "bundle_serial": revision.bundle_serial,
+            "bundle_digest": revision.bundle_digest or None,
+            "policy_revision": revision.policy_revision or None,
+            "policy_state": revision.policy_state or None,
+            "bundle_age_s": revision.bundle_age_s,
+        },
+        "engine": {"name": decision.engine, "us": decision.engine_us} if decision.engine else None,
+        "schema_hash": subject.schema_hash,
+        "arguments": {
+            "digest": subject.arguments_digest,
+            "size": subject.arguments_size,
+            **PAYLOAD,
+        },
+        "input": {"commit": parts[0].commit, "size": len(decision.envelope)} if parts else None,
+    }
+    return _record(type, visit, fields, clock, id=EventId(subject.id)), parts
+
+
+def outcome(
+    subject: Subject,
+    *,
+    status: str,
+    clock: Clock,
+    latency_us: dict[str, int],
+    error: str | None = None,
+    upstream_status: int | None = None,
+    result_digest: str | None = None,
+    result_size: int = 0,
+) -> Record:
+    fields: dict[str, Any] = {
+        **_call(subject),
+        "decision": subject.id,
+        "status": status,
+        "error": error,
+        "upstream_status": upstream_status,
+        "result": {"digest": result_digest, "size": result_size, **PAYLOAD}
+        if result_digest
+        else None,
+        "latency_us": latency_us,
+    }
+    return _record("call.outcome", subject.visit, fields, clock)
+
+
+def rejected(visit: Visit, *, method: str, code: int, reason: str, clock: Clock) -> Record:
+    """An authenticated request that never became a question."""
+    fields = {
+        **_common(visit),
+        "method": method[:128] or None,
+        "verdict": "deny",
+        "reason": reason,
+        "error": str(code),
+    }
+    return _record("call.rejected", visit, fields, clock)
+
+
+def served(visit: Visit, *, visible: int, offered: int, digest: str, clock: Clock) -> Record:
+    """The agent's view of a server changed."""
+    fields = {
+        **_common(visit),
+        "method": "tools/list",
+        "verdict": "allow",
+        "resource": f"{visible} of {offered} tools",
+        "resource_kind": "other",
+        "schema_hash": digest,
+    }
+    return _record("catalog.served", visit, fields, clock)
+
+
+def auth_failed(
+    *,
+    tenant: TenantId | None,
+    agent: str,
+    reason: str,
+    server: str,
+    client_ip: str,
+    count: int,
+    clock: Clock,
+) -> Record:
+    """In the tenant's chain where the credential names one that exists, else in the system's."""
+    return Record(
+        type="auth.failed",
+        tenant=tenant or NIL_TENANT,
+        chain="tenant" if tenant else "system",
+        at_us=micros(clock.now_ns()),
+        fields={
+            "actor": {"kind": "agent", "id": agent or None},
+            "server": server or None,
+            "client_ip": client_ip,
+            "verdict": "deny",
+            "reason": reason,
+            "count": count if count > 1 else None,
+        },
+    )
+
+
+def _common(visit: Visit) -> dict[str, Any]:
+    caller = visit.caller
+    return {
+        "actor": {
+            "kind": "agent",
+            "id": caller.agent,
+            "name": visit.agent.name,
+            "class": visit.agent.cls,
+            "session": caller.session,
+            "identity": "token",
+        },
+        "requester": {"id": visit.requester_id, "channel": "header", "verified": False}
+        if visit.requester_id
+        else None,
+        "client_ip": visit.client_ip,
+        "server": visit.slug,
+    }
+
+
+def _call(subject: Subject) -> dict[str, Any]:
+    fields = _common(subject.visit)
+    fields["method"] = subject.method
+    fields["tool"] = subject.tool or None
+    return fields
+
+
+def _record(
+    type: str, visit: Visit, fields: dict[str, Any], clock: Clock, *, id: EventId | None = None
+) -> Record:
+    return Record(
+        type=type,
+        tenant=visit.caller.tenant,
+        chain=f"agent:{visit.caller.agent}",
+        at_us=micros(clock.now_ns()),
+        fields=fields,
+        id=id,
+    )
+
+
+def _plain(shadow: tuple[Any, ...]) -> list[dict[str, str]]:
+    """Shadow results as the record's profile takes them."""
+    return [
+        {
+            "policy": str(one.get("policy", "")),
+            "result": str(one.get("result", "")),
+            "code": str(one.get("code", "")),
+        }
+        for one in shadow
+        if isinstance(one, dict)
+    ]
+
+
+__all__ = ["Result", "Subject", "auth_failed", "decided", "outcome", "rejected", "served"]

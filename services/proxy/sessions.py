@@ -1,0 +1,113 @@
+"""Sessions of legacy agents: a sealed value that the agent carries (mcp.md 9), and what a process
+must remember beside it: how many there are, which ended.
+
+No session is kept here to serve a request: any worker can open any seal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from services.common.clock import Clock
+from services.common.ids import AgentId, TenantId, uuid7
+from services.proxy.calls import Visit
+from services.proxy.seals import Seals, Unsealed
+
+LIFE_S: Final = 12 * 3600
+IDLE_S: Final = 30 * 60
+PER_AGENT: Final = 200
+_NS: Final = 1_000_000_000
+
+
+class Session(Struct, frozen=True, array_like=True):
+    """`upstream` is the tool server's own session id, empty where there is none of its own."""
+
+    id: str
+    version: str
+    opened_s: int
+    upstream: str = ""
+    upstream_version: str = ""
+
+
+class TooMany(Exception):
+    """The agent has its 200 sessions."""
+
+
+@dataclass(slots=True)
+class _Live:
+    visit: Visit
+    session: Session
+    used_s: int
+
+
+_decoder: Final = msgspec.msgpack.Decoder(Session)
+
+
+class Sessions:
+    def __init__(self, seals: Seals, clock: Clock) -> None:
+        self._seals = seals
+        self._clock = clock
+        self._live: dict[tuple[TenantId, AgentId], dict[str, _Live]] = {}
+        self._ended: dict[str, int] = {}
+
+    def admit(self, visit: Visit) -> None:
+        """Room for one more? Raises TooMany."""
+        if len(self._live.get(_owner(visit), ())) >= PER_AGENT:
+            raise TooMany
+
+    def open(self, visit: Visit, version: str, upstream: str, upstream_version: str) -> str:
+        """The value for Mcp-Session-Id."""
+        now_s = self._now_s()
+        session = Session(uuid7(self._clock.now_ns()), version, now_s, upstream, upstream_version)
+        self._live.setdefault(_owner(visit), {})[session.id] = _Live(visit, session, now_s)
+        return self._seals.seal("session", _holder(visit), msgspec.msgpack.encode(session))
+
+    def find(self, visit: Visit, sealed: str) -> Session:
+        """Raises Unsealed: of another holder, ended, too old. All read as if it never was."""
+        try:
+            session = _decoder.decode(self._seals.open("session", _holder(visit), sealed))
+        except msgspec.DecodeError:
+            raise Unsealed from None
+        now_s = self._now_s()
+        if session.id in self._ended or now_s - session.opened_s > LIFE_S:
+            raise Unsealed
+        live = self._live.setdefault(_owner(visit), {}).get(session.id)
+        if live is None:
+            self._live[_owner(visit)][session.id] = _Live(visit, session, now_s)
+        else:
+            live.used_s = now_s
+        return session
+
+    def end(self, visit: Visit, session: Session) -> None:
+        self._ended[session.id] = session.opened_s + LIFE_S
+        self._live.get(_owner(visit), {}).pop(session.id, None)
+
+    def sweep(self) -> list[tuple[Visit, Session]]:
+        """Forgets what is over; answers the idle sessions, whose upstream ends should be told."""
+        now_s = self._now_s()
+        self._ended = {id: until for id, until in self._ended.items() if until > now_s}
+        idle: list[tuple[Visit, Session]] = []
+        for owner, sessions in list(self._live.items()):
+            for live in [one for one in sessions.values() if now_s - one.used_s > IDLE_S]:
+                idle.append((live.visit, live.session))
+                self._ended[live.session.id] = live.session.opened_s + LIFE_S
+                del sessions[live.session.id]
+            if not sessions:
+                del self._live[owner]
+        return idle
+
+    def _now_s(self) -> int:
+        return self._clock.now_ns() // _NS
+
+
+def _owner(visit: Visit) -> tuple[TenantId, AgentId]:
+    return visit.caller.tenant, visit.caller.agent
+
+
+def _holder(visit: Visit) -> tuple[str, ...]:
+    """Tenant, agent, server, and of the policy set the agent's class (core.md 4)."""
+    return (visit.caller.tenant, visit.caller.agent, visit.slug, visit.agent.cls)

@@ -1,0 +1,239 @@
+"""What a text points at: a path, a URL, addresses, tables, commands; in one spelling each.
+
+Decides the canonical form that policies compare (core.md 8), so that an odd spelling of a target is
+that target. Which texts of a call are looked at is features.py's decision.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+MAX_VALUE: Final = 1024
+MAX_DECODES: Final = 3
+CONFIG_ROOTS: Final = (
+    "/etc", "/root", "~/.ssh", "~/.aws", "~/.config",
+    "/windows/system32", "/programdata", "~/appdata",
+)  # fmt: skip
+_PROTECTED: Final = re.compile(r"(?:MEMORY|SOUL|IDENTITY|\.env)", re.IGNORECASE)
+_HOME: Final = re.compile(r"(?:~|\$HOME|\$\{HOME\}|%USERPROFILE%|%HOMEPATH%)(?=/|$)", re.IGNORECASE)
+_HOMES: Final = re.compile(r"/(?:home|users)/[^/]+(?=/|$)", re.IGNORECASE)
+_DRIVE: Final = re.compile(r"[A-Za-z]:(?=/|$)")
+_DEVICE: Final = re.compile(r"//[?.]/(?:UNC/[^/]+/)?", re.IGNORECASE)
+_UNC: Final = re.compile(r"//[^/]+(?=/)")
+_VARIABLE: Final = re.compile(r"\$\{?\w|%\w+%|`|\$\(")
+_GLOB: Final = re.compile(r"[*?\[{]")
+_SLASHES: Final = re.compile(r"/{2,}")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,31}://")
+_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21, "ssh": 22, "sftp": 22}
+_PRIVATE_HOSTS: Final = re.compile(
+    r"(?:.*\.)?(?:localhost|local|internal|intranet|lan|home\.arpa)\.?|[^.]+"
+)
+_MAIL: Final = re.compile(r"[^\s<>,;:\"@]{1,64}@([A-Za-z0-9.\-]{1,253})")
+_GROUP: Final = re.compile(
+    r"(?:^[#@](?:all|channel|everyone|here)|^#|^(?:all|all-.*|everyone|staff|team|everybody|company"
+    r"|list|group|.*-(?:all|list|team|group)|dl-.*)@|^(?:all|everyone|everybody)$)",
+    re.IGNORECASE,
+)
+_SQL: Final = re.compile(
+    r"\b(?:from|join|into|update|table(?:\s+if\s+(?:not\s+)?exists)?|truncate|delete\s+from)\s+"
+    r"((?:[\w$]+|\"[^\"]+\"|`[^`]+`|\[[^\]]+\])(?:\.(?:[\w$]+|\"[^\"]+\"|`[^`]+`|\[[^\]]+\]))*)",
+    re.IGNORECASE,
+)
+_NOT_TABLES: Final = frozenset({"select", "set", "table", "if", "only", "values", "where"})
+_SEPARATORS: Final = re.compile(r"&&|\|\||[;|&\n]")
+_WORD: Final = re.compile(r"'([^']*)'|\"([^\"]*)\"|(\S+)")
+_ASSIGNMENT: Final = re.compile(r"[A-Za-z_]\w*=")
+_PREFIXES: Final = frozenset({"sudo", "env", "nohup", "time", "exec", "command", "doas", "xargs"})
+
+
+@dataclass(frozen=True, slots=True)
+class PathTarget:
+    value: str
+    depth: int
+    config: bool
+    protected: bool
+    ambiguous: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UrlTarget:
+    scheme: str
+    host: str
+    port: int
+    private: bool
+
+
+def path(text: str, *, case_fold: bool = False) -> PathTarget:
+    """Percent-decoding to a fixpoint, NFKC, one slash, no dots, home and drives made equal."""
+    ambiguous = "\0" in text or len(text) > MAX_VALUE
+    plain, settled = _decoded(text[:MAX_VALUE].removeprefix("file://").replace("\0", ""))
+    plain = unicodedata.normalize("NFKC", plain).replace("\\", "/")
+    plain = _UNC.sub("", _DEVICE.sub("/", plain, count=1), count=1) if plain[:2] == "//" else plain
+    plain = _DRIVE.sub("", plain, count=1) if plain[1:2] == ":" else plain
+    plain = _HOME.sub("~", plain, count=1) if plain[:1] in {"~", "$", "%"} else plain
+    plain = _HOMES.sub("~", plain, count=1) if plain[:1] == "/" else plain
+    if case_fold:
+        plain = plain.casefold()
+    kept, escaped = _resolved(plain)
+    value = kept or ("/" if plain.startswith("/") else ".")
+    parts = [part for part in value.split("/") if part not in {"", ".", "~"}]
+    shallow = next((i for i, part in enumerate(parts) if _GLOB.search(part)), len(parts))
+    lowered = value.casefold()
+    return PathTarget(
+        value=value[:MAX_VALUE],
+        depth=shallow,
+        config=any(lowered == root or lowered.startswith(f"{root}/") for root in CONFIG_ROOTS),
+        protected=any(_PROTECTED.match(part) for part in parts),
+        ambiguous=ambiguous or escaped or not settled or _VARIABLE.search(value) is not None,
+    )
+
+
+def looks_like_path(text: str) -> bool:
+    """By its beginning alone, so that a long text costs nothing."""
+    start = text[:2]
+    if start[:1] in {"/", "~"} or start in {"./", "..", ".\\", "\\\\", "$H", "${"}:
+        return start[:1] != "~" or text[1:2] in {"", "/", "\\"}
+    if start[1:2] == ":" and start[0].isalpha():
+        return text[2:3] in {"", "/", "\\"}
+    return text[:7].lower() == "file://" or text[:3].lower() in {"%2f", "%2e", "%us"}
+
+
+def url(text: str) -> UrlTarget | None:
+    """None where it is no absolute URL with a host."""
+    if _SCHEME.match(text) is None:
+        return None
+    try:
+        parts = urlsplit(text[: 2 * MAX_VALUE].replace("\\", "/"))
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return UrlTarget(text.split(":", 1)[0].lower()[:16], "", 0, private=True)
+    if not host:
+        return None
+    scheme = parts.scheme[:16]
+    name, private = _host(host)
+    return UrlTarget(scheme, name[:253], port or _PORTS.get(scheme, 0), private)
+
+
+def recipients(text: str) -> tuple[set[str], set[str], bool]:
+    """Distinct addresses, their domains, and whether one of them is a group."""
+    people: set[str] = set()
+    domains: set[str] = set()
+    group = False
+    for piece in re.split(r"[,;\n]", text[: 64 * MAX_VALUE]):
+        one = piece.strip()
+        if not one:
+            continue
+        mail = _MAIL.search(one)
+        address = (mail[0] if mail else one).casefold()
+        people.add(address)
+        if mail:
+            domains.add(mail[1].casefold().rstrip("."))
+        group = group or _GROUP.search(address) is not None
+    return people, domains, group
+
+
+def tables(sql: str) -> list[str]:
+    """Names that a statement reads or changes, unquoted, in order."""
+    found = (re.sub(r"[\"`\[\]]", "", name) for name in _SQL.findall(sql[: 64 * MAX_VALUE]))
+    return [name for name in found if name.casefold() not in _NOT_TABLES]
+
+
+def looks_like_sql(text: str) -> bool:
+    return text[:12].lstrip().split(" ", 1)[0].lower() in {
+        "select", "insert", "update", "delete", "drop", "alter", "create", "truncate", "merge",
+        "with",
+    }  # fmt: skip
+
+
+def commands(line: str) -> tuple[list[str], list[str]]:
+    """Programs that a shell line starts, and its words that look like paths."""
+    programs: list[str] = []
+    paths: list[str] = []
+    for segment in _SEPARATORS.split(line[: 64 * MAX_VALUE]):
+        words = ["".join(match) for match in _WORD.findall(segment)]
+        while words and (words[0] in _PREFIXES or _ASSIGNMENT.match(words[0])):
+            words.pop(0)
+        if words:
+            programs.append(words[0].rsplit("/", 1)[-1])
+            paths.extend(word for word in words if looks_like_path(word))
+    return programs, paths
+
+
+def _decoded(text: str) -> tuple[str, bool]:
+    """Percent-decoded until nothing changes; False if it still would after three times."""
+    for _ in range(MAX_DECODES):
+        if "%" not in text:
+            return text, True
+        once = unquote(text, errors="replace")
+        if once == text:
+            return text, True
+        text = once
+    return text, unquote(text, errors="replace") == text
+
+
+def _resolved(plain: str) -> tuple[str, bool]:
+    """Without `.`, `..` and trailing dots; True if it left its root."""
+    root = "/" if plain.startswith("/") else ""
+    kept: list[str] = []
+    escaped = False
+    for raw in _SLASHES.sub("/", plain).split("/"):
+        part = raw if raw in {".", ".."} else raw.rstrip(". ")
+        if raw and not part:  # only dots and spaces: some systems read it as a parent
+            escaped = True
+        if part in {"", "."}:
+            continue
+        if part != "..":
+            kept.append(part)
+        elif kept and kept[-1] not in {"~", ".."}:
+            kept.pop()
+        else:
+            escaped = True
+            if not root:
+                kept.append("..")
+    return root + "/".join(kept), escaped
+
+
+def _host(host: str) -> tuple[str, bool]:
+    number = _numeric(host)
+    if number is not None:
+        return str(number), not number.is_global
+    try:
+        name = host.encode("idna").decode().lower().rstrip(".")
+    except UnicodeError:
+        name = host.casefold()
+    return name, _PRIVATE_HOSTS.fullmatch(name) is not None
+
+
+def _numeric(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """All forms that resolvers take: dotted, decimal, hexadecimal, octal, short."""
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        pass
+    parts = host.rstrip(".").split(".")
+    if not 1 <= len(parts) <= 4:
+        return None
+    try:
+        numbers = [_integer(part) for part in parts]
+    except ValueError:
+        return None
+    *heads, tail = numbers
+    if any(head > 255 for head in heads) or tail >= 256 ** (5 - len(parts)):
+        return None
+    value = tail
+    for index, head in enumerate(heads):
+        value += head << (8 * (3 - index))
+    return ipaddress.IPv4Address(value)
+
+
+def _integer(text: str) -> int:
+    if not text or len(text) > 16 or not text.isascii() or not text.isalnum():
+        raise ValueError(text)
+    if text[:2].lower() == "0x":
+        return int(text[2:] or "0", 16)
+    return int(text, 8) if text[0] == "0" and len(text) > 1 else int(text, 10)

@@ -1,0 +1,105 @@
+"""The listening socket under the ASGI application: uvicorn's protocol on our own loop.
+
+Decides limits that must hold before a request exists (headers), and how a listener ends. uvicorn's
+own server would tick ten times a second and take the signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+MAX_HEADERS: Final = 100
+MAX_HEADER_BYTES: Final = 32 * 1024
+MAX_URL: Final = 8 * 1024
+KEEP_ALIVE_S: Final = 75
+DRAIN_S: Final = 10.0
+_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class CappedProtocol(HttpToolsProtocol):
+    """Gives up on a request whose head is too big while it is still coming in."""
+
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MAX_URL:
+            self._too_large()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
+            self._too_large()
+            return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def _too_large(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+
+def bind(address: str) -> tuple[socket.socket, str]:
+    """`host:port`, port 0 for a free one; answers the socket and the address it got."""
+    host, _, port = address.rpartition(":")
+    listener = socket.create_server((host.strip("[]") or "127.0.0.1", int(port)), backlog=1024)
+    return listener, f"{host}:{listener.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def listening(app: Callable[..., Any], listener: socket.socket) -> AsyncIterator[None]:
+    """Serves until left; then requests get 10 s to end."""
+    config = uvicorn.Config(
+        app,
+        http=CappedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        date_header=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: CappedProtocol(config=config, server_state=state, app_state={}), sock=listener
+    )
+    try:
+        yield
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        if state.tasks:
+            await asyncio.wait(list(state.tasks), timeout=DRAIN_S)
+        for task in list(state.tasks):
+            task.cancel()
+        if state.tasks:
+            await asyncio.wait(list(state.tasks), timeout=1.0)

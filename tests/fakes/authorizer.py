@@ -1,0 +1,247 @@
+"""An authorizer that decides by a table which tests write, over a real gRPC server.
+
+It keeps the contract of the real one (tests/contract/decide runs both): one verdict per ask, the
+digest repeated, the same rule behind `View` and `Decide`. In one line a test makes it slow, silent,
+wrong or gone. What policies mean is the real one's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import orjson
+
+from behavry.authorizer.v1 import authorizer_pb2 as wire
+from behavry.authorizer.v1 import authorizer_pb2_grpc
+from services.common.errors import BehavryError
+from services.common.rpc.peers import TokenPeers
+from services.common.rpc.server import serve
+from services.common.telemetry.counters import Counters
+from services.common.telemetry.logging import get_log
+
+TENANT = "0199d0d0-0000-7000-8000-000000000001"
+OTHER_TENANT = "0199d0d0-0000-7000-8000-000000000002"
+AGENT = "0199d0d0-0000-7000-8000-0000000000a1"
+OTHER_AGENT = "0199d0d0-0000-7000-8000-0000000000a2"
+SESSION = "0199d0d0-0000-7000-8000-00000000005e"
+POLICY_REVISION = "sha256:" + "7" * 64
+
+Twist = Callable[[wire.Verdict], wire.Verdict | None]
+
+
+@dataclass(slots=True)
+class Rules:
+    """What the fake knows; `approve` pins what is offered, as an administrator would."""
+
+    #: (server, tool) -> pinned schema hash
+    approved: dict[tuple[str, str], str] = field(default_factory=dict)
+    #: (server, tool) -> (result, code); the rest of what is approved is allowed
+    verdicts: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    #: Agents whose every call is denied, and why.
+    agents: dict[str, str] = field(default_factory=dict)
+    obligations: list[dict[str, Any]] = field(default_factory=list)
+
+
+class FakeAuthorizer(
+    authorizer_pb2_grpc.AuthorizerServiceServicer, authorizer_pb2_grpc.SnapshotServiceServicer
+):
+    def __init__(self, snapshot: dict[str, Any], jwks: dict[str, Any]) -> None:
+        self.rules = Rules()
+        self.snapshot = snapshot
+        self.jwks = jwks
+        self.asks: list[wire.Ask] = []
+        self.messages = 0
+        self.views = 0
+        self.reported: dict[tuple[str, str], wire.ReportedTool] = {}
+        self.silent = False
+        self.down = False
+        self.twist: Twist | None = None
+        self._changed = asyncio.Condition()
+        self._heard = asyncio.Condition()
+
+    # --- a test's hands -------------------------------------------------------------------------
+
+    async def publish(self, **tenant_changes: Any) -> None:
+        """Another revision of the snapshot for the first tenant."""
+        async with self._changed:
+            self.snapshot["tenants"][TENANT].update(tenant_changes)
+            self.snapshot["serial"] += 1
+            self.snapshot["revision"] = f"{self.snapshot['serial']}-test"
+            self._changed.notify_all()
+
+    async def seen(self, server: str, tool: str) -> wire.ReportedTool:
+        """The report of a tool, when it has come."""
+        async with asyncio.timeout(5), self._heard:
+            await self._heard.wait_for(lambda: (server, tool) in self.reported)
+        return self.reported[server, tool]
+
+    async def approve(self, server: str, *tools: str) -> None:
+        """What is offered now is what is pinned."""
+        for tool in tools:
+            self.rules.approved[server, tool] = (await self.seen(server, tool)).schema_hash
+        await self.publish()
+
+    # --- the contract ---------------------------------------------------------------------------
+
+    async def Decide(
+        self, request_iterator: AsyncIterator[wire.DecideRequest], context: Any
+    ) -> AsyncIterator[wire.DecideResponse]:
+        async for request in request_iterator:
+            if request.WhichOneof("message") != "asks":
+                continue
+            self.messages += 1
+            self.asks.extend(request.asks.asks)
+            if self.down:
+                raise BehavryError("INTERNAL", "told to fail")
+            verdicts = [self._verdict(ask) for ask in request.asks.asks]
+            if self.twist is not None:
+                verdicts = [made for one in verdicts if (made := self.twist(one)) is not None]
+            if not self.silent:
+                yield wire.DecideResponse(verdicts=wire.Verdicts(verdicts=verdicts))
+
+    async def View(self, request: wire.ViewRequest, context: Any) -> wire.ViewResponse:
+        self.views += 1
+        if self.down:
+            raise BehavryError("POLICY_MISSING", "told to fail")
+        approved = self.rules.approved
+        return wire.ViewResponse(
+            visible=[
+                tool.name
+                for tool in request.tools
+                if approved.get((request.server, tool.name)) == tool.schema_hash
+            ],
+            revision=self._revision(),
+        )
+
+    async def ReportTools(
+        self, request: wire.ReportToolsRequest, context: Any
+    ) -> wire.ReportToolsResponse:
+        async with self._heard:
+            for tool in request.tools:
+                self.reported[request.server, tool.name] = tool
+            self._heard.notify_all()
+        return wire.ReportToolsResponse()
+
+    async def Watch(
+        self, request: wire.WatchRequest, context: Any
+    ) -> AsyncIterator[wire.WatchResponse]:
+        sent = b""
+        while True:
+            document = self.jwks if request.part == "jwks" else self.snapshot
+            part = orjson.dumps(document)
+            if part != sent:
+                sent = part
+                yield wire.WatchResponse(revision=self.snapshot["revision"], snapshot=part)
+            async with self._changed:
+                await self._changed.wait()
+
+    def _verdict(self, ask: wire.Ask) -> wire.Verdict:
+        asked = orjson.loads(ask.request)
+        result, code, codes = self._decide(ask, asked)
+        return wire.Verdict(
+            id=ask.id,
+            arguments_digest=asked["arguments_digest"],
+            decision=wire.Decision(
+                result=wire.DecisionResult.Value(f"DECISION_RESULT_{result.upper()}"),
+                reason_code=code,
+                codes=codes,
+                policies=["base.grants"],
+                obligations=orjson.dumps(self.rules.obligations) if self.rules.obligations else b"",
+                engine="opa",
+                engine_us=120,
+                action="read",
+                category="test",
+            ),
+            revision=self._revision(),
+            envelope=orjson.dumps({"schema": "behavry.input/1", "request": {**asked}}),
+        )
+
+    def _decide(self, ask: wire.Ask, asked: dict[str, Any]) -> tuple[str, str, list[str]]:
+        refused = self.rules.agents.get(ask.caller.agent_id)
+        if refused:
+            return "deny", refused, [refused]
+        key = (asked["server"], asked["tool"])
+        if asked["tool"]:
+            pinned = self.rules.approved.get(key)
+            if pinned is None:
+                return "deny", "tool_hidden", ["tool_hidden"]
+            if pinned != asked["schema_hash"]:
+                return "deny", "tool_schema_changed", ["tool_schema_changed"]
+        result, code = self.rules.verdicts.get(key, ("allow", ""))
+        return result, code, [code] if code else []
+
+    def _revision(self) -> wire.Revision:
+        return wire.Revision(
+            bundle_serial=self.snapshot["serial"],
+            bundle_digest="sha256:" + "b" * 64,
+            policy_revision=POLICY_REVISION,
+            policy_state="fresh",
+            bundle_age_s=3,
+        )
+
+
+def server_entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "0199d0d0-0000-7000-8000-0000000000e1",
+        "domain": "notes",
+        "trust": "trusted",
+        "transport": "http",
+        "urls": [],
+        "stdio": None,
+        "era": "auto",
+        "credential": {"kind": "none"},
+        **changes,
+    }
+
+
+def snapshot(servers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    agent = {"name": "demo", "class": "default", "status": "active", "servers": sorted(servers)}
+    return {
+        "plane_id": "dp-local",
+        "revision": "1-test",
+        "serial": 1,
+        "tenants": {
+            TENANT: {
+                "slug": "default",
+                "status": "active",
+                "modes": {},
+                "revoked_sessions": [],
+                "agents": {
+                    AGENT: agent,
+                    OTHER_AGENT: {**agent, "name": "other", "servers": []},
+                },
+                "servers": servers,
+            },
+            OTHER_TENANT: {
+                "slug": "other",
+                "status": "active",
+                "modes": {},
+                "revoked_sessions": [],
+                "agents": {AGENT: {**agent, "name": "twin"}},
+                "servers": servers,
+            },
+        },
+    }
+
+
+@asynccontextmanager
+async def serving(fake: FakeAuthorizer, address: str, peers_dir: Path) -> AsyncIterator[str]:
+    def register(server: grpc.aio.Server) -> None:
+        authorizer_pb2_grpc.add_AuthorizerServiceServicer_to_server(fake, server)
+        authorizer_pb2_grpc.add_SnapshotServiceServicer_to_server(fake, server)
+
+    async with serve(
+        listen=address,
+        register=register,
+        authenticator=TokenPeers(peers_dir),
+        counters=Counters(),
+        log=get_log("fake-authorizer"),
+    ) as made:
+        await made.set_health("", serving=True)
+        yield made.address

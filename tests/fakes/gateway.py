@@ -1,0 +1,220 @@
+"""A proxy of a test's own: real application, real outbox, a fake authorizer that a test tells what
+to say, and agents' tokens signed by the test's key.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from joserfc import jwt
+from joserfc.jwk import RSAKey
+
+from behavry.audit.v1 import audit_pb2
+from services.common.clock import SystemClock
+from services.common.outbox.files import DiskFiles
+from services.common.outbox.recovery import read_all
+from services.common.outbox.segment import scan
+from services.common.settings import load
+from services.proxy.app import Running, running
+from services.proxy.settings import ProxySettings
+from tests.fakes import mcp_wire as wire
+from tests.fakes.authorizer import (
+    AGENT,
+    SESSION,
+    TENANT,
+    FakeAuthorizer,
+    server_entry,
+    serving,
+    snapshot,
+)
+from tests.fakes.peers import make_peers
+
+ISSUER = "http://127.0.0.1:8701"
+AUDIENCE = "behavry:dp:dp-local"
+BOTH = "application/json, text/event-stream"
+MODERN_META = {
+    wire.VERSION_META: wire.MODERN,
+    wire.CLIENT_META: {"name": "test", "version": "1"},
+    wire.CAPABILITIES_META: {},
+}
+
+
+class Issuer:
+    """Signs agents' tokens as control would."""
+
+    def __init__(self) -> None:
+        self.key = RSAKey.generate_key(2048, parameters={"kid": "k1", "use": "sig"})
+
+    def jwks(self) -> dict[str, Any]:
+        keys = {"keys": [self.key.as_dict(private=False)]}
+        return {"issuer": ISSUER, "jwks": keys, "fetched_at": SystemClock().now_ns() // 10**9}
+
+    def token(self, *, key: RSAKey | None = None, **changes: Any) -> str:
+        now_s = SystemClock().now_ns() // 10**9
+        claims = {
+            "iss": ISSUER, "sub": AGENT, "tid": TENANT, "sid": SESSION, "aud": AUDIENCE,
+            "iat": now_s, "nbf": now_s, "exp": now_s + 900, "jti": secrets.token_hex(8), **changes,
+        }  # fmt: skip
+        claims = {name: value for name, value in claims.items() if value is not None}
+        signer = key or self.key
+        return jwt.encode({"alg": "RS256", "kid": signer.kid}, claims, signer)
+
+
+@dataclass(kw_only=True)
+class Gateway:
+    """A running proxy with what a test asks of it."""
+
+    running: Running
+    authorizer: FakeAuthorizer
+    issuer: Issuer
+    http: aiohttp.ClientSession
+    state_dir: Path
+    settings: ProxySettings
+    last: aiohttp.ClientResponse | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        return self.running.http
+
+    def mcp(self, server: str = "notes", *, key: bool = False) -> str:
+        return f"{self.url}/mcp/v1/{server}" + ("/key" if key else "")
+
+    async def post(
+        self,
+        body: Any,
+        *,
+        server: str = "notes",
+        token: str | None = None,
+        headers: dict[str, str] | None = None,
+        drop: tuple[str, ...] = (),
+    ) -> tuple[int, Any]:
+        """(status, JSON or None). Bytes go as they are."""
+        sent = {
+            "authorization": f"Bearer {token or self.issuer.token()}",
+            "content-type": "application/json",
+            "accept": BOTH,
+            **(headers or {}),
+        }
+        sent = {name: value for name, value in sent.items() if name not in drop}
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        async with self.http.post(self.mcp(server), data=data, headers=sent) as response:
+            self.last = response
+            content = await response.read()
+            return response.status, orjson.loads(content) if content else None
+
+    async def modern(
+        self,
+        method: str,
+        params: dict[str, Any] | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        **options: Any,
+    ) -> tuple[int, Any]:
+        """A request of the modern era with the headers that belong to it."""
+        given = params or {}
+        name = given.get("name", given.get("uri"))
+        sent = {"mcp-protocol-version": wire.MODERN, "mcp-method": method}
+        if isinstance(name, str) and method in {"tools/call", "prompts/get", "resources/read"}:
+            sent["mcp-name"] = name
+        body = {
+            "jsonrpc": "2.0",
+            "id": 7,
+            "method": method,
+            "params": {**given, "_meta": MODERN_META},
+        }
+        return await self.post(body, headers={**sent, **(headers or {})}, **options)
+
+    async def call(
+        self, tool: str, arguments: dict[str, Any] | None = None, **options: Any
+    ) -> tuple[int, Any]:
+        return await self.modern(
+            "tools/call", {"name": tool, "arguments": arguments or {}}, **options
+        )
+
+    async def offered(self, server: str, *tools: str) -> None:
+        """The proxy has listed and reported the tools, and they are approved."""
+        await self.modern("tools/list", server=server)
+        await self.authorizer.approve(server, *tools)
+
+    def records(self, *types: str) -> list[dict[str, Any]]:
+        """What is in the outbox's files, in order; of these types, or all of calls and refusals."""
+        found = [orjson.loads(entry.body) for entry in self.entries()]
+        wanted = types or ("call.", "auth.", "catalog.")
+        return [body for body in found if body["type"].startswith(wanted)]
+
+    def entries(self) -> list[audit_pb2.Entry]:
+        made = []
+        for path in sorted((self.settings.outbox_dir / "w0").glob("*.seg")):
+            data = read_all(path, path.stat().st_size, DiskFiles())
+            made += [
+                audit_pb2.StoredRecord.FromString(one.stored).entry for one in scan(data).frames
+            ]
+        return made
+
+
+def environment(state_dir: Path, **changes: str) -> dict[str, str]:
+    """What `behavry up` would have made, and the settings that name it."""
+    for name in ("run", "keys", "secrets"):
+        (state_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_peers(state_dir / "peers")
+    for name in ("digest.keys", "seal.keys"):
+        file = state_dir / "keys" / name
+        if not file.exists():
+            file.write_text(secrets.token_hex(32) + "\n")
+            file.chmod(0o600)
+    return {
+        "BEHAVRY_STATE_DIR": str(state_dir),
+        "BEHAVRY_ENV": "development",
+        "BEHAVRY_PROXY_HTTP_LISTEN": "127.0.0.1:0",
+        "BEHAVRY_CONTROL_PUBLIC_URL": ISSUER,
+        "BEHAVRY_OUTBOX_DURABILITY": os.environ.get("BEHAVRY_OUTBOX_DURABILITY", "process"),
+        **changes,
+    }
+
+
+@asynccontextmanager
+async def gateway(
+    state_dir: Path, servers: dict[str, dict[str, Any]], **changes: str
+) -> AsyncIterator[Gateway]:
+    """Servers are entries of the snapshot (see `server_entry`)."""
+    settings = load(ProxySettings, environment(state_dir, **changes))
+    issuer = Issuer()
+    fake = FakeAuthorizer(snapshot(servers), issuer.jwks())
+    async with (
+        serving(fake, settings.authorizer_address, settings.peers_dir),
+        running(settings) as proxy,
+        aiohttp.ClientSession() as http,
+    ):
+        made = Gateway(
+            running=proxy,
+            authorizer=fake,
+            issuer=issuer,
+            http=http,
+            state_dir=state_dir,
+            settings=settings,
+        )
+        await until_ready(made)
+        yield made
+
+
+async def until_ready(made: Gateway) -> None:
+    import asyncio
+
+    async with asyncio.timeout(5):
+        while True:
+            async with made.http.get(f"{made.url}/readyz") as response:
+                if response.status == 200:
+                    return
+            await asyncio.sleep(0.02)
+
+
+def http_server(url: str, **changes: Any) -> dict[str, Any]:
+    return server_entry(urls=[url], **changes)
