@@ -18,8 +18,8 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("transports",),  # listeners: they bring bytes to the pipeline
     ("servicer", "servicers", "api", "pipeline"),
     # What works in the background, joining concepts with the outside.
-    ("policy_watch", "publishing", "writer"),
-    ("clients", "engine", "journal", "link", "planes", "store"),
+    ("jobs", "policy_watch", "publishing", "writer"),
+    ("clients", "engine", "journal", "link", "planes", "reading", "store"),
 )
 CONCEPT = len(EDGES)
 
