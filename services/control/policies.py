@@ -6,11 +6,9 @@ change, so going back is an old text under a new number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from services.common.rego.tester import Verdict
 from services.control.problems import Refusal
 
 State = Literal["draft", "shadow", "enforce", "retired"]
@@ -44,9 +42,3 @@ def shadow(state: State, *, version: int) -> Activation:
 
 def retire() -> Activation:
     return Activation("retired", None)
-
-
-def failed(expected: Sequence[Verdict], got: Sequence[Verdict]) -> list[int]:
-    """The places of the test cases that did not come out as expected."""
-    pairs = zip(expected, got, strict=True)
-    return [place for place, (wanted, said) in enumerate(pairs) if wanted != said]

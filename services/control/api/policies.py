@@ -16,9 +16,11 @@ from starlette.responses import Response
 
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
+from services.common.rego import parse
 from services.common.rego.check import MAX_SOURCE_BYTES, PolicyRejected, PolicyReport, check_policy
-from services.common.rego.names import POLICY_KEY
-from services.common.rego.tester import run_cases
+from services.common.rego.names import POLICY_KEY, policy_package
+from services.common.rego.sample import sample_input
+from services.common.rego.tester import PolicyTest, run_tests
 from services.control import policies as rules
 from services.control.api.bodies import POLICY_MAX_BYTES, Body, json_body
 from services.control.api.context import Call, Change
@@ -326,10 +328,20 @@ async def _run_tests(
 ) -> None:
     if not tests:
         return
-    got = await run_cases(source, tenant, key, [case["input"] for case in tests])
-    if wrong := rules.failed([case["expect"] for case in tests], got):
-        errors = [FieldError(f"/tests/{place}/expect", got[place]) for place in wrong[:50]]
-        raise Refusal("POLICY_REJECTED", "A test case came out differently.", errors=errors)
+    if not parse.available():
+        raise Refusal("TOOL_UNAVAILABLE", "No engine for test cases is installed here.")
+    cases = [
+        PolicyTest(name=case["name"], input=sample_input(case["input"]), result=case["expect"])
+        for case in tests
+    ]
+    outcomes = await run_tests(source, policy_package(tenant, key), cases)
+    errors = [
+        FieldError(f"/tests/{place}/expect", outcome.result)
+        for place, outcome in enumerate(outcomes)
+        if not outcome.passed
+    ]
+    if errors:
+        raise Refusal("POLICY_REJECTED", "A test case came out differently.", errors=errors[:50])
 
 
 async def _found(connection: Connection, policy_id: UUID, *, lock: bool = False) -> dict[str, Any]:

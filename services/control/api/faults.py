@@ -1,0 +1,109 @@
+"""Turns what handlers raise, and what the framework raises by itself, into problems."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import asyncpg
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from services.common.errors import BehavryError
+from services.control import problems
+from services.control.api.bodies import CODES
+from services.control.problems import FieldError, Refusal
+from services.control.servers import BadServer
+
+_BY_STATUS: Final = {
+    401: ("UNAUTHENTICATED", "No valid credential was sent."),
+    404: ("NOT_FOUND", "There is nothing at this address."),
+    405: ("METHOD_NOT_ALLOWED", "This address does not take this method."),
+    413: ("BODY_TOO_LARGE", "The body is too large."),
+    415: ("UNSUPPORTED_MEDIA_TYPE", "Send application/json."),
+}
+_PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
+#: The database is away or will not have us now.
+_DATABASE_AWAY: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InterfaceError,
+    ConnectionError,
+    TimeoutError,
+)
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(BehavryError, _behavry)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _query)
+    app.add_exception_handler(BadServer, _bad_server)
+    for kind in _DATABASE_AWAY:
+        app.add_exception_handler(kind, _database)
+
+
+def answer(error: BehavryError, *, instance: str, request_id: str) -> Response:
+    """The response of a refusal."""
+    problem = problems.document(error, instance=instance, request_id=request_id)
+    headers = dict(error.headers) if isinstance(error, Refusal) else {}
+    if problem["status"] == 503:
+        headers.setdefault("retry-after", "1")
+    return Response(
+        json.dumps(problem, ensure_ascii=False),
+        status_code=problem["status"],
+        headers=headers,
+        media_type=problems.MEDIA_TYPE,
+    )
+
+
+def instance_of(scope: Mapping[str, Any]) -> str:
+    """The route, its parameters as names: what was put into a path is not echoed."""
+    return _PARAMETER.sub(r":\1", getattr(scope.get("route"), "path", "/"))
+
+
+async def _behavry(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BehavryError)  # noqa: S101  # registered for it
+    return _answer(request, error)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for it
+    reason, message = _BY_STATUS.get(error.status_code, ("INVALID_ARGUMENT", "It cannot be used."))
+    return _answer(request, Refusal(reason, message, headers=error.headers))
+
+
+async def _query(request: Request, error: Exception) -> Response:
+    """Query and path parameters; bodies never come here."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
+    errors, in_path = [], False
+    for detail in error.errors():
+        in_path |= detail["loc"][0] == "path"
+        known = detail["type"] != "extra_forbidden"
+        name = detail["loc"][1] if known and len(detail["loc"]) > 1 else ""
+        errors.append(FieldError(f"?{name}", CODES.get(detail["type"], "invalid")))
+    if not in_path:
+        refusal = Refusal("INVALID_FILTER", "The query cannot be used.", errors=errors)
+    elif request.method == "PUT":
+        refusal = Refusal("VALIDATION_FAILED", "This cannot be a name.", errors=errors)
+    else:
+        refusal = problems.not_found("name")
+    return _answer(request, refusal)
+
+
+async def _bad_server(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BadServer)  # noqa: S101  # registered for it
+    return _answer(request, problems.invalid(f"/{error.field}", error.code, error.message))
+
+
+async def _database(request: Request, _: Exception) -> Response:
+    return _answer(request, Refusal("DEPENDENCY_UNAVAILABLE", "The database does not answer."))
+
+
+def _answer(request: Request, error: BehavryError) -> Response:
+    return answer(error, instance=instance_of(request.scope), request_id=request.state.request_id)

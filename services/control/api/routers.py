@@ -1,0 +1,45 @@
+"""Every resource of the API. A new one is a line here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from services.control.api import (
+    agents,
+    api_keys,
+    audit,
+    auth,
+    bundle,
+    enrollment,
+    health,
+    home,
+    jobs,
+    plan,
+    policies,
+    roles,
+    servers,
+    token,
+    tools,
+    traces,
+    well_known,
+)
+
+ROUTERS: Final = (
+    auth.router,
+    api_keys.router,
+    token.router,
+    enrollment.router,
+    agents.router,
+    roles.router,
+    tools.router,
+    servers.router,
+    policies.router,
+    bundle.router,
+    traces.router,
+    audit.router,
+    jobs.router,
+    plan.router,
+    well_known.router,
+    health.router,
+    home.router,
+)

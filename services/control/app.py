@@ -1,0 +1,241 @@
+"""Opens control's parts in order and closes them in reverse. Tests use this same door.
+
+What every step needs comes from the ones before it; nothing waits for another service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import asyncpg
+import grpc
+from joserfc.jwk import ECKey
+
+from behavry.control.v1 import plane_link_pb2_grpc
+from services.common.clock import Clock, SystemClock
+from services.common.errors import BehavryError
+from services.common.ids import TenantId, uuid7
+from services.common.outbox.stamp import Origin
+from services.common.outbox.table import TableOutbox
+from services.common.outbox.transport import GrpcTransport
+from services.common.postgres.pool import Pool, open_pool
+from services.common.rpc.client import dial
+from services.common.rpc.peers import Identity, TokenPeers
+from services.common.rpc.server import Serving, serve
+from services.common.supervisor import Supervisor
+from services.common.telemetry.counters import Counters
+from services.common.telemetry.logging import get_log
+from services.control.api import application, web
+from services.control.api.context import Control
+from services.control.api.verify_jobs import Verifications
+from services.control.changes import Changes
+from services.control.clients import RETRY_S, AuditReader, EntitlementsFeed, PlanCatalogue
+from services.control.features import Features
+from services.control.keys import KeySet, SigningKey
+from services.control.limits import Limits
+from services.control.pages import PageTokens
+from services.control.passwords import Passwords
+from services.control.planes import ControlPeers, Planes
+from services.control.publishing import Publisher
+from services.control.revocations import Revocations, Revoked
+from services.control.servicer import PlaneLinkServicer
+from services.control.sessions import Origins
+from services.control.settings import ControlSettings
+from services.control.signals import Signals
+from services.control.store import first_start
+from services.control.store.sightings import ToolInbox
+from services.control.store.tenants import Tenant
+from services.control.tokens import Audiences, Issuer
+
+PING_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What a caller may want to know of a running service."""
+
+    #: `host:port` of the REST API, and the gRPC socket.
+    http_address: str
+    grpc_address: str
+    tenant: Tenant
+    counters: Counters
+    control: Control = field(repr=False)
+    tool_inbox: ToolInbox = field(repr=False)
+
+
+@asynccontextmanager
+async def running(
+    settings: ControlSettings, *, clock: Clock | None = None
+) -> AsyncIterator[Running]:
+    """1. keys  2. the database  3. first tenant and admin  4. other services  5. the outbox
+    6. what follows changes  7. the doors  8. health.
+    """
+    clock = clock or SystemClock()
+    log = get_log("control")
+    counters = Counters()
+    async with AsyncExitStack() as stack:
+        signing_key = SigningKey.from_file(settings.token_key)  # 1
+        page_tokens = PageTokens.from_file(settings.page_key)
+        bundle_key = ECKey.import_key(settings.bundle_key.read_bytes())
+        planes = Planes.from_file(settings.plane_keys, audience=settings.public_url, clock=clock)
+        pool = await stack.enter_async_context(  # 2
+            open_pool(settings.db_url, max_size=20, application_name="behavry-control")
+        )
+        counters.watch("postgres.statements", lambda: pool.counters.statements)
+        counters.watch("postgres.connections", lambda: pool.counters.connections)
+        passwords = Passwords()
+        tenant = await first_start.ensure(  # 3
+            pool,
+            clock,
+            passwords,
+            password_file=settings.admin_password_file,
+            api_key_file=settings.admin_api_key_file,
+        )
+        supervisor = await stack.enter_async_context(Supervisor(log))
+        us = Identity("control", settings.peer_token)  # 4
+        audit_link = await stack.enter_async_context(dial(settings.audit_address, us))
+        plans_link = await stack.enter_async_context(dial(settings.entitlements_address, us))
+        features = Features(clock)
+        feed = EntitlementsFeed(plans_link, features, counters)
+        supervisor.spawn("put-tenant", partial(_put_tenant, feed, tenant, clock))
+        supervisor.spawn("entitlements", partial(_watch_for_ever, feed))
+        recorder = TableOutbox(  # 5
+            schema="control",
+            origin=Origin(
+                kind="control",
+                plane=settings.plane_id,
+                version=importlib.metadata.version("behavry"),
+            ),
+            clock=clock,
+            counters=counters,
+            log=log,
+        )
+        transport = GrpcTransport(audit_link)
+        supervisor.spawn("outbox", partial(recorder.run, settings.db_url, transport))
+        signals = Signals(clock=clock)  # 6
+        changes, revocations = Changes(), Revocations()
+        features.listen(changes.touch)
+        changes.listen(lambda _: signals.touch())
+        revocations.listen(partial(_signal, signals))
+        publisher = Publisher(
+            pool=pool,
+            signals=signals,
+            modes=partial(_modes, features),
+            plane_id=settings.plane_id,
+            environment=settings.environment,
+            key=bundle_key,
+            kid=bundle_key.thumbprint(),
+            clock=clock,
+            log=log,
+        )
+        supervisor.spawn("publisher", publisher.run)
+        audit = AuditReader(audit_link)
+        verifications = Verifications(pool, clock, audit, supervisor)
+        supervisor.spawn("verifications", verifications.resume)
+        control = Control(
+            settings=settings,
+            clock=clock,
+            log=log,
+            pool=pool,
+            recorder=recorder,
+            passwords=passwords,
+            pages=page_tokens,
+            key_set=KeySet.of(signing_key),
+            issuer=Issuer(settings.public_url, signing_key),
+            audiences=Audiences(
+                plane_id=settings.plane_id, proxy_public_url=settings.proxy_public_url
+            ),
+            origins=Origins(settings.public_url),
+            limits=Limits(clock),
+            features=features,
+            changes=changes,
+            revocations=revocations,
+            planes=planes,
+            signals=signals,
+            audit=audit,
+            catalogue=PlanCatalogue(plans_link, counters),
+            verify_jobs=verifications,
+        )
+        tool_inbox = ToolInbox(pool, clock, changes, recorder, log)
+        link = PlaneLinkServicer(
+            signals=signals,
+            tools=tool_inbox,
+            issuer=settings.public_url,
+            supervisor=supervisor,
+            log=log,
+        )
+        grpc_serving = await stack.enter_async_context(  # 7
+            serve(
+                listen=settings.grpc_listen,
+                register=partial(_register, link),
+                authenticator=ControlPeers(TokenPeers(settings.peers_dir), planes),
+                counters=counters,
+                log=log,
+            )
+        )
+        http_address = await stack.enter_async_context(
+            web.serving(application.build(control), settings.http_listen, supervisor)
+        )
+        supervisor.spawn("ping", partial(_tell_health, grpc_serving, pool))  # 8
+        await grpc_serving.set_health("", serving=True)
+        yield Running(
+            http_address=http_address,
+            grpc_address=grpc_serving.address,
+            tenant=tenant,
+            counters=counters,
+            control=control,
+            tool_inbox=tool_inbox,
+        )
+
+
+def _register(link: PlaneLinkServicer, server: grpc.aio.Server) -> None:
+    """Control's own gRPC door; health and diagnostics are there already."""
+    plane_link_pb2_grpc.add_PlaneLinkServiceServicer_to_server(link, server)
+
+
+def _signal(signals: Signals, revoked: Revoked) -> None:
+    signals.revoke(revoked.tenant, agents=revoked.agents, sessions=revoked.sessions)
+
+
+def _modes(features: Features, tenant: TenantId) -> dict[str, str] | None:
+    held = features.of(tenant)
+    return held.modes() if held else None
+
+
+async def _put_tenant(feed: EntitlementsFeed, tenant: Tenant, clock: Clock) -> None:
+    """Until entitlements knows the first tenant."""
+    while True:
+        try:
+            await feed.put_tenant(tenant.id, tenant.slug, uuid7(clock.now_ns()))
+        except BehavryError:
+            await asyncio.sleep(RETRY_S)
+        else:
+            return
+
+
+async def _watch_for_ever(feed: EntitlementsFeed) -> None:
+    """Entitlements may be away for as long as it likes: what it said last goes on."""
+    while True:
+        with contextlib.suppress(BehavryError, TimeoutError):
+            await feed.watch()
+        await asyncio.sleep(RETRY_S)
+
+
+async def _tell_health(serving: Serving, pool: Pool) -> None:
+    """Asks the database every second, for ever."""
+    while True:
+        try:
+            async with asyncio.timeout(2 * PING_S):
+                await pool.ping()
+            alive = True
+        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
+            alive = False
+        await serving.set_health("dep.postgres", serving=alive)
+        await asyncio.sleep(PING_S)

@@ -1,0 +1,33 @@
+"""Who a request comes from, once that is proven. A tenant comes from here and never from a body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from services.common.ids import TenantId
+from services.control.roles import Role
+
+Kind = Literal["user", "api_key"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    kind: Kind
+    id: str
+    name: str
+    role: Role
+    tenant: TenantId
+    tenant_slug: str
+    #: A browser's session, by the hash of its token; None for machines.
+    session_sha256: bytes | None = field(default=None, repr=False)
+    csrf_token: str | None = field(default=None, repr=False)
+
+    @property
+    def label(self) -> str:
+        """Who made a row: `user:<id>` or `api_key:<id>`."""
+        return f"{self.kind}:{self.id}"
+
+    def actor(self) -> dict[str, Any]:
+        """As records name it (audit.md 1.2)."""
+        return {"kind": self.kind, "id": self.id, "name": self.name}

@@ -1,0 +1,22 @@
+"""The four levels of people and machines that use the API. A route names the least it needs."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Role(IntEnum):
+    VIEWER = 1
+    ANALYST = 2
+    POLICY_AUTHOR = 3
+    ADMIN = 4
+
+    @property
+    def key(self) -> str:
+        """As REST and the database spell it: `policy_author`."""
+        return self.name.lower()
+
+    @classmethod
+    def of(cls, key: str) -> Role:
+        """The role that a stored row names. Raises KeyError."""
+        return cls[key.upper()]

@@ -1,0 +1,107 @@
+"""What a tool server and the class of a tool may look like (core.md 1 and 7, mcp.md 1.1).
+
+Rules over values alone; rows are store/servers.py's. No secret is ever a value here, only the name
+of one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+Trust = Literal["trusted", "untrusted", "blocked"]
+Transport = Literal["http", "sse", "stdio"]
+Era = Literal["auto", "modern", "legacy"]
+#: What an admin may say a tool does; `unclassified` is what nobody has said yet.
+Action = Literal["read", "write", "delete", "execute", "network", "admin"]
+ToolState = Literal["unclassified", "approved", "hidden", "changed"]
+
+SLUG: Final = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
+DOMAIN: Final = r"^[a-z0-9][a-z0-9_-]{0,39}$"
+STDIO_NAME: Final = r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$"
+HEADER_NAME: Final = r"^[A-Za-z0-9!#$%&'*+.^_|~-]{1,64}$"
+REFERENCE: Final = r"^secret://[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
+SCHEMA_HASH: Final = r"^sha256:[0-9a-f]{64}$"
+RESERVED_SLUGS: Final = frozenset({"key", "all"})
+MAX_URLS: Final = 8
+MAX_TOOLS: Final = 1000
+MAX_DEFINITION_BYTES: Final = 256 * 1024
+_TOOL_NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
+#: Headers that are the transport's own; a credential there would break or bypass it.
+_NO_CREDENTIAL: Final = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept",
+     "mcp-session-id", "mcp-protocol-version"}
+)  # fmt: skip
+
+
+class BadServer(ValueError):
+    """`field` names what is wrong, `code` how."""
+
+    def __init__(self, field: str, code: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.code = code
+        self.message = message
+
+
+def check_slug(slug: str) -> None:
+    if slug in RESERVED_SLUGS:
+        raise BadServer("slug", "reserved", "`key` and `all` are reserved.")
+
+
+def check_reach(transport: Transport, urls: Sequence[str], stdio: str) -> None:
+    """Exactly one way to reach it: URLs for http and sse, a name of the plane's file for stdio."""
+    if transport == "stdio":
+        if urls:
+            raise BadServer("urls", "not_for_stdio", "A stdio server has no URLs.")
+        if not stdio:
+            raise BadServer("stdio", "missing", "A stdio server needs its name in stdio.toml.")
+        return
+    if stdio:
+        raise BadServer("stdio", "not_for_http", "Only a stdio server has this name.")
+    if not 1 <= len(urls) <= MAX_URLS or len(set(urls)) != len(urls):
+        raise BadServer("urls", "count", f"1 to {MAX_URLS} different URLs.")
+    for index, url in enumerate(urls):
+        if not _is_plain_url(url):
+            raise BadServer(
+                f"urls/{index}", "url", "http(s)://host[:port]/path without user or fragment."
+            )
+
+
+def _is_plain_url(url: str) -> bool:
+    if not url.isascii() or any(ord(c) <= 0x20 or c in '"<>\\^`{|}' for c in url):
+        return False
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    plain = not (parts.username or parts.password or parts.fragment or "@" in parts.netloc)
+    return plain and parts.scheme in {"http", "https"} and bool(parts.hostname) and port != 0
+
+
+def check_credential_header(name: str) -> None:
+    if name.lower() in _NO_CREDENTIAL:
+        raise BadServer("credential/name", "header", "This header belongs to the transport.")
+
+
+def is_tool_name(name: str) -> bool:
+    return _TOOL_NAME.fullmatch(name) is not None
+
+
+def is_schema_hash(text: str) -> bool:
+    return re.fullmatch(SCHEMA_HASH, text) is not None
+
+
+def state_after_sighting(*, state: str, pinned_hash: str, seen_hash: str) -> str:
+    """Another definition than the approved one hides the tool until somebody approves it, even if
+    the old one comes back: a server that flips shows what it can do.
+    """
+    return "changed" if state == "approved" and seen_hash != pinned_hash else state
+
+
+def desired(server: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a server that a record's `changes` compares."""
+    return {key: server[key] for key in server if key not in {"id", "revision", "created_at"}}

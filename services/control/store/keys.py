@@ -1,0 +1,70 @@
+"""API keys: only the hash of a key's secret is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from services.common.ids import TenantId
+from services.common.postgres.connection import Connection
+from services.control.api_keys import ApiKey
+
+_FIND: Final = """
+SELECT tenant_id, tenant_slug, tenant_status, name, role, secret_sha256, expires_at, revoked_at
+FROM control.find_api_key($1)"""
+_INSERT: Final = """
+INSERT INTO control.api_keys
+    (id, tenant_id, name, role, prefix, secret_sha256, created_by, created_at, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING"""
+_LIST: Final = """
+SELECT id, name, role, prefix, created_by, created_at, expires_at, revoked_at
+FROM control.api_keys WHERE id > $1 ORDER BY id LIMIT $2"""
+_REVOKE: Final = """
+UPDATE control.api_keys SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING name"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRow:
+    tenant: TenantId
+    tenant_slug: str
+    tenant_status: str
+    name: str
+    role: str
+    secret_sha256: bytes = field(repr=False)
+    expires_at: datetime
+    revoked_at: datetime | None
+
+
+async def find(connection: Connection, id: str) -> KeyRow | None:
+    row = await connection.fetchrow(_FIND, id)
+    if row is None:
+        return None
+    found = dict(row)
+    return KeyRow(tenant=TenantId(str(found.pop("tenant_id"))), **found)
+
+
+async def insert(
+    connection: Connection,
+    tenant: TenantId,
+    key: ApiKey,
+    *,
+    name: str,
+    role: str,
+    created_by: str,
+    now: datetime,
+    expires_at: datetime,
+) -> bool:
+    """False when a key of that id exists already."""
+    args = (key.id, tenant, name, role, key.prefix, key.secret_sha256, created_by, now, expires_at)
+    return await connection.execute(_INSERT, *args) == "INSERT 0 1"
+
+
+async def page(connection: Connection, *, after: str, limit: int) -> list[dict[str, Any]]:
+    return [dict(row) for row in await connection.fetch(_LIST, after, limit)]
+
+
+async def revoke(connection: Connection, id: str, now: datetime) -> str | None:
+    """The name of the key that ended; None when no live one has this id."""
+    name: str | None = await connection.fetchval(_REVOKE, id, now)
+    return name

@@ -1,0 +1,105 @@
+"""Users and their browser sessions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from services.common.ids import TenantId
+from services.common.postgres.connection import Connection
+
+_FIND_USER: Final = "SELECT tenant_id, user_id, password_hash, status FROM control.find_user($1)"
+_FIND_SESSION: Final = """
+SELECT tenant_id, tenant_slug, tenant_status, user_id, username, role, user_status, created_at,
+       seen_at, ended_at
+FROM control.find_user_session($1)"""
+_INSERT_USER: Final = """
+INSERT INTO control.users (id, tenant_id, username, role, password_hash, status, created_at)
+VALUES ($1, $2, $3, $4, $5, 'active', $6)"""
+_ANY_USER: Final = "SELECT EXISTS (SELECT 1 FROM control.users)"
+_INSERT_SESSION: Final = """
+INSERT INTO control.user_sessions (token_sha256, tenant_id, user_id, created_at, seen_at)
+VALUES ($1, $2, $3, $4, $4)"""
+_TOUCH_SESSION: Final = """
+UPDATE control.user_sessions SET seen_at = $2 WHERE token_sha256 = $1 AND ended_at IS NULL"""
+_END_SESSION: Final = """
+UPDATE control.user_sessions SET ended_at = $2 WHERE token_sha256 = $1 AND ended_at IS NULL"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What sign-in needs of a user."""
+
+    tenant: TenantId
+    user_id: str
+    password_hash: str = field(repr=False)
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRow:
+    tenant: TenantId
+    tenant_slug: str
+    tenant_status: str
+    user_id: str
+    username: str
+    role: str
+    user_status: str
+    created_at: datetime
+    seen_at: datetime
+    ended_at: datetime | None
+
+
+async def find_account(connection: Connection, username: str) -> Account | None:
+    row = await connection.fetchrow(_FIND_USER, username)
+    if row is None:
+        return None
+    return Account(
+        tenant=TenantId(str(row["tenant_id"])),
+        user_id=str(row["user_id"]),
+        password_hash=row["password_hash"],
+        status=row["status"],
+    )
+
+
+async def find_session(connection: Connection, token_sha256: bytes) -> SessionRow | None:
+    """The session with its user and tenant, in one statement."""
+    row = await connection.fetchrow(_FIND_SESSION, token_sha256)
+    if row is None:
+        return None
+    found = dict(row)
+    return SessionRow(
+        tenant=TenantId(str(found.pop("tenant_id"))), user_id=str(found.pop("user_id")), **found
+    )
+
+
+async def insert_user(
+    connection: Connection,
+    tenant: TenantId,
+    *,
+    id: str,
+    username: str,
+    role: str,
+    password_hash: str,
+    now: datetime,
+) -> None:
+    await connection.execute(_INSERT_USER, id, tenant, username, role, password_hash, now)
+
+
+async def has_users(connection: Connection) -> bool:
+    return bool(await connection.fetchval(_ANY_USER))
+
+
+async def start_session(
+    connection: Connection, tenant: TenantId, *, token_sha256: bytes, user_id: str, now: datetime
+) -> None:
+    await connection.execute(_INSERT_SESSION, token_sha256, tenant, user_id, now)
+
+
+async def touch_session(connection: Connection, token_sha256: bytes, now: datetime) -> None:
+    await connection.execute(_TOUCH_SESSION, token_sha256, now)
+
+
+async def end_session(connection: Connection, token_sha256: bytes, now: datetime) -> None:
+    await connection.execute(_END_SESSION, token_sha256, now)
