@@ -32,7 +32,7 @@ from services.authorizer.engine.protocol import (
 from services.common.ids import NIL_TENANT
 from services.common.rego import frames
 from services.common.rego.names import tenant_segment
-from services.common.rego.process import End, Outcome, RegoProcess
+from services.common.rego.process import CHILD, End, Outcome, RegoProcess
 from services.common.rego.verdicts import AnswerInvalid, ObligationUnknown, ShadowVerdict
 from services.common.supervisor import Supervisor
 from services.common.telemetry.logging import Log
@@ -58,10 +58,10 @@ class _Loadable:
 
 
 @asynccontextmanager
-async def embedded_engine(log: Log) -> AsyncIterator[Embedded]:
+async def embedded_engine(log: Log, *, command: Sequence[str] = CHILD) -> AsyncIterator[Embedded]:
     """An engine without policies yet: its children start with the first bundle."""
     async with Supervisor(log) as supervisor:
-        engine = Embedded()
+        engine = Embedded(command)
         supervisor.spawn("embedded_engine_spare", engine.keep_spare)
         supervisor.spawn("embedded_engine_canary", engine.watch)
         try:
@@ -75,7 +75,8 @@ class Embedded:
 
     name = NAME
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = CHILD) -> None:
+        self._command = command
         self._health = Health(CANARY_MISSES)
         self._loop = asyncio.get_running_loop()
         self._shadowed: dict[str, frozenset[str]] = {}  # by revision, the last two
@@ -239,7 +240,7 @@ class Embedded:
         self._short.set()
 
     async def _start(self, revisions: Sequence[_Loadable]) -> RegoProcess:
-        child = await RegoProcess.start()
+        child = await RegoProcess.start(self._command)
         child.on_end = self._ended
         for known in revisions:
             outcome = await child.load(known.revision, known.tenants, known.data)

@@ -21,6 +21,7 @@ from services.common.rego import frames
 
 ITEM_LIMIT_S: Final = 0.2
 LOAD_LIMIT_S: Final = 30.0
+CHILD: Final = (sys.executable, "-m", "services.common.rego.child")
 
 
 class End(Enum):
@@ -45,6 +46,7 @@ class Outcome:
 @dataclass(slots=True)
 class _Pending:
     id: int
+    expected: int
     limit_s: float
     answer: asyncio.Future[Outcome]
     items: list[frames.Item] = field(default_factory=list)
@@ -72,13 +74,12 @@ class RegoProcess(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
 
     @classmethod
-    async def start(cls) -> Self:
+    async def start(cls, command: Sequence[str] = CHILD) -> Self:
+        """`command` gets the number of its end of the socket pair as its last argument."""
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "services.common.rego.child",
+                *command,
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -105,7 +106,7 @@ class RegoProcess(asyncio.Protocol):
     ) -> Outcome:
         raw = msgspec.Raw(data) if data is not None else None
         message = frames.Load(self._take_id(), revision, tuple(tenants), raw)
-        return await self._ask(message, LOAD_LIMIT_S)
+        return await self._ask(message, 0, LOAD_LIMIT_S)
 
     async def evaluate(
         self,
@@ -118,10 +119,10 @@ class RegoProcess(asyncio.Protocol):
     ) -> Outcome:
         raw = tuple(msgspec.Raw(item) for item in items)
         message = frames.Evaluate(self._take_id(), revision, tenant, raw, shadow)
-        return await self._ask(message, limit_s)
+        return await self._ask(message, len(raw), limit_s)
 
     async def ping(self, limit_s: float = ITEM_LIMIT_S) -> Outcome:
-        return await self._ask(frames.Ping(self._take_id()), limit_s)
+        return await self._ask(frames.Ping(self._take_id()), 0, limit_s)
 
     def kill(self) -> None:
         if self._process.returncode is None:
@@ -168,16 +169,15 @@ class RegoProcess(asyncio.Protocol):
         self._next_id += 1
         return self._next_id
 
-    async def _ask(self, message: frames.Request, limit_s: float) -> Outcome:
+    async def _ask(self, message: frames.Request, expected: int, limit_s: float) -> Outcome:
         if self._gone or self._transport is None:
             return Outcome(End.UNSTARTED)
-        pending = _Pending(message.id, limit_s, self._loop.create_future())
+        pending = _Pending(message.id, expected, limit_s, self._loop.create_future())
         if not self._pending:
             self._progress = self._loop.time()
         self._pending.append(pending)
         self._transport.write(frames.frame(message))
-        if self._watch is None:
-            self._watch_head()
+        self._arm()
         return await pending.answer
 
     def _take(self, body: bytes) -> None:
@@ -190,24 +190,36 @@ class RegoProcess(asyncio.Protocol):
         if not self._pending or self._pending[0].id != answer.id:
             self.kill()
             return
-        self._progress = self._loop.time()
         head = self._pending[0]
+        if len(head.items) + len(answer.items) > head.expected:
+            head.items.clear()  # which answer belongs to which item cannot be told
+            self.kill()
+            return
+        self._progress = self._loop.time()
         head.items.extend(answer.items)
         if not answer.done:
             return
         self._pending.popleft()
+        self._arm()
         if not head.answer.done():
             end = End.REFUSED if answer.refused else End.DONE
             head.answer.set_result(Outcome(end, tuple(head.items), answer.refused))
 
-    def _watch_head(self) -> None:
-        """The child works in order: only the head's time runs, anew with each answer."""
-        self._watch = None
+    def _arm(self) -> None:
+        """A timer that fires in time for the head. One that fires early is set again."""
         if not self._pending:
             return
-        left_s = self._progress + self._pending[0].limit_s - self._loop.time()
-        if left_s <= 0:
+        at = self._progress + self._pending[0].limit_s
+        if self._watch is None or self._watch.when() > at:
+            if self._watch is not None:
+                self._watch.cancel()
+            self._watch = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        """The child works in order: only the head's time runs, anew with each answer."""
+        self._watch = None
+        if self._pending and self._loop.time() >= self._progress + self._pending[0].limit_s:
             self._overrun = True
             self.kill()
             return
-        self._watch = self._loop.call_later(left_s, self._watch_head)
+        self._arm()
