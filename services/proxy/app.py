@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import aiohttp
 import msgspec
@@ -15,6 +16,7 @@ from services.common.clock import Clock, SystemClock
 from services.common.errors import BehavryError
 from services.common.outbox.digests import Digester
 from services.common.outbox.outbox import FileOutbox, Tuning
+from services.common.outbox.record import Record
 from services.common.outbox.running import OutboxOptions, running_outbox
 from services.common.outbox.stamp import Origin
 from services.common.outbox.transport import GrpcTransport
@@ -191,7 +193,7 @@ def _backends(
     )
 
 
-def hidden_from_children(settings: ProxySettings) -> tuple[Any, ...]:
+def hidden_from_children(settings: ProxySettings) -> tuple[Path, ...]:
     """Directories of ours that a tool server of the same user must not see; outermost only."""
     ours = {
         settings.state_dir.resolve(),
@@ -296,7 +298,7 @@ class _Notes:
             )
         )
 
-    def _put(self, record: records.Record) -> None:
+    def _put(self, record: Record) -> None:
         async def put() -> None:
             try:
                 await self._outbox.put(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from services.common.ids import AgentId, RequestId, ServerSlug, SessionId, TenantId
 from services.proxy.features import ResourceKind
@@ -98,6 +98,9 @@ def denied(reason_code: str, reason: str = "") -> Decision:
 class Resource:
     value: str = ""
     kind: ResourceKind = "none"
+
+
+NOTHING: Final = Resource()
 
 
 @dataclass(frozen=True, slots=True)

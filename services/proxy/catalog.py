@@ -202,7 +202,7 @@ def define(raw: Any) -> Tool | None:
     if NAME.fullmatch(raw["name"]) is None:
         return None
     try:
-        params = headers.annotations(raw.get("inputSchema"))
+        params = headers.annotated(raw.get("inputSchema"))
         definition = canonical_definition(raw)
     except (headers.InvalidAnnotation, ValueError, TypeError):
         return None

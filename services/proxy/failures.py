@@ -1,4 +1,4 @@
-"""Failed authentication: how often, from where, and what of it is recorded (mcp.md 1.3, audit.md 1.1).
+"""Failed authentication: how often, from where, what of it is recorded (mcp.md 1.3, audit.md 1.1).
 
 Up to 10 per address, reason and minute are recorded each, the rest as one with a count. 20 per
 address and minute, and the address has to wait.

@@ -165,7 +165,7 @@ def _resource(found: _Found, kind: ResourceKind, value: str) -> None:
         found.resource = value[: targets.MAX_VALUE]
 
 
-def _object(
+def _object(  # noqa: PLR0917  # the sizes of one walk
     found: _Found, arguments: dict[str, Any], arg_bytes: int, leaves: int, depth: int, items: int
 ) -> dict[str, Any]:  # fmt: skip
     names = list(arguments)

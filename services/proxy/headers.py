@@ -106,10 +106,10 @@ def agree(headers: Mapping[bytes, bytes], message: Message) -> Rejection | None:
 
 
 def agree_params(
-    annotated: Sequence[ParamHeader], headers: Mapping[bytes, bytes], arguments: Mapping[str, Any]
+    expected: Sequence[ParamHeader], headers: Mapping[bytes, bytes], arguments: Mapping[str, Any]
 ) -> Rejection | None:
     """Each annotated argument and its header: both absent, or both there and equal."""
-    for one in annotated:
+    for one in expected:
         raw = headers.get(one.name)
         value = _at(arguments, one.path)
         rendered = render(value)
@@ -132,7 +132,7 @@ def mismatch(rule: str) -> Rejection:
     return Rejection(status=400, code=HEADER_MISMATCH, message=rule, reason="header_mismatch")
 
 
-def annotations(schema: Any) -> tuple[ParamHeader, ...]:
+def annotated(schema: Any) -> tuple[ParamHeader, ...]:
     """The `x-mcp-header`s of a tool's input schema. Raises InvalidAnnotation."""
     found: dict[bytes, ParamHeader] = {}
     for path, node in _positions(schema):
@@ -162,10 +162,10 @@ def render(value: Any) -> str | None:
 
 
 def param_headers(
-    annotated: Sequence[ParamHeader], arguments: Mapping[str, Any]
+    expected: Sequence[ParamHeader], arguments: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     """What goes upstream, made from the final arguments."""
-    for one in annotated:
+    for one in expected:
         rendered = render(_at(arguments, one.path))
         if rendered is not None:
             yield one.name.decode(), encode(rendered)

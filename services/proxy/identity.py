@@ -92,7 +92,7 @@ class Identity:
 
     def set_keys(self, issuer: str, jwks: dict[str, Any]) -> None:
         """The issuer's public keys; only RSA keys of 2,048 bits and more count."""
-        usable = []
+        usable: list[RSAKey] = []
         for raw in jwks.get("keys", ()):
             if raw.get("kty") == "RSA" and raw.get("kid"):
                 key = RSAKey.import_key({name: raw[name] for name in _JWK_MEMBERS if name in raw})
@@ -103,7 +103,7 @@ class Identity:
             self._tokens.clear()
             self._traded.clear()
         self._issuer = issuer or self._issuer
-        self._keys, self._kids = KeySet(usable), kids
+        self._keys, self._kids = KeySet([*usable]), kids
 
     def recall(self, credential: bytes, resource: str) -> Caller | None:
         """The caller of a credential that was checked before, or None: nothing is awaited."""
@@ -140,17 +140,18 @@ class Identity:
             decoded = jwt.decode(token, self._keys, algorithms=["RS256"])  # 1
         except (JoseError, ValueError, TypeError, KeyError):
             raise Unauthenticated("invalid_token") from None
-        claims, header = decoded.claims, decoded.header
+        claims: dict[str, Any] = decoded.claims
+        header = decoded.header
         if header.get("kid") not in self._kids:
             raise Unauthenticated("invalid_token")
-        claimed = claims.get("tid") if isinstance(claims.get("tid"), str) else ""
+        claimed = str(claims.get("tid") or "")
         if claims.get("iss") != self._issuer:  # 2
             raise Unauthenticated("invalid_issuer", claimed=claimed)
         now_s = self._now_s()
         times = [claims.get(name) for name in ("iat", "nbf", "exp")]
         if not all(type(one) is int for one in times):
             raise Unauthenticated("invalid_token", claimed=claimed)
-        issued, not_before, expires = times
+        issued, not_before, expires = (int(one or 0) for one in times)
         if not_before > now_s + LEEWAY_S or issued > now_s + LEEWAY_S:  # 3
             raise Unauthenticated("token_not_yet_valid", claimed=claimed)
         if expires + LEEWAY_S <= now_s:
@@ -163,8 +164,8 @@ class Identity:
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         return Caller(
-            tenant=TenantId(names[0]),
-            agent=AgentId(names[1]),
+            tenant=TenantId(str(names[0])),
+            agent=AgentId(str(names[1])),
             session=SessionId(session),
             issued_at_s=issued,
             expires_at_s=expires,

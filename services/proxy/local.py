@@ -127,8 +127,7 @@ class Local:
         )
         reply = await backend.ask(visit, request, upstream_session(session))
         if reply.result is None:
-            assert reply.error is not None
-            return relay_error(message, reply.error, METHOD_NOT_FOUND)
+            return relay_error(message, reply.error or {}, METHOD_NOT_FOUND)
         found = bridge.result(reply.result, message.method, facts, to_modern=route.modern)
         if type(found.get("nextCursor")) is str:
             found["nextCursor"] = self.seals.seal("cursor", holder, found["nextCursor"].encode())

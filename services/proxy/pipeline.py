@@ -192,8 +192,8 @@ class Pipeline:
         except Malformed as bad:
             return await self._reject(visit, bad.id, "", answers.malformed(bad))
         except Refused as refused:
-            id, method = (message.id, message.method) if message else (None, "")
-            return await self._reject(visit, id, method, refused.why)
+            given, method = (message.id, message.method) if message else (None, "")
+            return await self._reject(visit, given, method, refused.why)
 
     async def govern(
         self,
@@ -438,8 +438,8 @@ class Pipeline:
 
     async def _forward(self, call: _Call) -> _Outcome:
         asked, facts, backend = call.asked, call.live.facts, call.live.backend
-        assert facts is not None
-        assert backend is not None
+        if facts is None or backend is None:
+            return _Outcome("upstream_error", "upstream_unreachable")
         params = bridge.outgoing(
             call.message.params, facts, arguments=asked.canonical if asked.is_tool else None
         )

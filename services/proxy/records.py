@@ -13,7 +13,7 @@ from services.common.clock import Clock, micros
 from services.common.ids import NIL_TENANT, EventId, RequestId, TenantId
 from services.common.outbox.parts import Part, make_part
 from services.common.outbox.record import Record
-from services.proxy.calls import Decision, Resource, Result, Visit
+from services.proxy.calls import NOTHING, Decision, Resource, Result, Visit
 
 PAYLOAD: Final = {"mode": "metadata_only", "state": "not_stored"}
 _KEPT_TEXT: Final = 1024
@@ -27,7 +27,7 @@ class Subject:
     id: RequestId
     method: str
     tool: str = ""
-    resource: Resource = Resource()
+    resource: Resource = NOTHING
     schema_hash: str | None = None
     arguments_digest: str = ""
     arguments_size: int = 0

@@ -1,7 +1,7 @@
 """Values that agents carry for us: sessions and cursors, encrypted and bound to their owner.
 
-Decides what opens (mcp.md 9): `b1.<day>.<base64url>`, AES-256-GCM under a key of its own per purpose
-and day, with tenant, agent, server and policy set as associated data. What is inside is the
+Decides what opens (mcp.md 9): `b1.<day>.<base64url>`, AES-256-GCM under a key of its own per
+purpose and day, with tenant, agent, server and policy set as associated data. What is inside is the
 sealer's business.
 """
 

@@ -89,7 +89,7 @@ class Sessions:
     def sweep(self) -> list[tuple[Visit, Session]]:
         """Forgets what is over; answers the idle sessions, whose upstream ends should be told."""
         now_s = self._now_s()
-        self._ended = {id: until for id, until in self._ended.items() if until > now_s}
+        self._ended = {one: until for one, until in self._ended.items() if until > now_s}
         idle: list[tuple[Visit, Session]] = []
         for owner, sessions in list(self._live.items()):
             for live in [one for one in sessions.values() if now_s - one.used_s > IDLE_S]:

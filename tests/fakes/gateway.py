@@ -4,6 +4,7 @@ to say, and agents' tokens signed by the test's key.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -206,8 +207,6 @@ async def gateway(
 
 
 async def until_ready(made: Gateway) -> None:
-    import asyncio
-
     async with asyncio.timeout(5):
         while True:
             async with made.http.get(f"{made.url}/readyz") as response:

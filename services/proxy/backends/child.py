@@ -51,21 +51,23 @@ class Child:
             if not self.alive:
                 raise UpstreamFailed("upstream_unreachable", ran=False)
             self._next_id += 1
-            id = self._next_id
+            number = self._next_id
             waiter: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            self._waiting[id] = waiter
+            self._waiting[number] = waiter
             try:
-                await self._write({"jsonrpc": "2.0", "id": id, "method": method, "params": params})
+                await self._write(
+                    {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+                )
                 async with asyncio.timeout(timeout_s):
                     return await waiter
             except TimeoutError:
-                await self._cancel(id)
+                await self._cancel(number)
                 raise UpstreamFailed("upstream_timeout", ran=None) from None
             except asyncio.CancelledError:
-                await self._cancel(id)
+                await self._cancel(number)
                 raise
             finally:
-                self._waiting.pop(id, None)
+                self._waiting.pop(number, None)
 
     async def notify(self, method: str, params: dict[str, Any] | None = None) -> None:
         message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
@@ -84,9 +86,9 @@ class Child:
             self._kill(signal.SIGKILL)
 
     async def _read_lines(self) -> None:
-        assert self._process.stdout is not None
+        stdout = self._process.stdout
         try:
-            while line := await self._process.stdout.readline():
+            while stdout is not None and (line := await stdout.readline()):
                 await self._read(line)
         except ValueError:  # a line over the limit: the reader gives up on it
             pass
@@ -95,7 +97,7 @@ class Child:
             self._end_all()
 
     async def stop(self) -> None:
-        """stdin closed, 5 s, TERM to the group, 5 s, KILL."""
+        """Its input closed, 5 s, TERM to the group, 5 s, KILL."""
         self.alive = False
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -177,8 +179,8 @@ class Child:
 
     async def _drain_stderr(self) -> None:
         """Kept short and never logged: it may quote arguments."""
-        assert self._process.stderr is not None
-        while chunk := await self._process.stderr.read(8192):
+        stderr = self._process.stderr
+        while stderr is not None and (chunk := await stderr.read(8192)):
             self._stderr = (self._stderr + chunk)[-STDERR_RING:]
 
     def _end_all(self) -> None:

@@ -1,8 +1,8 @@
-"""Starts one tool server in a cage: `python -I launch.py --hide DIR --keep PATH -- command args`.
+"""Starts a tool server in a cage: `python -I launch.py --hide DIR --keep PATH -- command args`.
 
-Run as a script by the stdio host, never imported: nothing but the standard library. It hides the
-state directory in a mount namespace (where the system allows one), limits descriptors, ties its life
-to its parent's and becomes the command.
+Run as a script by the stdio host, never imported: nothing but the standard library. Hides the
+state directory in a mount namespace (where the system allows one), limits descriptors, ties its
+life to its parent's and becomes the command.
 """
 
 import contextlib
@@ -40,17 +40,17 @@ def hide(directories: list[str], kept: list[str]) -> None:
     """An empty directory lies over each hidden one; kept paths below show through."""
     own_namespaces()
     check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
-    open_paths = [(path, os.open(path, os.O_PATH)) for path in kept if os.path.exists(path)]
+    open_paths = [(path, os.open(path, os.O_PATH)) for path in kept if Path(path).exists()]
     for directory in directories:
         target = os.fsencode(directory)
         check(libc.mount(b"tmpfs", target, b"tmpfs", MS_NOSUID | MS_NODEV, b"size=64k,mode=0700"))
     for path, fd in open_paths:
-        source = f"/proc/self/fd/{fd}"
-        if os.path.isdir(source):
-            os.makedirs(path, exist_ok=True)
+        source, shown = f"/proc/self/fd/{fd}", Path(path)
+        if Path(source).is_dir():
+            shown.mkdir(parents=True, exist_ok=True)
         else:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            shown.touch(mode=0o600)
         check(libc.mount(source.encode(), os.fsencode(path), None, MS_BIND | MS_REC, None))
         os.close(fd)
     # A second pair of namespaces locks the mounts: whoever runs in it cannot take them off.
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     directories = [value for name, value in pairs if name == "--hide"]
     kept = [value for name, value in pairs if name == "--keep"]
     parent = next((int(value) for name, value in pairs if name == "--parent"), os.getppid())
-    cwd = os.getcwd()
+    cwd = Path.cwd()
     if directories:
         # Forbidden on some systems: the README's limits say what that means.
         with contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the tie was made
         sys.exit(1)
-    os.execvp(command[0], command)
+    os.execvp(command[0], command)  # noqa: S606  # an argument list, no shell
 
 
 if __name__ == "__main__":

@@ -126,11 +126,9 @@ class StdioBackend:
         if slot.child is not None and slot.child.alive and slot.facts is not None:
             return slot.child, slot.facts
         async with slot.starting:
-            if slot.child is None or not slot.child.alive or slot.facts is None:
-                await self._start(visit, slot)
-            assert slot.child is not None
-            assert slot.facts is not None
-            return slot.child, slot.facts
+            if slot.child is not None and slot.child.alive and slot.facts is not None:
+                return slot.child, slot.facts
+            return await self._start(visit, slot)
 
     def _room(self, visit: Visit) -> None:
         live = [holder for holder, slot in self._slots.items() if slot.child is not None]
@@ -138,7 +136,7 @@ class StdioBackend:
         if len(live) >= PER_HOST or mine >= PER_TENANT:
             raise UpstreamFailed("capacity", ran=False)
 
-    async def _start(self, visit: Visit, slot: _Slot) -> None:
+    async def _start(self, visit: Visit, slot: _Slot) -> tuple[Child, Facts]:
         """1. an entry here  2. not too soon  3. the process  4. the handshake. Raises."""
         command = self._command(visit)  # 1
         now_ns = self._clock.monotonic_ns()
@@ -158,13 +156,14 @@ class StdioBackend:
         self._started.value += 1
         self._spawn("read child", child.run)
         try:
-            slot.facts = await self._greet(child, visit)  # 4
+            facts = await self._greet(child, visit)  # 4
         except UpstreamFailed:
             self._back_off(slot, self._clock.monotonic_ns(), failed=True)
             self._spawn("stop child", child.stop)
             raise
-        slot.child = child
+        slot.child, slot.facts = child, facts
         slot.delay_ns = 0
+        return child, facts
 
     async def _greet(self, child: Child, visit: Visit) -> Facts:
         """`server/discover` first: a modern server answers it, a legacy one refuses it."""
@@ -224,7 +223,7 @@ class StdioBackend:
         return [sys.executable, "-I", "-S", str(LAUNCHER), *options, "--", *line]
 
     def _below_hidden(self, path: str) -> bool:
-        return os.path.isabs(path) and any(
+        return Path(path).is_absolute() and any(
             Path(path).is_relative_to(directory) and Path(path) != directory
             for directory in self._hidden
         )

@@ -225,20 +225,20 @@ class StreamableBackend:
     ) -> tuple[Reply, Response]:
         url = self._url(visit)
         self._next_id += 1
-        id = self._next_id
+        number = self._next_id
         body = messages.encode(
-            {"jsonrpc": "2.0", "id": id, "method": request.method, "params": request.params}
+            {"jsonrpc": "2.0", "id": number, "method": request.method, "params": request.params}
         )
         head = b"%s%scontent-length: %d\r\n\r\n" % (
             self._head(visit, url, b"POST"), lines, len(body),
         )  # fmt: skip
-        answers = _Answers(id)
+        answers = _Answers(number)
         response = await self._origin(url).request(
             head, body, timeout_s=min(request.timeout_s, CALL_S), tap=answers.feed
         )
         for asked in answers.asked:
             self._refuse_later(visit, asked, session)
-        return _read(response, answers, id, session), response
+        return _read(response, answers, number, session), response
 
     def _refuse_later(self, visit: Visit, asked: dict[str, Any], session: Session | None) -> None:
         """A server that asks the client something is told that nobody answers such things."""
@@ -309,7 +309,8 @@ class _Answers:
         if self._parser is None:
             self._parser = EventParser(MAX_ANSWER)
         try:
-            return any([self._event(data) for data in self._parser.feed(chunk)])
+            ended = [self._event(data) for data in self._parser.feed(chunk)]
+            return True in ended
         except (EventTooLong, messages.Malformed):
             self.failed = True
             return True

@@ -76,7 +76,8 @@ class Connection(asyncio.Protocol):
         self._timeout_s = timeout_s
         self._waiter = self._loop.create_future()
         self._timer = self._loop.call_later(min(FIRST_BYTE_S, timeout_s), self._on_timer)
-        assert self._transport is not None
+        if self._transport is None:
+            raise UpstreamFailed("upstream_unreachable", ran=False)
         self._transport.write(head + body)
         return self._waiter
 

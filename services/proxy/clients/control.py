@@ -1,4 +1,4 @@
-"""The proxy's one route to control: `auth/token` and `enroll`, relayed or asked for an agent key."""
+"""The proxy's one route to control: `auth/token` and `enroll`, relayed or asked for a key."""
 
 from __future__ import annotations
 

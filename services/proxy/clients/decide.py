@@ -199,8 +199,8 @@ class DecideClient:
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     call.cancel()  # the reader hears of it and breaks off
                     return
-            for id in self._cancels:
-                stream.waiting.pop(id, None)
+            for expired in self._cancels:
+                stream.waiting.pop(expired, None)
             self._cancels.clear()
             if not self._queue:
                 self._news.clear()

@@ -21,7 +21,9 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_URL: Final = 8 * 1024
 KEEP_ALIVE_S: Final = 75
 DRAIN_S: Final = 10.0
-_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_LARGE: Final = b"\r\n".join(
+    (b"HTTP/1.1 431 Too Large", b"content-length: 0", b"connection: close", b"", b"")
+)
 
 
 class CappedProtocol(HttpToolsProtocol):
