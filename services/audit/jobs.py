@@ -45,8 +45,9 @@ class Job:
     async def steps(self) -> AsyncIterator[Job]:
         """Itself after each step, the last time with its verdict."""
         while True:
+            done = self.verdict is not None  # before the pause, in which it may come
             yield self
-            if self.verdict is not None:
+            if done:
                 return
             async with self._changed:
                 if self.verdict is None:

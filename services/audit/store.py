@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
+
+import asyncpg
 
 from services.audit.chain import Head
 from services.audit.plan import Item, MarkKey, Plan, Row
@@ -147,14 +149,17 @@ class Fenced(Exception):
 
 @asynccontextmanager
 async def transaction(pool: Pool, tenant: str) -> AsyncIterator[Connection]:
-    """One tenant's write transaction under its lock. Left by an exception, nothing is kept: the
-    pool rolls back what is still open.
-    """
+    """One tenant's write transaction under its lock. Left by an exception, nothing is kept."""
     async with pool.acquire() as connection:
-        await connection.execute(_BEGIN.format(tenant=UUID(tenant), lock=lock_of(tenant)))
-        yield connection
-        if await connection.execute("COMMIT") != "COMMIT":
-            raise CommitRefused
+        try:
+            await connection.execute(_BEGIN.format(tenant=UUID(tenant), lock=lock_of(tenant)))
+            yield connection
+            if await connection.execute("COMMIT") != "COMMIT":
+                raise CommitRefused
+        finally:
+            if not connection.is_closed() and connection.is_in_transaction():
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await connection.execute("ROLLBACK")
 
 
 def lock_of(tenant: str) -> int:

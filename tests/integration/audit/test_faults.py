@@ -23,6 +23,7 @@ from tests.fakes.audit import (
     AGENT_CHAIN,
     PATIENCE_S,
     AuditService,
+    Shipper,
     Source,
     as_role,
     as_superuser,
@@ -114,12 +115,15 @@ async def test_two_shippers_alive_on_one_source_store_every_record_once(
     entries = source.calls(tenant, 200)
     async with audit_service(audit_database) as audit:
         async with audit.shipper(source) as one, audit.shipper(source) as two:
+
+            async def ship(shipper: Shipper) -> None:
+                for start in range(0, 200, 20):
+                    await shipper.send(entries[start : start + 20])
+                await shipper.acked(entries[-1].pos)
+
             async with asyncio.TaskGroup() as both:
-                for shipper in (one, two):
-                    for start in range(0, 200, 20):
-                        both.create_task(shipper.send(entries[start : start + 20]))
-            await one.acked(entries[-1].pos)
-            await two.acked(entries[-1].pos)
+                both.create_task(ship(one))
+                both.create_task(ship(two))
         verdict = await _verdict(audit, tenant)
 
     assert sorted(entry.event_id for entry in entries) == sorted(await _ids(audit_database, tenant))
