@@ -1,0 +1,174 @@
+"""Control as it runs, on a real PostgreSQL, with the REST API as the only door."""
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import asyncpg
+import orjson
+import pytest
+
+from services.cli import secrets_made
+from services.cli.state import open_state
+from services.common.settings import load
+from services.control import app
+from services.control.settings import ControlSettings
+from tests.fakes.clock import ManualClock
+from tests.fakes.postgres import Database
+
+PUBLIC: Final = "http://127.0.0.1:8701"
+
+
+@dataclass(kw_only=True)
+class Answered:
+    """A whole answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    json: Any
+
+
+@dataclass(kw_only=True)
+class Rest:
+    """Speaks to one running control; `key` is the admin's unless a test says otherwise."""
+
+    base: str
+    key: str
+    clock: ManualClock
+    running: app.Running
+    database: Database
+    state: Path
+    http: aiohttp.ClientSession = field(repr=False)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        key: str | None = "",
+        headers: dict[str, str] | None = None,
+        data: Any = None,
+    ) -> Answered:
+        sent = dict(headers or {})
+        if key is not None:
+            sent.setdefault("authorization", f"Bearer {key or self.key}")
+        async with self.http.request(
+            method, self.base + path, json=json, data=data, headers=sent, allow_redirects=False
+        ) as answer:
+            body = await answer.read()
+            is_json = "json" in answer.headers.get("content-type", "")
+            return Answered(
+                status=answer.status,
+                headers={name.lower(): value for name, value in answer.headers.items()},
+                body=body,
+                json=await answer.json(content_type=None) if is_json else None,
+            )
+
+    async def get(self, path: str, **options: Any) -> Answered:
+        return await self.call("GET", path, **options)
+
+    async def post(self, path: str, json: Any = None, **options: Any) -> Answered:
+        return await self.call("POST", path, json, **options)
+
+    async def put(self, path: str, json: Any = None, **options: Any) -> Answered:
+        return await self.call("PUT", path, json, **options)
+
+    async def token(self, **form: str) -> Answered:
+        form = {"grant_type": "client_credentials", **form}
+        return await self.call("POST", "/api/v1/auth/token", data=form, key=None)
+
+    async def add_role(self, name: str, *permissions: str) -> None:
+        answer = await self.put(f"/api/v1/roles/{name}", {"permissions": list(permissions)})
+        assert 200 == answer.status, answer.body
+
+    async def add_agent(self, name: str = "one", **more: Any) -> dict[str, Any]:
+        answer = await self.post("/api/v1/agents", {"name": name, **more})
+        assert 201 == answer.status, answer.body
+        made: dict[str, Any] = answer.json
+        return made
+
+    async def add_server(self, slug: str = "time", **more: Any) -> dict[str, Any]:
+        body = {"slug": slug, "transport": "stdio", "stdio": slug, **more}
+        answer = await self.post("/api/v1/servers", body)
+        assert 201 == answer.status, answer.body
+        made: dict[str, Any] = answer.json
+        return made
+
+    async def records(self) -> list[dict[str, Any]]:
+        """What control recorded, oldest first: the drafts in its outbox table."""
+        connection = await asyncpg.connect(self.database.admin_dsn)
+        try:
+            rows = await connection.fetch("SELECT draft FROM control.outbox ORDER BY id")
+        finally:
+            await connection.close()
+        return [orjson.loads(row["draft"]) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def made_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory with every secret, made once: keys are dear."""
+    root = tmp_path_factory.mktemp("state") / "s"
+    secrets_made.make_all(open_state(root), plane_id="dp-local")
+    return root
+
+
+@pytest.fixture
+def state(made_state: Path, tmp_path: Path) -> Path:
+    root = tmp_path / "s"
+    shutil.copytree(made_state, root)
+    (root / "run").mkdir(mode=0o700)
+    if not (root / "plane-keys.json").exists():
+        (root / "plane-keys.json").write_text("{}")
+    return root
+
+
+@pytest.fixture
+def settings(state: Path, control_database: Database) -> ControlSettings:
+    return load(
+        ControlSettings,
+        {
+            "BEHAVRY_STATE_DIR": str(state),
+            "BEHAVRY_ENV": "development",
+            "BEHAVRY_CONTROL_DB_URL": control_database.dsn("behavry_control"),
+            "BEHAVRY_CONTROL_HTTP_LISTEN": "127.0.0.1:0",
+            "BEHAVRY_CONTROL_PUBLIC_URL": PUBLIC,
+        },
+    )
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@asynccontextmanager
+async def _open(
+    settings: ControlSettings, clock: ManualClock, database: Database
+) -> AsyncIterator[Rest]:
+    async with (
+        app.running(settings, clock=clock) as running,
+        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
+    ):
+        yield Rest(
+            base=f"http://{running.http_address}",
+            key=settings.admin_api_key_file.read_text().strip(),
+            clock=clock,
+            running=running,
+            database=database,
+            state=settings.state_dir,
+            http=http,
+        )
+
+
+@pytest.fixture
+async def rest(
+    settings: ControlSettings, clock: ManualClock, control_database: Database
+) -> AsyncIterator[Rest]:
+    async with _open(settings, clock, control_database) as opened:
+        yield opened
