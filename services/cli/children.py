@@ -55,8 +55,9 @@ class CannotStart(Exception):
 class NotReady(Exception):
     """A process did not become ready in time."""
 
-    def __init__(self, program: Program, reason: str) -> None:
-        super().__init__(f"{program.name} {reason}; the end of {program.log}:\n{tail(program.log)}")
+    def __init__(self, program: Program, reason: str, *, with_log: bool = True) -> None:
+        log = f"; the end of {program.log}:\n{tail(program.log)}" if with_log else ""
+        super().__init__(f"{program.name} {reason}{log}")
 
 
 class Child:
@@ -159,10 +160,9 @@ class Child:
         except TimeoutError:
             raise NotReady(self.program, f"is not ready after {timeout_s:.0f} s") from None
         if not self.is_ready:
-            raise NotReady(
-                self.program,
-                "refused to start" if self._last_code == REFUSED else "keeps ending",
-            )
+            if self._last_code == REFUSED:
+                raise NotReady(self.program, "refused to start")
+            raise NotReady(self.program, "keeps ending", with_log=False)  # it was just shown
 
     async def stop(self) -> None:
         """Ask it to end, insist after a while. Returns when it and its group are gone."""

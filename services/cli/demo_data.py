@@ -51,14 +51,14 @@ POLICIES = (
         "tool": "git_commit",
         "result": "intercept",
         "code": "commit_needs_a_person",
-        "reason": "A commit waits for a person's consent.",
+        "reason": "a commit waits for a person's consent",
     },
     {
         "key": "no_reset",
         "tool": "git_reset",
         "result": "deny",
         "code": "no_reset",
-        "reason": "Resetting a repository is not allowed.",
+        "reason": "resetting a repository is not allowed",
     },
 )
 

@@ -7,7 +7,7 @@ gave.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ def say_step(step: Step) -> None:
     emit_text(f"{step['n']:>2}. {decision} {step['title']}")
     emit_text(f"      {step['saw']}")
     if step["record"]:
-        emit_text(f"      record {step['record']}")
+        emit_text(f"      record {step['record']}  {', '.join(step['reasons'])}".rstrip())
 
 
 @dataclass(kw_only=True)
@@ -52,13 +52,20 @@ class _Telling:
     steps: list[Step] = field(default_factory=list)
 
     def step(
-        self, title: str, saw: str, *, decision: str | None = None, record: str | None = None
+        self,
+        title: str,
+        saw: str,
+        *,
+        decision: str | None = None,
+        record: str | None = None,
+        reasons: Sequence[str] = (),
     ) -> None:
         told = {
             "n": len(self.steps) + 1,
             "title": title,
             "decision": decision,
             "record": record,
+            "reasons": list(reasons),
             "saw": saw,
         }
         self.steps.append(told)
@@ -163,18 +170,19 @@ def _the_admin_classifies(telling: _Telling) -> None:
     telling.step(
         "The admin says what the tools do: behavry tools classify SERVER TOOL --action ACTION",
         "; ".join(f"{slug}: {', '.join(tools)}" for slug, tools in APPROVED.items()),
-        record=_newest_id(telling, "type:admin.tools.classify"),
+        record=_newest_id(telling, "type:admin.tool.classified"),
     )
 
 
 def _the_list_shows_them(telling: _Telling) -> None:
+    before = _newest_id(telling, "type:catalog.served")
     for slug, tools in APPROVED.items():
         _until_listed(telling, slug, set(tools))
     telling.step(
         "The agent lists again and sees exactly those",
         str(sum(len(tools) for tools in APPROVED.values())) + " tools",
         decision="visible",
-        record=_newest_id(telling, "type:catalog.served"),
+        record=_newest(telling, "type:catalog.served", other_than=before)["id"],
     )
 
 
@@ -207,7 +215,11 @@ def _call(
     saw = _seen(answer, expect)
     record = _newest(telling, f"tool:{tool}", other_than=before)
     telling.step(
-        _TITLES[expect].format(tool=tool), saw, decision=record["verdict"], record=record["id"]
+        _TITLES[expect].format(tool=tool),
+        saw,
+        decision=record["verdict"],
+        record=record["id"],
+        reasons=record["reasons"] or [record["reason"]],
     )
 
 
@@ -228,8 +240,8 @@ def _seen(answer: dict[str, Any], expect: str) -> str:
         }[expect]
     if not as_told:
         raise CommandFailed(f"expected {expect}, the agent saw: {saw}", status=Exit.DIFFERENCE)
-    first = saw.splitlines()[0] if saw else "(nothing)"
-    return first if len(first) <= 120 else first[:117] + "..."
+    line = " ".join(saw.split()) or "(nothing)"
+    return line if len(line) <= 120 else line[:117] + "..."
 
 
 def _newest_id(telling: _Telling, term: str) -> str | None:
@@ -253,9 +265,8 @@ def _the_chain_is_whole(telling: _Telling) -> None:
     result = verify(telling.control, chain=f"agent:{telling.agent_id}")
     telling.step(
         "The agent's chain of records is verified: behavry audit verify",
-        f"{result['verdict']}, assurance {result['assurance']}, {result['rows']} records",
+        f"{result['verdict']}, assurance {result['assurance']}, {result['rows_done']} records",
         decision=result["verdict"],
-        record=result.get("id"),
     )
     if result["verdict"] != "ok":
         raise CommandFailed("the chain is not whole", status=Exit.DIFFERENCE)

@@ -128,13 +128,13 @@ def starting(
 def _first_object(process: subprocess.Popen[str], errors: Path) -> str:
     """The object that `up` prints when all is ready; it ends with a brace on its own line."""
     assert process.stdout is not None
-    lines: list[str] = []
-    readable = [process.stdout]
-    while select.select(readable, [], [], START_TIMEOUT_S)[0]:
-        line = process.stdout.readline()
-        if not line:
+    descriptor = process.stdout.fileno()
+    read = b""
+    while select.select([descriptor], [], [], START_TIMEOUT_S)[0]:
+        more = os.read(descriptor, 65536)
+        read += more
+        if not more:
             break
-        lines.append(line)
-        if line == "}\n":
-            return "".join(lines)
+        if read.endswith(b"\n}\n"):
+            return read.decode()
     raise AssertionError(f"up did not become ready: {errors.read_text()[-4000:]}")

@@ -27,7 +27,8 @@ def verify(
         emit(result)
     else:
         emit_text(
-            f"{result['verdict']} (assurance {result['assurance']}, {result['rows']} records)"
+            f"{result['verdict']} (assurance {result['assurance']},"
+            f" {result['rows_done']} records in {result['chains']} chains)"
         )
         for finding in result.get("findings", []):
             emit_text(f"  {finding['chain']} at {finding['seq']}: {finding['code']}")

@@ -49,7 +49,8 @@ def classify(
     said = {"action": action} | ({} if category is None else {"category": category})
     path = f"/api/v1/servers/{segment(server)}/tools"
     if len(names) == 1:
-        results = [{"tool": names[0], **control.put(f"{path}/{segment(names[0])}", said)}]
+        made = control.put(f"{path}/{segment(names[0])}", said)
+        results = [{"tool": names[0], "status": made["state"]}]
     else:
         body = {"items": [{"tool": name, **said} for name in names]}
         results = control.post(f"{path}:classify", body)["items"]
@@ -63,8 +64,8 @@ def hide(server: str, tool: str, /, *, state: StateOption = None, json: JsonOpti
     known = next((one for one in _tools(control, server) if one["name"] == tool), None)
     action = "read" if known is None or known["action"] == "unclassified" else known["action"]
     path = f"/api/v1/servers/{segment(server)}/tools/{segment(tool)}"
-    result = control.put(path, {"action": action, "state": "hidden"})
-    _report([{"tool": tool, **result}], as_json=json)
+    made = control.put(path, {"action": action, "state": "hidden"})
+    _report([{"tool": tool, "status": made["state"]}], as_json=json)
 
 
 def _tools(control: Control, server: str) -> list[dict[str, Any]]:
@@ -72,11 +73,11 @@ def _tools(control: Control, server: str) -> list[dict[str, Any]]:
 
 
 def _report(results: list[dict[str, Any]], *, as_json: bool) -> None:
-    failed = [one for one in results if one.get("error")]
+    failed = [one for one in results if one["status"] == "refused"]
     if as_json:
         emit(results)
     else:
         for one in results:
-            say(f"{one['tool']}: {one.get('error') or one.get('state', 'approved')}")
+            say(f"{one['tool']}: {one['status']} {one.get('code') or ''}".rstrip())
     if failed:
         raise CommandFailed(f"{len(failed)} of {len(results)} were refused")

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 from services.cli.commands.options import JsonOption, StateOption, control_of
 from services.cli.output import emit, emit_text, table
 from services.cli.rest import segment
+from services.common.clock import rfc3339
 
 app = App(name="traces", help="Decisions and their records, newest first.")
 _COLUMNS = ("at", "id", "type", "agent", "server", "tool", "verdict", "reason")
@@ -28,10 +29,20 @@ def traces(
     if json:
         emit(page["items"])
     else:
-        emit_text(table(page["items"], *_COLUMNS))
+        emit_text(table([_row(item) for item in page["items"]], *_COLUMNS))
 
 
 @app.command
 def show(trace: str, /, *, state: StateOption = None) -> None:
     """Everything that the chain holds about one record, as JSON."""
     emit(control_of(state).get(f"/api/v1/traces/{segment(trace)}"))
+
+
+def _row(item: dict[str, Any]) -> dict[str, Any]:
+    """A trace as a line: who by name, when in words."""
+    actor = item["agent"] or {}
+    return {
+        **item,
+        "at": rfc3339(item["at"] * 1_000) if item["at"] else None,
+        "agent": actor.get("name") or actor.get("id"),
+    }
