@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from joserfc.jwk import ECKey
 
 from services.authorizer.engine.protocol import EngineBundle, TenantPolicies
 from services.common.ids import PlaneId, TenantId
-from services.common.rego import parse, references
+from services.common.rego import parse, references, tree
 from services.common.rego.guards import guards_of
 from services.common.rego.names import PolicyRef, base_policies, policy_package
 from services.control import bundles, desired_state
@@ -104,7 +105,7 @@ def _content(tenant: TenantId, policies: Sequence[Policy]) -> bundles.TenantCont
 
 def _rows(tenant: TenantId, policies: Sequence[Policy]) -> list[desired_state.PolicyRow]:
     sources = {policy.key: source(tenant, policy) for policy in policies}
-    modules = {module.path: module for module in parse.parse(sources)} if sources else {}
+    modules = {key: _parsed(key, text) for key, text in sources.items()}
     return [
         desired_state.PolicyRow(
             key=policy.key,
@@ -121,3 +122,9 @@ def _rows(tenant: TenantId, policies: Sequence[Policy]) -> list[desired_state.Po
         )
         for policy in policies
     ]
+
+
+@cache
+def _parsed(key: str, text: str) -> tree.Module:
+    (module,) = parse.parse({key: text})
+    return module

@@ -141,8 +141,8 @@ class Embedded:
             outcome = await child.evaluate(revision, tenant, [items[at] for at in asked])
             for at, item in zip(asked, outcome.items, strict=False):
                 answers[at] = self._said(item, started, len(items))
-            self._settle(asked[len(outcome.items) :], outcome, answers, started)
-            one_by_one = one_by_one or outcome.end is End.CRASHED
+            self._settle(asked, outcome, answers, started)
+            one_by_one = one_by_one or (outcome.end in _DEATHS and outcome.culprit is None)
             waiting = [at for at in waiting if answers[at] is None]
         return [answer or self._failed("engine_error", started) for answer in answers]
 
@@ -271,22 +271,22 @@ class Embedded:
         )
 
     def _settle(
-        self, left: list[int], outcome: Outcome, answers: list[Said | None], started: float
+        self, asked: list[int], outcome: Outcome, answers: list[Said | None], started: float
     ) -> None:
-        """What becomes of the items without an answer; the others wait for another child."""
-        match outcome.end:
-            case End.REFUSED:
-                for at in left:
-                    answers[at] = self._failed("revision_mismatch", started)
-            case End.DONE:
-                for at in left:
-                    answers[at] = self._failed("engine_invalid", started)
-            case End.OVERRUN if left:
-                answers[left[0]] = self._failed("engine_timeout", started)
-            case End.CRASHED if len(left) == 1:
-                answers[left[0]] = self._failed("engine_error", started)
-            case _:
-                pass
+        """What becomes of items without an answer. Where the child died over one of them, that
+        one is denied and the others go to another child.
+        """
+        left = asked[len(outcome.items) :]
+        if outcome.end in {End.REFUSED, End.DONE}:
+            code: FailureCode = "revision_mismatch" if outcome.refused else "engine_invalid"
+            for at in left:
+                answers[at] = self._failed(code, started)
+        if outcome.end in _DEATHS:
+            code = "engine_timeout" if outcome.end is End.OVERRUN else "engine_error"
+            if outcome.culprit is not None:
+                answers[asked[outcome.culprit]] = self._failed(code, started)
+            elif len(left) == 1:
+                answers[left[0]] = self._failed(code, started)
 
     def _failed(self, code: FailureCode, started: float) -> EngineFailure:
         spent_us = int((self._loop.time() - started) * 1e6)
@@ -294,6 +294,7 @@ class Embedded:
 
 
 _GONE: Final[FailureCode] = "policy_unavailable"
+_DEATHS: Final = frozenset({End.OVERRUN, End.CRASHED})
 
 
 def _check_capacity(bundle: EngineBundle) -> None:

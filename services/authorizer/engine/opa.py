@@ -153,8 +153,11 @@ class Opa:
     ) -> list[tuple[ShadowVerdict, ...]]:
         try:
             entries = await self._query(tenant, "shadow_batch", revision, items, deadline)
-        except _Failed:
-            return [()] * len(items)
+        except _Failed as failed:
+            if len(items) == 1 or failed.code not in _ITEMS_FAULT:
+                return [()] * len(items)
+            each = [self.observe(tenant, revision, [item], deadline) for item in items]
+            return [seen[0] for seen in await asyncio.gather(*each)]
         return [shadow_pairs(raw, by_policy=False) for raw in entries]
 
     async def close(self) -> None:

@@ -63,9 +63,11 @@ class EngineCapacity(EngineRefused):
 
 
 class Engine(Protocol):
-    """Opened and closed by app.py. `name` is `opa` or `embedded`."""
+    """Opened and closed by app.py."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """`opa` or `embedded`, as decisions are recorded."""
 
     @property
     def state(self) -> EngineState: ...

@@ -4,7 +4,7 @@ Evaluation holds the interpreter lock and may crash the process, so only a child
 deadline, killed, or crash alone. It decides nothing: what an answer means is its parent's work.
 Never the library's bytecode VM, which silently answers unlike OPA (core.md 5).
 
-`python -m services.common.rego.child FD`
+`python -m services.common.rego.child SOCKET_FD PROGRESS_FD`
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import mmap
 import resource
 import signal
 import socket
@@ -103,8 +104,9 @@ def _guards(modules: list[tree.Module], policy: frames.ChildPolicy) -> Guards:
 class Child:
     """The request loop. Revisions are loaded beside each other; the oldest is dropped."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, progress: mmap.mmap) -> None:
         self._connection = connection
+        self._progress = progress
         self._revisions: dict[str, dict[str, LoadedTenant]] = {}
         self._canary = regorus.Engine()
         self._canary.add_policy("canary.rego", _CANARY)
@@ -143,7 +145,8 @@ class Child:
             return
         answered: list[frames.Item] = []
         flushed = time.monotonic()
-        for item in request.items:
+        for at, item in enumerate(request.items):
+            frames.PROGRESS.pack_into(self._progress, 0, request.id, at)
             answered.append(tenant.evaluate(item, shadow=request.shadow))
             now = time.monotonic()
             if now - flushed > FLUSH_AFTER_S:
@@ -186,8 +189,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the parent's to act on
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    progress = mmap.mmap(int(sys.argv[2]), frames.PROGRESS.size)
     with socket.socket(fileno=int(sys.argv[1])) as connection, contextlib.suppress(OSError):
-        Child(connection).serve()
+        Child(connection, progress).serve()
 
 
 if __name__ == "__main__":

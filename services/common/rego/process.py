@@ -6,6 +6,7 @@ Says what happened to each request; what it means for a decision is the caller's
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import socket
 import sys
@@ -36,11 +37,14 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`items` are the answers that came, from the first item on, without gaps."""
+    """`items` are the answers that came, from the first item on, without gaps. `culprit` is the
+    item that the child was at when it was killed or died, where that is known.
+    """
 
     end: End
     items: tuple[frames.Item, ...] = ()
     refused: str = ""
+    culprit: int | None = None
 
 
 @dataclass(slots=True)
@@ -59,10 +63,11 @@ class ChildGone(Exception):
 class RegoProcess(asyncio.Protocol):
     """One child. `on_end` is called once, when it is gone."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, progress: mmap.mmap) -> None:
         self.on_end: Callable[[], None] = lambda: None
         self.pid = process.pid
         self._process = process
+        self._at = progress
         self._loop = asyncio.get_running_loop()
         self._pending: deque[_Pending] = deque()
         self._buffer = bytearray()
@@ -75,16 +80,22 @@ class RegoProcess(asyncio.Protocol):
 
     @classmethod
     async def start(cls, command: Sequence[str] = CHILD) -> Self:
-        """`command` gets the number of its end of the socket pair as its last argument."""
+        """`command` gets two descriptors as its last arguments: its end of the socket pair, and
+        the page for its progress.
+        """
         ours, theirs = socket.socketpair()
+        shared = os.memfd_create("rego-progress")
         try:
+            os.ftruncate(shared, frames.PROGRESS.size)
+            progress = mmap.mmap(shared, frames.PROGRESS.size)
             process = await asyncio.create_subprocess_exec(
                 *command,
                 str(theirs.fileno()),
+                str(shared),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), shared],
                 env={"PYTHONPATH": os.pathsep.join(sys.path), "RUST_BACKTRACE": "0"},
             )
         except BaseException:
@@ -92,9 +103,10 @@ class RegoProcess(asyncio.Protocol):
             raise
         finally:
             theirs.close()
+            os.close(shared)
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
-        _, child = await loop.create_connection(lambda: cls(process), sock=ours)
+        _, child = await loop.create_connection(lambda: cls(process, progress), sock=ours)
         return child
 
     @property
@@ -161,9 +173,16 @@ class RegoProcess(asyncio.Protocol):
         while self._pending:
             pending = self._pending.popleft()
             if not pending.answer.done():
-                pending.answer.set_result(Outcome(end, tuple(pending.items)))
+                culprit = self._culprit(pending) if end is not End.UNSTARTED else None
+                pending.answer.set_result(Outcome(end, tuple(pending.items), culprit=culprit))
             end = End.UNSTARTED
+        self._at.close()
         self.on_end()
+
+    def _culprit(self, pending: _Pending) -> int | None:
+        request, at = frames.PROGRESS.unpack_from(self._at)
+        known = request == pending.id and len(pending.items) <= at < pending.expected
+        return at if known else None
 
     def _take_id(self) -> int:
         self._next_id += 1
