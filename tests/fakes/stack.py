@@ -156,7 +156,7 @@ class Stack:
         return answer
 
     def add_agent(self, name: str, roles: list[str]) -> dict[str, Any]:
-        body = {"name": name, "class": "default", "type": "test", "roles": roles}
+        body = {"name": name, "class": "default", "type": "autonomous", "roles": roles}
         agent = self.rest.post("/api/v1/agents", body)
         assert isinstance(agent, dict)
         return agent
@@ -217,18 +217,15 @@ class Stack:
         return dict(msgspec.json.decode(answer.stdout)["processes"])
 
     def chain_of(self, agent: str) -> list[dict[str, Any]]:
-        """Every record of an agent's chain, page by page."""
-        query = {"filter": f"agent:{agent}", "page_size": 200}
+        """The records of an agent's calls, newest first, page by page."""
+        query: dict[str, Any] = {"filter": f"agent:{agent} type:call.*", "page_size": 500}
         records: list[dict[str, Any]] = []
-        token: str | None = None
         while True:
-            page = self.rest.get(
-                "/api/v1/traces", **query, **({"page_token": token} if token else {})
-            )
-            records += page["items"]
-            token = page.get("next_page_token")
-            if not token:
+            page = self.rest.get("/api/v1/traces", **query)
+            records += [item["decision"]["record"] for item in page["items"]]
+            if not page.get("next_page_token"):
                 return records
+            query["page_token"] = page["next_page_token"]
 
     def chained(self) -> int:
         """How many records of agents' calls are in the chains."""
@@ -302,3 +299,6 @@ def stop(process: subprocess.Popen[bytes]) -> int:
         process.kill()
         process.wait(STOP_TIMEOUT_S)
         raise
+    finally:
+        if process.stdout is not None:
+            process.stdout.close()

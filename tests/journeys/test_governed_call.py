@@ -47,7 +47,8 @@ def record(stack: Stack, decision_id: str) -> dict[str, Any]:
 
     def arrived() -> bool:
         try:
-            found.update(stack.rest.get(f"/api/v1/traces/{decision_id}"))
+            events = stack.rest.get(f"/api/v1/traces/{decision_id}")["events"]
+            found.update(events[0]["record"])
         except Refused as refused:
             if refused.status == 404:
                 return False
@@ -60,8 +61,7 @@ def record(stack: Stack, decision_id: str) -> dict[str, Any]:
 
 def records_of(stack: Stack, agent: Agent, *types: str) -> list[dict[str, Any]]:
     """The agent's newest records of these types, newest first."""
-    page = stack.rest.get("/api/v1/traces", filter=f"agent:{agent.id}", page_size=50)
-    return [item for item in page["items"] if item["type"] in types]
+    return [record for record in stack.chain_of(agent.id) if record["type"] in types]
 
 
 @both_eras
@@ -121,6 +121,7 @@ async def test_a_call_without_the_permission_does_not_run(
     assert ["read_note"] == listed
     assert UNKNOWN_TOOL == refused.value.error.code
     assert [] == tool_server.ran()
+    until(lambda: bool(records_of(running_stack, reader, "call.denied")), "the denial is chained")
     assert "tool_hidden" in records_of(running_stack, reader, "call.denied")[0]["reasons"]
 
 
@@ -207,7 +208,8 @@ async def test_a_suspended_agent_is_refused_within_two_seconds(
     assert not _runs(running_stack, slug, agent)
     assert ran == len(tool_server.ran())
     running_stack.rest.post(f"/api/v1/agents/{agent.id}:resume")
-    until(lambda: _runs(running_stack, slug, agent), "resumed", 5)
+    # Rarely: whoever fails to sign in 20 times a minute is shut out, whoever it is.
+    until(lambda: _runs(running_stack, slug, agent), "resumed", 5, look_again_s=0.5)
 
 
 async def test_a_revoked_secret_ends_the_tokens_made_with_it_within_two_seconds(

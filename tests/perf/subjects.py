@@ -131,7 +131,11 @@ def enforce_all(stack: Stack) -> None:
                 {"name": "example", "input": policy["example"], "expect": policy["result"]},
             ],
         }
-        saved = stack.rest.post("/api/v1/policies", body)
+        try:
+            saved = stack.rest.post("/api/v1/policies", body)
+        except Refused as refused:
+            refused.add_note(f"policy {policy['key']}")
+            raise
         stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce")
 
 
