@@ -7,6 +7,7 @@ everything in reverse.
 """
 
 import asyncio
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -47,6 +48,7 @@ class Options:
 
 def run(options: Options, caller: Mapping[str, str]) -> None:
     """Block until a signal. Raises CommandFailed when it cannot start."""
+    os.umask(0o077)  # whatever a process makes in the state directory is ours alone
     asyncio.run(_until_signal(options, caller))
 
 

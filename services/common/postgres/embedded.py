@@ -352,7 +352,8 @@ def command_line(pid: int) -> list[str]:
     proc = Path(f"/proc/{pid}/cmdline")
     if proc.parent.parent.joinpath("self").exists():
         try:
-            return proc.read_bytes().decode(errors="replace").split("\0")
+            # A process that ended and was not buried yet has none left.
+            return [part for part in proc.read_bytes().decode(errors="replace").split("\0") if part]
         except OSError:
             return []
     listed = subprocess.run(  # systems without /proc

@@ -75,7 +75,7 @@ def test_control_answers_at_the_address_that_it_named(up: Installation) -> None:
     with urlopen(f"{up.document['control_url']}/healthz", timeout=5) as answer:
         status = answer.status
 
-    assert 200 == status
+    assert 204 == status
 
 
 def test_status_from_another_shell_sees_all_of_them_ready(up: Installation) -> None:
