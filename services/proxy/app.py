@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +55,12 @@ REPORT_TRIES: Final = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """Where the proxy listens."""
+    """Where the proxy listens, and which revision of the policy it knows."""
 
     http: str
     serving: Serving
     counters: Counters
+    revision: Callable[[], str]
 
 
 @asynccontextmanager
@@ -165,7 +166,12 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures))
             try:
                 async with listening(entry, listener):
-                    yield Running(http=f"http://{bound}", serving=serving, counters=counters)
+                    yield Running(
+                        http=f"http://{bound}",
+                        serving=serving,
+                        counters=counters,
+                        revision=lambda: pipeline.snapshot.revision,
+                    )
             finally:
                 failures.sweep(everything=True)
                 backends.streamable.shut()

@@ -33,7 +33,7 @@ _SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
 _PLAIN: Final = re.compile(r"[\x20-\x7e]*")
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _DECIMAL: Final = re.compile(r"(-?[0-9]{1,400})(?:\.0+)?")
-_TYPES: Final = frozenset({"string", "integer", "boolean"})
+_TYPES: Final = ("string", "integer", "boolean")
 _ONE_SCHEMA: Final = frozenset({
     "items", "contains", "unevaluatedItems", "additionalProperties", "propertyNames",
     "unevaluatedProperties", "not", "if", "then", "else", "contentSchema",

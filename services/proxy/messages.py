@@ -28,7 +28,8 @@ MAX_ID_TEXT: Final = 256
 MAX_ID_NUMBER: Final = 2**53 - 1
 
 # orjson makes floats of integers that do not fit 64 bits; the standard codec keeps them exact.
-_LONG_DIGITS: Final = re.compile(rb"[0-9]{19}")
+# Digits inside a string do not matter, and rarely look like the beginning of a number.
+_LONG_DIGITS: Final = re.compile(rb"[:,\[][ \t\r\n]*-?[0-9]{19}")
 # Matches at every key and, rarely, inside a string: never fewer than there are keys.
 _KEY_ENDS: Final = re.compile(rb'"[ \t\r\n]*:')
 _CONTAINERS: Final = frozenset({dict, list})

@@ -5,6 +5,7 @@ to say, and agents' tokens signed by the test's key.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -79,7 +80,10 @@ class Gateway:
     http: aiohttp.ClientSession
     state_dir: Path
     settings: ProxySettings
+    tenant: str = TENANT
+    agent: str = AGENT
     last: aiohttp.ClientResponse | None = field(default=None)
+    _forgotten: int = 0
 
     @property
     def url(self) -> str:
@@ -105,7 +109,7 @@ class Gateway:
             **(headers or {}),
         }
         sent = {name: value for name, value in sent.items() if name not in drop}
-        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        data = io.BytesIO(body if isinstance(body, bytes) else orjson.dumps(body))
         async with self.http.post(self.mcp(server), data=data, headers=sent) as response:
             self.last = response
             content = await response.read()
@@ -149,7 +153,24 @@ class Gateway:
         """What is in the outbox's files, in order; of these types, or all of calls and refusals."""
         found = [orjson.loads(entry.body) for entry in self.entries()]
         wanted = types or ("call.", "auth.", "catalog.")
-        return [body for body in found if body["type"].startswith(wanted)]
+        return [body for body in found[self._forgotten :] if body["type"].startswith(wanted)]
+
+    async def settled(self) -> None:
+        """The snapshot that was published last has arrived."""
+        async with asyncio.timeout(5):
+            while self.running.revision() != self.authorizer.snapshot["revision"]:
+                await asyncio.sleep(0.01)
+
+    def forget_records(self) -> None:
+        """`records` begins anew."""
+        self._forgotten = len(self.entries())
+
+    async def recorded(self, *types: str, count: int = 1) -> list[dict[str, Any]]:
+        """Waits for records that are written beside the answer."""
+        async with asyncio.timeout(5):
+            while len(found := self.records(*types)) < count:
+                await asyncio.sleep(0.01)
+        return found
 
     def entries(self) -> list[audit_pb2.Entry]:
         made = []

@@ -1,0 +1,45 @@
+"""A proxy in front of one told tool server."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import tool_server
+from tests.fakes.gateway import Gateway, gateway, http_server
+from tests.fakes.tool_server import ToolServer
+
+
+@pytest.fixture(scope="session")
+def one_tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToolServer]:
+    with tool_server.serving(tmp_path_factory.mktemp("tools")) as made:
+        yield made
+
+
+@pytest.fixture
+def tools(one_tool_server: ToolServer) -> ToolServer:
+    """Honest again, and it remembers nothing."""
+    one_tool_server.behave()
+    for name in ("ledger", "headers"):
+        if (one_tool_server.directory / name).exists():
+            os.truncate(one_tool_server.directory / name, 0)
+    return one_tool_server
+
+
+@pytest.fixture
+async def proxy(tmp_path: Path, tools: ToolServer) -> AsyncIterator[Gateway]:
+    assert tools.url is not None
+    servers = {"notes": http_server(tools.url), "other": http_server(tools.url, id="")}
+    async with gateway(tmp_path / "state", servers) as made:
+        await made.authorizer.publish(
+            agents={
+                **made.authorizer.snapshot["tenants"][made.tenant]["agents"],
+                made.agent: {
+                    "name": "demo", "class": "default", "status": "active", "servers": ["notes"],
+                },
+            }
+        )  # fmt: skip
+        await made.offered("notes", "read_note", "write_note", "drop_notes")
+        made.forget_records()
+        yield made

@@ -1,0 +1,164 @@
+import json
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.proxy import messages
+from services.proxy.messages import INVALID_REQUEST, PARSE_ERROR, Kind, Malformed
+
+
+def call(**changes: Any) -> bytes:
+    tree = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x"}, **changes}
+    return json.dumps(tree).encode()
+
+
+REFUSED = {
+    "not JSON": (b"{", PARSE_ERROR),
+    "nothing": (b"", PARSE_ERROR),
+    "a byte order mark": (b"\xef\xbb\xbf" + call(), PARSE_ERROR),
+    "another encoding": (call().decode().encode("utf-16"), PARSE_ERROR),
+    "bytes that are no UTF-8": (b'{"a":"\xff"}', PARSE_ERROR),
+    "NaN": (b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":NaN}}', PARSE_ERROR),
+    "NaN beside a long integer": (b'{"a":NaN,"b":1234567890123456789012}', PARSE_ERROR),
+    "infinity by overflow": (b'{"params":{"a":1e999}}', PARSE_ERROR),
+    "overflow beside a long integer": (b'{"a":1e999,"b":1234567890123456789012}', PARSE_ERROR),
+    "a lone surrogate": (b'{"params":{"a":"\\ud800"}}', PARSE_ERROR),
+    "a lone surrogate beside a long integer": (
+        b'{"a":"\\ud800","b":1234567890123456789012}', PARSE_ERROR,
+    ),
+    "a batch": (b"[" + call() + b"]", INVALID_REQUEST),
+    "a bare string": (b'"tools/call"', INVALID_REQUEST),
+    "a key twice": (b'{"jsonrpc":"2.0","id":1,"method":"m","method":"n"}', INVALID_REQUEST),
+    "a key twice, escaped": (
+        b'{"jsonrpc":"2.0","id":1,"method":"m","\\u006dethod":"n"}', INVALID_REQUEST,
+    ),
+    "a key twice, deep": (
+        b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":[{"b":1,"b" : 2}]}}', INVALID_REQUEST,
+    ),
+    "a key twice beside a long integer": (
+        b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"a":1,"a":1234567890123456789012}}',
+        INVALID_REQUEST,
+    ),
+    "too deep": (
+        call(params={"a": json.loads("[" * 63 + "]" * 63)}), INVALID_REQUEST,
+    ),
+    "absurdly deep": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", INVALID_REQUEST),
+    "absurdly deep beside a long integer": (
+        b'{"b":1234567890123456789012,"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        INVALID_REQUEST,
+    ),
+    "too many leaves": (call(params={"a": [0] * 100_001}), INVALID_REQUEST),
+    "too many empty lists": (call(params={"a": [[]] * 100_001}), INVALID_REQUEST),
+    "another protocol": (call(jsonrpc="1.0"), INVALID_REQUEST),
+    "no method": (b'{"jsonrpc":"2.0","id":1}', INVALID_REQUEST),
+    "a method that is a number": (call(method=1), INVALID_REQUEST),
+    "an empty method": (call(method=""), INVALID_REQUEST),
+    "a method of 129": (call(method="m" * 129), INVALID_REQUEST),
+    "params as a list": (call(params=[]), INVALID_REQUEST),
+    "params as null": (call(params=None), INVALID_REQUEST),
+    "id null": (call(id=None), INVALID_REQUEST),
+    "id a fraction": (call(id=1.5), INVALID_REQUEST),
+    "id a float": (call(id=1.0), INVALID_REQUEST),
+    "id true": (call(id=True), INVALID_REQUEST),
+    "id beyond 2^53-1": (call(id=2**53), INVALID_REQUEST),
+    "id of 257": (call(id="i" * 257), INVALID_REQUEST),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_two_readers_could_read_differently_is_refused(body: bytes, code: int) -> None:
+    with pytest.raises(Malformed) as refused:
+        messages.parse(body)
+
+    assert code == refused.value.code
+
+
+TAKEN = {
+    "plain": call(),
+    "spaced": json.dumps(json.loads(call()), indent=2).encode(),
+    "a string that looks like a key": call(params={"a": '":', "b": ':"x":'}),
+    "64 levels": call(params={"a": json.loads("[" * 62 + "]" * 62)}),
+    "100,000 leaves": call(params={"a": [0] * 99_990}),
+    "the longest method": call(method="m" * 128),
+    "the longest id": call(id="i" * 256),
+    "the biggest id": call(id=2**53 - 1),
+    "the smallest id": call(id=-(2**53) + 1),
+    "equal keys in different objects": call(params={"a": {"a": {"a": 1}}, "b": {"a": 2}}),
+}
+
+
+@pytest.mark.parametrize("body", TAKEN.values(), ids=TAKEN)
+def test_their_innocent_twins_pass(body: bytes) -> None:
+    assert Kind.REQUEST is messages.parse(body).kind
+
+
+def test_a_refusal_repeats_a_valid_id_and_no_other() -> None:
+    with pytest.raises(Malformed) as good:
+        messages.parse(call(id="q1", params=[]))
+    with pytest.raises(Malformed) as bad:
+        messages.parse(call(id=1.5))
+
+    assert ("q1", None) == (good.value.id, bad.value.id)
+
+
+def test_without_an_id_it_is_a_notification_and_without_a_method_a_response() -> None:
+    notification = messages.parse(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+    response = messages.parse(b'{"jsonrpc":"2.0","id":4,"result":{}}')
+
+    assert (Kind.NOTIFICATION, Kind.RESPONSE) == (notification.kind, response.kind)
+
+
+def test_members_of_other_spelling_are_dropped() -> None:
+    message = messages.parse(b'{"jsonrpc":"2.0","id":1,"method":"a","Method":"b","PARAMS":{"x":1}}')
+
+    assert ("a", {}) == (message.method, message.params)
+
+
+@given(st.integers(-(10**40), 10**40))
+def test_integers_of_any_size_survive_exactly(number: int) -> None:
+    body = call(params={"n": number})
+
+    tree = messages.parse(body).params
+
+    assert number == tree["n"]
+    assert number == json.loads(messages.encode(tree, sort=True))["n"]
+
+
+KEYS = st.text(string.ascii_letters + '":\\ \u00e9', max_size=4)
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | KEYS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, TREES, max_size=4), st.sampled_from([None, 2]))
+def test_a_tree_comes_through_as_it_is(params: dict[str, Any], indent: int | None) -> None:
+    tree = {"jsonrpc": "2.0", "id": 1, "method": "m", "params": params}
+    body = json.dumps(tree, indent=indent).encode()
+
+    parsed = messages.parse(body).params
+
+    assert params == parsed
+    assert params == json.loads(messages.encode(parsed, sort=True))
+
+
+@given(st.dictionaries(KEYS, TREES, min_size=1, max_size=3), st.data())
+def test_any_duplicate_anywhere_is_found(params: dict[str, Any], data: Any) -> None:
+    key = data.draw(st.sampled_from(sorted(params)))
+    doubled = json.dumps(params)[:-1] + f",{json.dumps(key)}:0}}"
+    body = b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"x":[%s]}}' % doubled.encode()
+
+    with pytest.raises(Malformed):
+        messages.parse(body)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_it_stumble(body: bytes) -> None:
+    try:
+        messages.parse(body)
+    except Malformed:
+        return
