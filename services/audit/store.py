@@ -9,9 +9,10 @@ before its wait.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -25,6 +26,9 @@ from services.common.postgres.pool import Pool
 
 #: Tables without a tenant_id, which row-level security therefore does not cover.
 WITHOUT_TENANT: Final = frozenset({"sources", "source_positions", "behavry_migrations"})
+
+#: No write transaction takes longer.
+WITHIN_S: Final = 5.0
 
 # One round trip. The tenant and the lock are ours to write: a UUID and a number.
 _BEGIN = """
@@ -57,42 +61,11 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 ON CONFLICT DO NOTHING
 """
 
-_WRITE = """
-WITH stored AS (
-    INSERT INTO audit.events
-        (tenant_id, chain, incarnation, seq, committed_at, position, event_id, body, previous_hash,
-         event_hash, type, decision, agent, agent_name, session, server, tool, action, verdict,
-         reason)
-    SELECT $1, e.chain, e.incarnation, e.seq, e.committed_at, e.position, e.event_id, e.body,
-           substr(e.hashes, 1, 32), substr(e.hashes, 33), e.derived[1], e.derived[2]::uuid,
-           e.derived[3], e.derived[4], e.derived[5], e.derived[6], e.derived[7], e.derived[8],
-           e.derived[9], e.derived[10]
-    FROM (
-        SELECT u.*, string_to_array(u.texts, $9, '') AS derived
-        FROM unnest($2::text[], $3::integer[], $4::bigint[], $5::bigint[], $6::uuid[],
-                    $7::bytea[], $8::bytea[], $10::text[])
-            WITH ORDINALITY
-            AS u (chain, incarnation, seq, committed_at, event_id, body, hashes, texts, position)
-        OFFSET 0  -- keeps string_to_array from being written out ten times
-    ) AS e
-), heads AS (
-    UPDATE audit.chain_heads h
-    SET seq = u.seq, event_hash = u.event_hash, committed_at = u.committed_at
-    FROM unnest($11::text[], $12::bigint[], $13::bytea[], $14::bigint[], $15::bytea[],
-                $16::bigint[])
-        AS u (chain, old_seq, old_hash, seq, event_hash, committed_at)
-    WHERE h.tenant_id = $1 AND h.chain = u.chain
-      AND h.seq = u.old_seq AND h.event_hash = u.old_hash
-    RETURNING 1
-), marks AS (
-    UPDATE audit.source_marks m SET n = u.n
-    FROM unnest($17::uuid[], $18::uuid[], $19::bigint[], $20::bigint[])
-        AS u (source, boot, old_n, n)
-    WHERE m.tenant_id = $1 AND m.source = u.source AND m.boot = u.boot AND m.n = u.old_n
-    RETURNING 1
-)
-SELECT (SELECT count(*) FROM heads) AS heads, (SELECT count(*) FROM marks) AS marks
+_APPEND = """
+SELECT audit.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+                    $19, $20, $21, $22, $23, $24, $25)
 """
+_FENCED = "BV001"
 
 _OPEN_CHAINS = """
 INSERT INTO audit.chain_heads (tenant_id, chain, incarnation, seq, event_hash, committed_at)
@@ -107,13 +80,6 @@ INSERT INTO audit.source_marks (tenant_id, source, boot, n)
 SELECT $1, u.source, u.boot, u.n FROM unnest($2::uuid[], $3::uuid[], $4::bigint[])
     AS u (source, boot, n)
 ON CONFLICT DO NOTHING
-"""
-
-_PARTS = """
-INSERT INTO audit.parts (tenant_id, event_id, kind, salt, stored, mode)
-SELECT $1, p.event_id, p.kind, p.salt, p.stored, p.mode
-FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::bytea[], $6::text[])
-    AS p (event_id, kind, salt, stored, mode)
 """
 
 _SOURCE = """
@@ -162,6 +128,7 @@ async def transaction(pool: Pool, tenant: str) -> AsyncIterator[Connection]:
                     await connection.execute("ROLLBACK")
 
 
+@lru_cache(maxsize=4_096)
 def lock_of(tenant: str) -> int:
     digest = hashlib.sha256(b"behavry/audit/" + UUID(tenant).bytes).digest()
     return int.from_bytes(digest[:8], signed=True)
@@ -207,22 +174,34 @@ async def reject(connection: Connection, tenant: str, item: Item, *, now_us: int
 
 async def write(connection: Connection, tenant: str, plan: Plan) -> None:
     """The whole plan. Raises Fenced unless every head and mark was where the plan found it."""
-    moved_heads = [(old, new) for old, new in plan.heads if old.seq]
-    moved_marks = [(key, old, n) for key, old, n in plan.marks if old]
-    counts = await connection.fetchrow(
-        _WRITE, tenant, *_event_arrays(plan.rows), *_head_arrays(moved_heads),
-        *_mark_arrays(moved_marks),
-    )  # fmt: skip
-    if counts is None or tuple(counts) != (len(moved_heads), len(moved_marks)):
-        raise Fenced
     new_heads = [new for old, new in plan.heads if not old.seq]
     if new_heads:
         await _open_chains(connection, tenant, new_heads)
     new_marks = [(key, n) for key, old, n in plan.marks if not old]
     if new_marks:
         await _first_marks(connection, tenant, new_marks)
-    if any(row.item.parts for row in plan.rows):
-        await _parts(connection, tenant, (row.item for row in plan.rows))
+    await append(connection, tenant, plan)
+
+
+async def append(connection: Connection, tenant: str, plan: Plan) -> None:
+    """A plan whose chains and marks exist already; outside a transaction it is one, with the
+    tenant's lock. Raises Fenced like `write`.
+    """
+    try:
+        await connection.execute(
+            _APPEND,
+            tenant,
+            lock_of(tenant),
+            *_head_arrays([(old, new) for old, new in plan.heads if old.seq]),
+            *_mark_arrays([(key, old, n) for key, old, n in plan.marks if old]),
+            *_event_arrays(plan.rows),
+            *_part_arrays(plan.rows),
+            timeout=WITHIN_S,
+        )
+    except asyncpg.PostgresError as failure:
+        if failure.sqlstate == _FENCED:
+            raise Fenced from failure
+        raise
 
 
 async def _open_chains(connection: Connection, tenant: str, heads: Sequence[Head]) -> None:
@@ -248,11 +227,6 @@ async def _first_marks(
         raise Fenced
 
 
-async def _parts(connection: Connection, tenant: str, items: Iterable[Item]) -> None:
-    flat = [(item.event_id, *part) for item in items for part in item.parts]
-    await connection.execute(_PARTS, tenant, *_transposed(flat, 5))
-
-
 async def source(connection: Connection, source_id: str) -> tuple[str, int] | None:
     """(the peer that owns it, where to resend from)"""
     row = await connection.fetchrow(_SOURCE, source_id)
@@ -275,7 +249,7 @@ async def move_position(
     return done == "UPDATE 1"
 
 
-def _event_arrays(rows: Sequence[Row]) -> list[object]:
+def _event_arrays(rows: Sequence[Row]) -> list[list[object]]:
     """Few arrays: the driver looks at each element of each."""
     return [
         [link.chain for _, link in rows],
@@ -285,9 +259,12 @@ def _event_arrays(rows: Sequence[Row]) -> list[object]:
         [item.event_id for item, _ in rows],
         [item.body for item, _ in rows],
         [link.previous_hash + link.event_hash for _, link in rows],
-        SEPARATOR,
         [SEPARATOR.join(item.columns) for item, _ in rows],
     ]
+
+
+def _part_arrays(rows: Sequence[Row]) -> list[list[object]]:
+    return _transposed([(item.event_id, *part) for item, _ in rows for part in item.parts], 5)
 
 
 def _head_arrays(moved: Sequence[tuple[Head, Head]]) -> list[list[object]]:

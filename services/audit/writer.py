@@ -20,7 +20,7 @@ import asyncpg
 from services.audit import store
 from services.audit.chain import Head
 from services.audit.notices import PEER, OwnSource
-from services.audit.plan import Item, MarkKey, chain_of_notices, doubtful, place, sort
+from services.audit.plan import Item, MarkKey, Plan, Sorted, chain_of_notices, doubtful, place, sort
 from services.audit.streams import Batch, Stream
 from services.common.clock import Clock, micros
 from services.common.errors import BehavryError
@@ -236,15 +236,18 @@ class _TenantWriter:
         """Returns when every item is stored, known, or rejected. Waits for the database."""
         backoff = Backoff()
         doubts = 0
+        sure = True
         while True:
             try:
-                await self._transact(items)
+                if not (sure and await self._append_at_once(items)):
+                    await self._transact(items)
                 return
             except store.Fenced as fenced:
                 self._writer.fenced.value += 1
                 self._writer.log.error("chain_fenced", tenant=self._tenant)
                 raise BehavryError("CHAIN_FENCED", "another writer moved the chain") from fenced
             except _BAD_DATA as bad:
+                sure = False
                 if isinstance(bad, asyncpg.UniqueViolationError) and doubts < MAX_DOUBTS:
                     doubts += 1
                     continue
@@ -257,10 +260,42 @@ class _TenantWriter:
                     raise
                 items = [items[0]._replace(rejection="data_error")]
             except _UNAVAILABLE as failure:
+                sure = False  # it may have been committed
                 self._writer.log.warning(
                     "database_unavailable", tenant=self._tenant, error=describe(failure)
                 )
                 await backoff.wait()
+
+    async def _append_at_once(self, items: Sequence[Item]) -> bool:
+        """The usual batch in one round trip: all of it is new, in chains that this process knows.
+        False, and nothing done, if it is not that usual, or if the store has moved on meanwhile:
+        heads and marks move only from where they are remembered to be.
+        """
+        marks: dict[MarkKey, int] = {}
+        for item in items:
+            key = (item.source, item.boot)
+            mark = marks.get(key) or self._marks.get(key, 0)
+            if not mark or item.n != mark + 1 or item.rejection or item.chain not in self._heads:
+                return False
+            marks[key] = item.n
+        own = self._writer.own
+        plan = place(
+            Sorted(new=list(items), marks=marks),
+            tenant=self._tenant,
+            own=own.key,
+            heads=self._heads,
+            marks=self._marks,
+            refused=(),
+            make_notice=partial(own.make, self._tenant),
+            now_us=micros(self._writer.clock.now_ns()),
+        )
+        try:
+            async with self._writer.pool.acquire() as connection:
+                await store.append(connection, self._tenant, plan)
+        except store.Fenced:
+            return False
+        self._stored(plan)
+        return True
 
     async def _transact(self, items: Sequence[Item]) -> None:
         """1. tenant and lock  2. heads and marks, and bodies where in doubt  3. what is refused
@@ -295,13 +330,17 @@ class _TenantWriter:
             if plan.rows or plan.marks:
                 await store.write(connection, self._tenant, plan)  # 4
         self._heads.update(ends.heads)  # 5
-        self._heads.update({head.chain: head for _, head in plan.heads})
         self._marks.update(ends.marks)
+        self._stored(plan)
+        self._writer.repeats.value += sorted_.repeats
+        self._writer.rejected.value += len(refused)
+
+    def _stored(self, plan: Plan) -> None:
+        """Its commit is known."""
+        self._heads.update({head.chain: head for _, head in plan.heads})
         self._marks.update({key: n for key, _, n in plan.marks})
         self._writer.transactions.value += 1
         self._writer.appended.value += len(plan.rows)
-        self._writer.repeats.value += sorted_.repeats
-        self._writer.rejected.value += len(refused)
 
     def _compare(self, ends: store.Ends, chains: set[str], keys: set[MarkKey]) -> None:
         """Raises Restored if the database is behind what this process has acknowledged."""
