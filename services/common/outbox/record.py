@@ -9,7 +9,7 @@ sorted keys writes exactly what RFC 8785 prescribes: keys are ASCII, numbers are
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -27,6 +27,9 @@ _KEY: Final = re.compile(r"[a-z0-9_]{1,40}")
 _OPTIONS: Final = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 #: Keys that were found good; field names are few, so this stays small, and it is bounded.
 _good_keys: set[str] = set()
+#: Types that need no further look; how large an integer may be is the encoder's rule.
+_PLAIN: Final = frozenset({str, bool, int})
+_NESTED: Final = frozenset({dict, list})
 
 Json = Any
 #: Digest of a text that is too long to keep.
@@ -95,10 +98,36 @@ def check_profile(encoded: bytes) -> dict[str, Json]:
         raise ProfileError("not JSON") from None
     if not isinstance(body, dict):
         raise ProfileError("not an object")
-    # A null would be left out by the cleaning and so differ in the comparison below.
-    if _encode(_clean_object(body, 1)) != encoded:
+    _check_object(body, 1)
+    if _encode(body) != encoded:
         raise ProfileError("not in canonical form")
     return body
+
+
+def _check_object(value: dict[str, Json], depth: int) -> None:
+    """The rules of _clean_object for what came out of a JSON parser, without making a copy."""
+    if depth > MAX_DEPTH:
+        raise ProfileError("deeper than 8")
+    if not _good_keys.issuperset(value):
+        for key in value:
+            _check_key(key)
+    _check_values(value.values(), depth)
+
+
+def _check_values(values: Collection[Json], depth: int) -> None:
+    kinds = set(map(type, values))
+    if kinds <= _PLAIN:
+        return
+    for unknown in kinds - _PLAIN - _NESTED:
+        raise ProfileError(f"a value of type {unknown.__name__}")
+    for item in values:
+        kind = type(item)
+        if kind is dict:
+            _check_object(item, depth + 1)
+        elif kind is list:
+            if depth >= MAX_DEPTH:
+                raise ProfileError("deeper than 8")
+            _check_values(item, depth + 1)
 
 
 def _encode(clean: dict[str, Json]) -> bytes:
