@@ -61,6 +61,7 @@ class Running:
     serving: Serving
     counters: Counters
     revision: Callable[[], str]
+    forget_catalog: Callable[[], None]
 
 
 @asynccontextmanager
@@ -171,6 +172,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                         serving=serving,
                         counters=counters,
                         revision=lambda: pipeline.snapshot.revision,
+                        forget_catalog=catalog.report_again,
                     )
             finally:
                 failures.sweep(everything=True)

@@ -133,13 +133,13 @@ class FakeAuthorizer(
     ) -> AsyncIterator[wire.WatchResponse]:
         sent = b""
         while True:
-            document = self.jwks if request.part == "jwks" else self.snapshot
-            part = orjson.dumps(document)
-            if part != sent:
-                sent = part
-                yield wire.WatchResponse(revision=self.snapshot["revision"], snapshot=part)
             async with self._changed:
-                await self._changed.wait()
+                await self._changed.wait_for(lambda: self._part(request.part) != sent)
+            sent = self._part(request.part)
+            yield wire.WatchResponse(revision=self.snapshot["revision"], snapshot=sent)
+
+    def _part(self, name: str) -> bytes:
+        return orjson.dumps(self.jwks if name == "jwks" else self.snapshot)
 
     def _verdict(self, ask: wire.Ask) -> wire.Verdict:
         asked = orjson.loads(ask.request)

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ class Gateway:
     settings: ProxySettings
     tenant: str = TENANT
     agent: str = AGENT
-    last: aiohttp.ClientResponse | None = field(default=None)
+    #: The body of the last answer, as it came.
+    last: bytes = b""
     _forgotten: int = 0
 
     @property
@@ -111,8 +112,7 @@ class Gateway:
         sent = {name: value for name, value in sent.items() if name not in drop}
         data = io.BytesIO(body if isinstance(body, bytes) else orjson.dumps(body))
         async with self.http.post(self.mcp(server), data=data, headers=sent) as response:
-            self.last = response
-            content = await response.read()
+            self.last = content = await response.read()
             return response.status, orjson.loads(content) if content else None
 
     async def modern(
@@ -160,6 +160,10 @@ class Gateway:
         async with asyncio.timeout(5):
             while self.running.revision() != self.authorizer.snapshot["revision"]:
                 await asyncio.sleep(0.01)
+
+    def forget_catalog(self) -> None:
+        """As if five minutes had passed."""
+        self.running.forget_catalog()
 
     def forget_records(self) -> None:
         """`records` begins anew."""

@@ -79,6 +79,11 @@ class ToolServer:
         lines = file.read_bytes().splitlines() if file.exists() else []
         return [msgspec.json.decode(line, type=dict[str, str]) for line in lines]
 
+    def bodies_seen(self) -> list[bytes]:
+        """Over HTTP, byte for byte; a body never holds a line break."""
+        file = self.directory / "bodies"
+        return file.read_bytes().splitlines() if file.exists() else []
+
     def stdio_command(self) -> tuple[str, Sequence[str]]:
         """(command, arguments) for a stdio.toml; the working directory must be the repository."""
         arguments = ("-m", "tests.fakes.tool_server", "--stdio", "--dir", str(self.directory))
@@ -190,6 +195,8 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         with self._headers_file.open("ab") as seen:
             seen.write(msgspec.json.encode(self._headers) + b"\n")
+        with self._headers_file.with_name("bodies").open("ab") as seen:
+            seen.write(bytes(self._body) + b"\n")
         match self._parser.get_method():
             case b"POST":
                 self._post(msgspec.json.decode(self._body))

@@ -21,7 +21,7 @@ def one_tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToolSe
 def tools(one_tool_server: ToolServer) -> ToolServer:
     """Honest again, and it remembers nothing."""
     one_tool_server.behave()
-    for name in ("ledger", "headers"):
+    for name in ("ledger", "headers", "bodies"):
         if (one_tool_server.directory / name).exists():
             os.truncate(one_tool_server.directory / name, 0)
     return one_tool_server
