@@ -2,8 +2,8 @@
 engines have, answer alike and make no decision depend on anything but its input.
 
 Left out on purpose: what reaches outside or is not repeatable (http, net, opa.runtime, rand, uuid,
-time.now_ns, print, trace), and what the two engines answer differently.
-tests/contract compares every entry on both engines.
+time.now_ns, print, trace), and what the two engines answer differently. tests/contract compares
+every entry on both engines, and pins where values outside ASCII or between integers still differ.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ ALLOWED: Final[dict[str, int]] = {
     "strings.replace_n": 2, "strings.reverse": 1,
     "trim": 2, "trim_left": 2, "trim_prefix": 2, "trim_right": 2, "trim_space": 1,
     "trim_suffix": 2, "upper": 1,
-    "glob.match": 3, "glob.quote_meta": 1,
+    "glob.match": 3,
     "graph.reachable": 2,
-    "json.filter": 2, "json.is_valid": 1, "json.marshal": 1, "json.patch": 2, "json.remove": 2,
+    "json.filter": 2, "json.is_valid": 1, "json.patch": 2, "json.remove": 2,
     "json.unmarshal": 1,
     "object.filter": 2, "object.get": 3, "object.keys": 1, "object.remove": 2,
     "object.subset": 2, "object.union": 2, "object.union_n": 1,

@@ -23,6 +23,7 @@ _FILE: Final = "policy.rego"
 #: Names that would look like the decision itself. `verdicts` is the one that counts.
 _RESERVED: Final = frozenset({"decision", "allow", "batch", "shadow", "shadow_batch"})
 _UNICODE_CLASS: Final = re.compile(r"\\[dDwWsSbB]")
+_FORMAT: Final = re.compile(r"(?:[^%]|%v|%%)*")
 _PATTERN_ARGUMENT: Final = {
     "regex.match": 0,
     "regex.find_n": 0,
@@ -185,6 +186,11 @@ def _calls(subject: _Subject) -> Iterator[PolicyRejected]:
             wants = f"`{name}` takes {ALLOWED[name]} argument(s)"
             yield subject.reject("arity", wants, found.at)
         yield from _patterns(subject, name, found)
+        if name == "sprintf" and found.arguments:
+            text = tree.text_of(found.arguments[0])
+            if text is None or not _FORMAT.fullmatch(text):
+                hint = "`sprintf` takes a literal with %v only: other verbs differ by engine"
+                yield subject.reject("format", hint, found.at)
 
 
 def _patterns(subject: _Subject, name: str, call: tree.Call) -> Iterator[PolicyRejected]:
@@ -239,6 +245,10 @@ def _differences(subject: _Subject) -> Iterator[PolicyRejected]:
         if tree.kind_of(node["expr"]) in {"Set", "Object", "SetCompr", "ObjectCompr", "ArrayCompr"}:
             at = node["span"]["start"]
             yield subject.reject("not", "`not` takes one expression: name a rule for more", at)
+    for _, node in tree.nodes(list(subject.module.rules), frozenset({"UnaryExpr"})):
+        if tree.kind_of(node["expr"]) != "Number":
+            at = tree.start_of(node["expr"])
+            yield subject.reject("minus", "a minus stands before a number only: `0 - x`", at)
     for statement in _statements(list(subject.module.rules)):
         keyed = [
             node
