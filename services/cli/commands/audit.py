@@ -31,6 +31,6 @@ def verify(
             f" {result['rows_done']} records in {result['chains']} chains)"
         )
         for finding in result.get("findings", []):
-            emit_text(f"  {finding['chain']} at {finding['seq']}: {finding['code']}")
+            emit_text(f"  {finding['chain']} at {finding['position']}: {finding['code']}")
     if result["verdict"] != "ok":
         raise CommandFailed("the chain is not as it was written", status=Exit.DIFFERENCE)

@@ -94,7 +94,7 @@ async def migrate(connection: SingleConnection, *, service: str, package: str) -
                 await connection.execute(
                     f"REVOKE ALL ON {roles.schema}.behavry_migrations FROM {role}"
                 )
-        rows = await connection.fetch(_APPLIED.format(schema=roles.schema))
+            rows = await connection.fetch(_APPLIED.format(schema=roles.schema))
         applied = {row["version"]: row["sha256"] for row in rows}
         for migration in migrations:  # 2
             if applied.get(migration.version, migration.sha256) != migration.sha256:

@@ -7,8 +7,9 @@ import asyncpg
 import pytest
 
 from services.common.postgres import migrations, roles
+from services.common.postgres.embedded import write_secret
 from services.common.postgres.migrations import Migration, MigrationError
-from tests.fakes.postgres import Database
+from tests.fakes.postgres import Database, Server
 
 CREATE = Migration(version=1, name="0001_things.sql", sql="CREATE TABLE things (v int)")
 FILL = Migration(version=2, name="0002_fill.sql", sql="INSERT INTO things VALUES (1)")
@@ -190,3 +191,31 @@ async def test_a_lost_password_file_is_made_again_and_a_kept_one_is_left_alone(
     assert before == kept
     assert kept != file.read_text()
     assert 1 == answered
+
+
+async def test_an_address_that_may_only_create_roles_is_enough(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What `--db-url` promises: somebody else's server, and no superuser."""
+    _package(monkeypatch, CREATE, FILL)
+    admin = await asyncpg.connect(postgres.cluster.dsn(database="postgres"))
+    verifier = roles.scram_verifier("landlords")
+    await admin.execute(f"CREATE ROLE tenant_of_ours LOGIN CREATEROLE PASSWORD '{verifier}'")
+    await admin.execute("CREATE DATABASE theirs OWNER tenant_of_ours")
+    for role in [name for one in roles.SCHEMAS.values() for name in (one.owner, *one.logins)]:
+        # The session's server knows our roles already; on theirs, this address makes them itself.
+        if await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role):
+            await admin.execute(f"GRANT {role} TO tenant_of_ours WITH ADMIN OPTION")
+    passfile = roles.passfile_of(tmp_path, "tenant_of_ours")
+    write_secret(passfile, "*:*:*:tenant_of_ours:landlords\n")
+    dsn = roles.role_dsn(postgres.cluster.dsn(database="theirs"), "tenant_of_ours", passfile)
+    theirs = Database(admin_dsn=dsn, passfiles=postgres.passfiles)
+    try:
+        ran = await _migrate(theirs)
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await _as(theirs.dsn("behavry_audit_reader"), "SELECT count(*) FROM audit.things")
+    finally:
+        await admin.execute("DROP DATABASE theirs WITH (FORCE)")
+        await admin.close()
+
+    assert ["0001_things.sql", "0002_fill.sql"] == ran

@@ -3,13 +3,10 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import stat
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,22 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.fakes.installation import COMMAND, Installation, starting, still_there
-
-PLANTED = "planted-where-it-may-be-seen"
-
-
-@pytest.fixture(scope="module")
-def state_dir() -> Iterator[Path]:
-    """Short, because sockets lie in it; its name is what the leak scan must find."""
-    root = Path(tempfile.mkdtemp(prefix="bvup-"))
-    yield root / PLANTED
-    shutil.rmtree(root, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def up(state_dir: Path) -> Iterator[Installation]:
-    with starting(state_dir, "--port-base", "0") as running:
-        yield running
+from tests.fakes.postgres import Server
 
 
 def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -201,7 +183,7 @@ def test_no_secret_is_in_any_process_s_arguments_environment_or_log(
     blind = [
         place
         for place, content in places.items()
-        if not place[0].isdigit() and PLANTED.encode() not in content
+        if not place[0].isdigit() and state_dir.name.encode() not in content
     ]
 
     assert len(secrets) >= 20
@@ -299,3 +281,19 @@ def test_a_database_that_nobody_serves_ends_the_start(tmp_path: Path) -> None:
 
     assert 1 == failed.returncode
     assert "database" in failed.stderr
+
+
+def test_a_server_of_ones_own_takes_the_embedded_ones_place(
+    postgres: Server, tmp_path: Path
+) -> None:
+    database = postgres.create_database(())
+    options = ("--db-url", database.admin_dsn, "--port-base", "0", "--engine", "embedded")
+    with starting(tmp_path / "s", *options, "--no-demo-data") as running:
+        document = running.document
+        status = running.json("status")
+    postgres.drop_database(database)
+
+    assert "postgres" not in document["pids"]
+    assert ([], []) == (document["agents"], document["servers"])
+    assert all(facts["ready"] for facts in status["processes"].values())
+    assert not (tmp_path / "s" / "db").exists()
