@@ -313,16 +313,18 @@ class Journal:
         """1. take all that waits 2. write it at once 3. one sync 4. tell everybody."""
         with self._io:
             waiting = self._take()  # 1
-            if not (waiting or self._unsynced):
-                if not self.failed:
-                    return
-            elif self._broken or self.failed or not self._write(waiting):  # 2
-                self._broken = True
-            batch, fd, end = list(self._unsynced), self._fd, self._offset
-            self._dirty_since = None
+            if not (waiting or self._unsynced or self.failed):
+                return
             if self._broken or self.failed:
+                self._unsynced += waiting
                 self._replace()
                 return
+            if not self._write(waiting):  # 2
+                self._broken = True
+                self._replace()
+                return
+            batch, fd, end = list(self._unsynced), self._fd, self._offset
+            self._dirty_since = None
             self._committing = True
         try:
             self._sync(fd)  # 3

@@ -34,7 +34,14 @@ from services.common.outbox.pressure import (
 )
 from services.common.outbox.reader import Reader, Shipment
 from services.common.outbox.record import ProfileError, Record
-from services.common.outbox.recovery import SET_ASIDE, OpenIntent, Recovered, read_all, recover
+from services.common.outbox.recovery import (
+    SET_ASIDE,
+    OpenIntent,
+    Recovered,
+    mark_reported,
+    read_all,
+    recover,
+)
 from services.common.outbox.segment import MAX_FRAME_BYTES, SEGMENT_BYTES, Kind, encode_frame, scan
 from services.common.outbox.stamp import Origin, Stamp
 from services.common.telemetry.counters import Counters
@@ -104,6 +111,7 @@ class FileOutbox:
         self._beat_n: dict[TenantId, int] = {}
         self._mark_n: dict[TenantId, int] = {}
         self._beat_ns = self._mark_ns = clock.monotonic_ns()
+        self._gaps: set[tuple[str, int, int]] = set()
         self._news = asyncio.Event()
         self._acknowledged = asyncio.Event()
         self._journal = Journal(
@@ -241,19 +249,23 @@ class FileOutbox:
         for listed in _pages(recovered.last_n):
             self._note("source.opened", previous_boot=recovered.previous_boot, last=listed)
         for damage in recovered.damage:
-            self._log.error("outbox_corrupt", segment=damage.segment)
-            self._note(
-                "source.gap",
-                cause="outbox_corrupt",
-                severity="critical",
-                segment=damage.segment,
-                first_pos=damage.first_pos,
-                last_pos=damage.last_pos,
-            )
+            self._gap(damage.segment, damage.first_pos, damage.last_pos)
         self._open |= {event_id: intent.pos for event_id, intent in recovered.open_intents.items()}
         for event_id, intent in recovered.open_intents.items():
             self._end_unknown(event_id, intent, "source_restarted")
         await self.flush()
+        mark_reported(self._directory, self.boot, self._files)
+
+    def _gap(self, segment: str, first_pos: int, last_pos: int) -> None:
+        self._log.error("outbox_corrupt", segment=segment, first=first_pos, last=last_pos)
+        self._note(
+            "source.gap",
+            cause="outbox_corrupt",
+            severity="critical",
+            segment=segment,
+            first_pos=first_pos,
+            last_pos=last_pos,
+        )
 
     def _end_unknown(self, event_id: EventId, intent: OpenIntent, cause: str) -> None:
         record = Record(
@@ -340,6 +352,10 @@ class FileOutbox:
         shipment = self._reader.read(max_records=max_records, max_bytes=max_bytes)
         if shipment.full:
             self._news.set()
+        for lost in shipment.lost:
+            if lost not in self._gaps:  # a resend meets the same damage again
+                self._gaps.add(lost)
+                self._gap(*lost)
         return shipment
 
     async def committed(self, pos: int) -> None:
@@ -383,7 +399,7 @@ class FileOutbox:
 
     def _remove(self, segment: Segment) -> None:
         if segment.damaged:
-            self._files.rename(segment.path, segment.path.with_suffix(SET_ASIDE))
+            self._files.rename(segment.path, segment.path.with_suffix(f".{self.boot}{SET_ASIDE}"))
         else:
             self._files.remove(segment.path)
         self._files.sync_directory(self._directory)

@@ -22,6 +22,8 @@ class Shipment:
     size_bytes: int = 0
     #: Stopped by a limit: more can be had at once.
     full: bool = False
+    #: Segments that turned out damaged, and the positions from..to that cannot be read.
+    lost: list[tuple[str, int, int]] = field(default_factory=list)
 
 
 class Reader:
@@ -90,17 +92,18 @@ class Reader:
                 at = frame.end
             self._offset += at
             if at == 0:
-                self._skip_damage(segment, end)
+                shipment.lost.append(self._skip_damage(segment, end, last_pos))
         self.pos = max(self.pos, last_pos)
         return True
 
-    def _skip_damage(self, segment: Segment, end: int) -> None:
+    def _skip_damage(self, segment: Segment, end: int, last_pos: int) -> tuple[str, int, int]:
         """Goes on behind bytes that were a frame when they were synced."""
         segment.damaged = True
+        first_lost = self.pos + 1
         data = self._files.read(self._fd, end - self._offset, self._offset)
-        found = scan(data, offset=0, after_pos=self.pos)
-        following = next(iter(found.frames), None)
+        following = next(iter(scan(data, offset=0, after_pos=self.pos).frames), None)
         if following is None:
             self._offset = end
-        else:
-            self._offset += following.end - 8 - 9 - len(following.stored)
+            return segment.path.name, first_lost, last_pos
+        self._offset += following.start
+        return segment.path.name, first_lost, following.pos - 1

@@ -32,7 +32,9 @@ from services.common.outbox.segment import (
 )
 
 _NIL_BOOT: Final = BootId("00000000-0000-0000-0000-000000000000")
-SET_ASIDE: Final = ".corrupt"
+#: A damaged segment that is not reported yet, and one that is.
+CORRUPT: Final = ".corrupt"
+SET_ASIDE: Final = ".set-aside"
 #: Frames lost from the end of a damaged segment may have been shipped: their positions stay unused.
 UNCERTAIN_POSITIONS: Final = 1 << 16
 
@@ -94,7 +96,7 @@ def recover(directory: Path, files: Files) -> Recovered:
         if header is not None:
             recovered.source = header.source
         write_source(directory, recovered.source, files)
-    if recovered.damage:
+    if any(directory.glob(f"*{CORRUPT}")):
         recovered.next_pos += UNCERTAIN_POSITIONS
     return recovered
 
@@ -130,17 +132,19 @@ def _keep(
         merged = {pos: frame for pos, frame in spare.items() if pos >= first_pos}
         merged |= {frame.pos: frame for frame in frames}
         frames = [merged[pos] for pos in sorted(merged) if limit is None or pos < limit]
-        name = found.path.name
-        recovered.damage += _holes(name, first_pos, limit, frames)
         end = _set_aside(recovered, found, frames, files)
     elif found.scan.torn or found.size > end:
         _cut(found.path, end, files)
+    if any(found.path.parent.glob(f"{found.path.stem}*{CORRUPT}")):
+        # Set aside now, or by a start that ended before it could say so.
+        recovered.damage += _holes(found.path.name, first_pos, limit, frames)
     last_pos = frames[-1].pos if frames else first_pos - 1
     written_ns = found.path.stat().st_mtime_ns
     recovered.segments.append(Segment(found.path, first_pos, last_pos, end, written_ns))
     recovered.next_pos = max(recovered.next_pos, first_pos, last_pos + 1)
-    if found.header is not None and found.header.boot != recovered.previous_boot:
-        recovered.previous_boot = found.header.boot
+    boot = found.header.boot if found.header is not None else _NIL_BOOT
+    if boot not in {_NIL_BOOT, recovered.previous_boot}:
+        recovered.previous_boot = boot
         recovered.last_n = {}
     _learn(recovered, frames)
 
@@ -167,10 +171,10 @@ def _cut(path: Path, end: int, files: Files) -> None:
 def _set_aside(recovered: Recovered, found: _Found, frames: list[Frame], files: Files) -> int:
     """The damaged file keeps its bytes under another name before its own gets what is readable."""
     path = found.path
-    aside = path.with_suffix(SET_ASIDE)
+    aside = path.with_suffix(CORRUPT)
     number = 1
     while aside.exists() and not aside.samefile(path):
-        aside = path.with_suffix(f".{number}{SET_ASIDE}")
+        aside = path.with_suffix(f".{number}{CORRUPT}")
         number += 1
     if not aside.exists():
         files.link(path, aside)
@@ -213,6 +217,15 @@ def _learn(recovered: Recovered, frames: list[Frame]) -> None:
                 recovered.open_intents.pop(decision, None)
             case Kind.RECORD:
                 pass
+
+
+def mark_reported(directory: Path, boot: BootId, files: Files) -> None:
+    """The damage that this start found is in the records now."""
+    reported = list(directory.glob(f"*{CORRUPT}"))
+    for path in reported:
+        files.rename(path, path.with_suffix(f".{boot}{SET_ASIDE}"))
+    if reported:
+        files.sync_directory(directory)
 
 
 def read_all(path: Path, size: int, files: Files) -> bytes:

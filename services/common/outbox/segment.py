@@ -91,6 +91,10 @@ class Frame:
     #: Offset after the frame.
     end: int
 
+    @property
+    def start(self) -> int:
+        return self.end - len(self.stored) - _REST.size - FRAME_HEAD_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Scan:
