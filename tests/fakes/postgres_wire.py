@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-_COMMIT = b"COMMIT\0"
+_BEGIN, _COMMIT = b"BEGIN ", b"COMMIT\0"
+_RECORD = b"behavry.record/1"
 
 
 class PostgresWire:
@@ -23,7 +24,9 @@ class PostgresWire:
         self.lost = asyncio.Event()
 
     def lose_commit_replies(self, count: int) -> None:
-        """The next COMMITs are carried out; their callers never hear of it."""
+        """The next commits are carried out; their callers never hear of it. A commit is COMMIT, or
+        a statement with records that is a transaction of its own.
+        """
         self._lose_commits = count
         self.lost.clear()
 
@@ -61,9 +64,11 @@ class PostgresWire:
         to_client: asyncio.StreamWriter,
         losing: asyncio.Event,
     ) -> None:
+        inside = False
         with suppress(OSError):
             while data := await reader.read(1 << 16):
-                if self._lose_commits and _COMMIT in data:
+                inside = (inside or _BEGIN in data) and _COMMIT not in data
+                if self._lose_commits and (_COMMIT in data or (_RECORD in data and not inside)):
                     self._lose_commits -= 1
                     losing.set()
                 to_server.write(data)
