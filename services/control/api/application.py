@@ -34,7 +34,7 @@ def build(control: Control) -> FastAPI:
     app.state.control = control
     for router in ROUTERS:
         app.include_router(router)
-    for route in openapi.api_routes(app):
+    for route in openapi.api_routes(ROUTERS):
         openapi.guard_of(route)  # a route without a guard does not start
     faults.install(app)
     app.add_middleware(
@@ -49,5 +49,5 @@ def build(control: Control) -> FastAPI:
 
 def _described(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        app.openapi_schema = openapi.describe(app)
+        app.openapi_schema = openapi.describe(app, ROUTERS)
     return app.openapi_schema

@@ -4,10 +4,10 @@ the body reader that enforce it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
@@ -40,7 +40,7 @@ _PROBLEM: Final = {
 }
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
+def describe(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
     description = get_openapi(
         title=app.title,
         version=app.version,
@@ -53,14 +53,14 @@ def describe(app: FastAPI) -> dict[str, Any]:
         schemas.pop(name, None)
     schemas["Problem"] = _PROBLEM
     bodies = sorted(
-        {reader.model for route in api_routes(app) for reader in readers(route)},
+        {reader.model for route in api_routes(routers) for reader in readers(route)},
         key=lambda model: model.__name__,
     )
     names, definitions = models_json_schema(
         [(model, "validation") for model in bodies], ref_template=_REF
     )
     schemas |= definitions.get("$defs", {})
-    for route in api_routes(app):
+    for route in api_routes(routers):
         if route.include_in_schema:
             path = description["paths"][route.path_format]
             for method in route.methods or ():
@@ -68,8 +68,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return description
 
 
-def api_routes(app: FastAPI) -> Iterator[APIRoute]:
-    return (route for route in app.routes if isinstance(route, APIRoute))
+def api_routes(routers: Sequence[APIRouter]) -> list[APIRoute]:
+    """From the routers themselves: an application keeps what it includes to itself."""
+    return [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
 
 
 def guard_of(route: APIRoute) -> RoleGuard | OpenDoor:

@@ -104,7 +104,7 @@ async def test_revoking_is_final(rest: Rest) -> None:
     revoked, _ = listen(rest)
     assert 200 == (await rest.post(f"/api/v1/agents/{agent['id']}:revoke")).status
 
-    assert [agent["id"]] == [id for signal in revoked for id in signal.agents]
+    assert [agent["id"]] == [one for signal in revoked for one in signal.agents]
     answer = await get_token(rest, agent)
     assert (401, "invalid_client") == (answer.status, answer.json["error"])
     for verb in ("resume", "suspend", "rotate"):
@@ -180,8 +180,8 @@ async def test_an_unknown_agent_is_not_found_by_any_route(rest: Rest) -> None:
 
 async def test_enrolment_makes_one_agent_and_no_more(rest: Rest) -> None:
     await rest.add_role("time:read", "time:read")
-    token = (await rest.post("/api/v1/enrollment-tokens",
-                             {"label": "laptops", "roles": ["time:read"]})).json["token"]  # fmt: skip
+    body = {"label": "laptops", "roles": ["time:read"]}
+    token = (await rest.post("/api/v1/enrollment-tokens", body)).json["token"]
     made = await rest.post("/api/v1/enroll", {"token": token, "name": "laptop"}, key=None)
     again = await rest.post("/api/v1/enroll", {"token": token, "name": "other"}, key=None)
     unknown = await rest.post("/api/v1/enroll", {"token": "bhv_enr_x", "name": "other"}, key=None)
