@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Final, cast
 
 import structlog
@@ -48,11 +48,31 @@ def get_log(service: str) -> Log:
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """The processor that keeps payloads and secrets out, whoever wrote the line."""
     for key, value in event.items():
-        if key in _FORBIDDEN_KEYS:
-            event[key] = "[redacted]"
-        elif isinstance(value, str):
-            event[key] = _SECRET_LIKE.sub("[redacted]", value)
+        event[key] = _shown(key, value)
     return event
+
+
+def _shown(key: str, value: Any) -> Any:
+    if key.lower() in _FORBIDDEN_KEYS:
+        return "[redacted]"
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return _SECRET_LIKE.sub("[redacted]", value)
+        case bytes() | bytearray() | memoryview():
+            return f"[{len(value)} bytes]"
+        case Mapping():
+            return {
+                _SECRET_LIKE.sub("[redacted]", str(inner)): _shown(str(inner), entry)
+                for inner, entry in value.items()
+            }
+        case list() | tuple() | set() | frozenset():
+            return [_shown("", entry) for entry in value]
+        case BaseException():
+            return describe(value)
+        case _:
+            return _SECRET_LIKE.sub("[redacted]", str(value))
 
 
 def describe(failure: BaseException) -> str:

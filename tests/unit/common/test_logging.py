@@ -1,0 +1,90 @@
+"""What a log line may never hold, whoever wrote it."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+import structlog
+
+from services.common.telemetry import logging as telemetry
+from services.common.telemetry.logging import configure, describe, get_log, redact
+
+PLANTED = "planted-Zk3vQ9"
+SECRETS = [
+    f"bhv_sk_{PLANTED}.rest",
+    f"bhv_ak_{PLANTED}",
+    f"eyJhbGciOiJFUzI1NiJ9.{PLANTED}.c2ln",
+    f"Bearer {PLANTED}",
+    f"authorization: bearer  {PLANTED}",
+    f"postgresql://role:{PLANTED}@host/db",
+]
+KEYS = sorted(telemetry._FORBIDDEN_KEYS)
+
+
+def line(**fields: Any) -> str:
+    return json.dumps(redact(None, "info", {"event": "x", **fields}), default=repr)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_payloads_key_keeps_its_value_out(key: str) -> None:
+    for value in (PLANTED, {"a": PLANTED}, [PLANTED], PLANTED.encode()):
+        assert PLANTED not in line(**{key: value})
+        assert PLANTED not in line(**{key.title(): value})
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_payloads_key_is_found_at_every_depth(key: str) -> None:
+    assert PLANTED not in line(about={"deep": [{key: {"more": PLANTED}}]})
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_what_looks_like_a_secret_is_cut_wherever_it_stands(text: str) -> None:
+    for value in (f"before {text} after", {"k": [text]}, (text,), {text: "as a key"}):
+        assert PLANTED not in line(detail=value)
+
+
+def test_an_exception_that_was_passed_as_it_is_is_told_without_its_text() -> None:
+    assert PLANTED not in line(error=ValueError(PLANTED), errors=[KeyError(PLANTED)])
+
+
+def test_bytes_are_never_printed() -> None:
+    assert PLANTED not in line(detail=PLANTED.encode(), more=[bytearray(PLANTED.encode())])
+
+
+def test_an_innocent_line_stays_as_it_is() -> None:
+    fields = {"event": "call_decided", "decision": "deny", "latency_us": 12, "codes": ["a", "b"],
+              "settings": {"BEHAVRY_ENV": "production"}, "at": None, "tokens": 3}  # fmt: skip
+
+    assert fields == redact(None, "info", dict(fields))
+
+
+def test_an_exception_is_told_by_class_and_place_alone() -> None:
+    try:
+        try:
+            raise KeyError(PLANTED)
+        except KeyError as inner:
+            raise ValueError(PLANTED) from inner
+    except ValueError as failure:
+        told = describe(failure)
+
+    assert PLANTED not in told
+    assert told.startswith("builtins.ValueError at test_logging.py:")
+    assert "caused by builtins.KeyError" in told
+
+
+def test_lines_are_json_and_below_the_level_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("warning")
+    try:
+        log = get_log("proxy")
+        log.info("quiet")
+        log.error("loud", token=PLANTED, place={"password": PLANTED})
+    finally:
+        structlog.reset_defaults()
+    printed = capsys.readouterr().out
+    [only] = [json.loads(one) for one in io.StringIO(printed)]
+
+    assert ("loud", "error", "proxy") == (only["event"], only["level"], only["service"])
+    assert PLANTED not in printed
