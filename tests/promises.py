@@ -9,6 +9,10 @@ from typing import Final
 import pytest
 
 PROMISES: Final[dict[str, str]] = {
+    "audit:nobody-rewrites": "No role of a service can change or remove what is recorded.",
+    "audit:stored-once": "A record is stored once, whatever is lost, resent or put back.",
+    "audit:tampering-named": "A manipulated chain is named by code and first position.",
+    "audit:tenants-apart": "Without a tenant a role of audit sees and writes nothing.",
     "code:broad-handlers": "Only the outermost handlers and the supervisor catch everything.",
     "code:exceptions-explained": "A linter is silenced by rule and with a reason, or not at all.",
     "docs:walk-is-true": "The walk through one call names files that exist.",

@@ -71,7 +71,8 @@ async def running(settings: AuditSettings, *, clock: Clock | None = None) -> Asy
 
         def register(server: grpc.aio.Server) -> None:
             audit_pb2_grpc.add_AuditWriterServiceServicer_to_server(
-                AuditWriterServicer(writer=writer, supervisor=supervisor), server
+                AuditWriterServicer(writer=writer, supervisor=supervisor, mode=settings.mode),
+                server,
             )
             audit_pb2_grpc.add_AuditReaderServiceServicer_to_server(
                 AuditReaderServicer(pool=readers, jobs=jobs, tokens=tokens), server

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import asyncpg
 
@@ -30,6 +30,7 @@ from services.common.postgres.pool import Pool
 from services.common.rpc.peers import peer_of
 from services.common.supervisor import Supervisor
 
+Mode = Literal["standalone", "control_plane", "data_plane"]
 OPEN_WITHIN_S: Final = 10.0
 PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 500
@@ -38,18 +39,20 @@ _NO_COLUMNS: Final = Columns(*[""] * 10)
 
 
 class AuditWriterServicer(audit_pb2_grpc.AuditWriterServiceServicer):
-    def __init__(self, *, writer: Writer, supervisor: Supervisor) -> None:
+    def __init__(self, *, writer: Writer, supervisor: Supervisor, mode: Mode) -> None:
         self._writer = writer
         self._supervisor = supervisor
+        self._mode = mode
 
     async def Append(  # the contract's name
         self, request_iterator: AsyncIterator[audit_pb2.AppendRequest], context: Any
     ) -> AsyncIterator[audit_pb2.AppendResponse]:
         """Open, answered by the stored position; then batches, each acknowledged in its turn."""
         opening = await _opening(request_iterator)
-        stream = await self._writer.open(
-            source=opening.source, boot=opening.boot, peer=peer_of(context)
-        )
+        peer = peer_of(context)
+        if self._mode == "control_plane" and peer != "control":
+            raise BehavryError("WRONG_PLANE", "events of agents stay in their data plane")
+        stream = await self._writer.open(source=opening.source, boot=opening.boot, peer=peer)
         reader = self._supervisor.once("append", partial(self._read, request_iterator, stream))
         try:
             position = audit_pb2.Position(pos=stream.committed_pos)

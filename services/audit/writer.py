@@ -283,7 +283,7 @@ class _TenantWriter:
             Sorted(new=list(items), marks=marks),
             tenant=self._tenant,
             own=own.key,
-            heads=self._heads,
+            heads={item.chain: self._heads[item.chain] for item in items},
             marks=self._marks,
             refused=(),
             make_notice=partial(own.make, self._tenant),

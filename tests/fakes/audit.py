@@ -38,7 +38,11 @@ _times = itertools.count(START_NS, 1_000_000)
 
 
 def audit_settings(
-    directory: Path, database: Database, *, writer_db_url: str | None = None
+    directory: Path,
+    database: Database,
+    *,
+    writer_db_url: str | None = None,
+    mode: str = "standalone",
 ) -> AuditSettings:
     peers = directory / "peers"
     peers.mkdir(parents=True, exist_ok=True)
@@ -52,6 +56,7 @@ def audit_settings(
         {
             "BEHAVRY_STATE_DIR": str(directory),
             "BEHAVRY_ENV": "development",
+            "BEHAVRY_MODE": mode,
             "BEHAVRY_AUDIT_WRITER_DB_URL": writer_db_url or database.dsn("behavry_audit_writer"),
             "BEHAVRY_AUDIT_READER_DB_URL": database.dsn("behavry_audit_reader"),
         },
@@ -60,10 +65,14 @@ def audit_settings(
 
 @asynccontextmanager
 async def audit_service(
-    database: Database, *, clock: Clock | None = None, writer_db_url: str | None = None
+    database: Database,
+    *,
+    clock: Clock | None = None,
+    writer_db_url: str | None = None,
+    mode: str = "standalone",
 ) -> AsyncIterator[AuditService]:
     with tempfile.TemporaryDirectory(prefix="bva-") as name:
-        settings = audit_settings(Path(name), database, writer_db_url=writer_db_url)
+        settings = audit_settings(Path(name), database, writer_db_url=writer_db_url, mode=mode)
         async with running(settings, clock=clock) as service:
             yield AuditService(settings=settings, running=service)
 
@@ -80,9 +89,7 @@ class AuditService:
             yield link
 
     @asynccontextmanager
-    async def reader(
-        self, peer: str = "control"
-    ) -> AsyncIterator[tuple[Any, Link]]:
+    async def reader(self, peer: str = "control") -> AsyncIterator[tuple[Any, Link]]:
         async with self.link(peer) as link:
             stub: Any = audit_pb2_grpc.AuditReaderServiceStub(link.channel)
             yield stub, link

@@ -19,6 +19,7 @@ from services.audit.verify import Finding, Verdict, Verifier
 from services.common.postgres.pool import open_pool
 from tests.fakes.audit import Source, as_role, audit_service
 from tests.fakes.postgres import Database
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_postgres
 
@@ -130,6 +131,7 @@ async def test_chains_that_nobody_touched_are_ok(chains: Chains) -> None:
     assert [] == await chains.sql_findings()
 
 
+@promise("audit:tampering-named")
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
 async def test_a_manipulation_is_named_by_code_and_position(
     chains: Chains, case: dict[str, Any]

@@ -32,6 +32,7 @@ from tests.fakes.audit import (
 )
 from tests.fakes.postgres import Database
 from tests.fakes.postgres_wire import PostgresWire, in_front_of
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_postgres
 
@@ -67,6 +68,7 @@ async def _ids(database: Database, tenant: str) -> list[str]:
     return [str(row["event_id"]) for row in rows if row["chain"] == AGENT_CHAIN]
 
 
+@promise("audit:stored-once")
 async def test_a_lost_commit_reply_stores_every_record_once(
     audit_database: Database, wired: tuple[AuditService, PostgresWire]
 ) -> None:
@@ -108,6 +110,7 @@ async def test_with_the_mark_switched_off_a_lost_commit_reply_is_not_survived(
     assert "CHAIN_FENCED" == known(failure).reason
 
 
+@promise("audit:stored-once")
 async def test_two_shippers_alive_on_one_source_store_every_record_once(
     audit_database: Database,
 ) -> None:
@@ -201,6 +204,7 @@ async def test_another_body_under_a_stored_id_is_a_conflict_told_once(
     assert ("ok", []) == verdict
 
 
+@promise("audit:stored-once")
 async def test_a_database_put_back_to_yesterday_is_noticed_and_refilled(
     audit_database: Database,
 ) -> None:

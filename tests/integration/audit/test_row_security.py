@@ -10,6 +10,7 @@ import pytest
 from services.audit.store import WITHOUT_TENANT
 from tests.fakes.audit import Source, as_role, audit_service
 from tests.fakes.postgres import Database
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_postgres
 
@@ -59,6 +60,7 @@ async def test_every_table_has_a_tenant_under_forced_security_or_is_listed(
     assert not any(t["nullable"] for t in tables)
 
 
+@promise("audit:tenants-apart")
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("table", TABLES)
 async def test_a_role_sees_its_tenants_rows_and_none_without_a_tenant(
@@ -106,6 +108,7 @@ async def test_the_writer_writes_for_the_tenant_that_is_set_and_for_no_other(
     assert "INSERT 0 1" == done
 
 
+@promise("audit:nobody-rewrites")
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize(
     "statement",
