@@ -167,6 +167,8 @@ def initialise(cluster: Cluster) -> bool:
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(mode=0o700, parents=True)
     if cluster.isolation is Isolation.ACCOUNT:
+        for path in (making.parent, making.parent.parent):
+            path.chmod(0o711)  # to pass through, not to look around; a umask may have said less
         for path in (making, cluster.socket_dir):
             os.chown(path, unprivileged_uid(), unprivileged_uid())
     _initdb(cluster, making)

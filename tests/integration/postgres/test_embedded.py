@@ -130,8 +130,9 @@ def test_where_namespaces_are_forbidden_it_runs_under_an_unprivileged_account(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(tempfile.mkdtemp(prefix="bvpg-"))
-    root.chmod(0o755)
-    monkeypatch.setattr(embedded, "ACCOUNT_ROOT", root)
+    monkeypatch.setattr(embedded, "ACCOUNT_ROOT", root / "behavry")
+    root.chmod(0o711)
+    umask = os.umask(0o077)
     monkeypatch.setattr(embedded, "choose_isolation", lambda: embedded.Isolation.ACCOUNT)
     try:
         server = start_server(directory, durable=True)
@@ -139,6 +140,7 @@ def test_where_namespaces_are_forbidden_it_runs_under_an_unprivileged_account(
         answered = asyncio.run(_fetch(server, "SELECT 1"))
         stop_server(server)
     finally:
+        os.umask(umask)
         shutil.rmtree(root, ignore_errors=True)
 
     assert (embedded.unprivileged_uid(), 1) == (owner, answered)
