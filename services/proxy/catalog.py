@@ -1,7 +1,9 @@
 """What tool servers offer and what each agent sees of it (mcp.md 6).
 
-Decides the digest that pins a definition (core.md 7) and when a list is fetched again. Which tools
-an agent may see is the authorizer's answer; without one there is no view, never the raw list.
+Decides the digest that pins a definition (core.md 7) and when a list is fetched again: after the
+time that the server gave it, at most 5 minutes, and so seldom that fetching takes a twentieth of
+the time at most. Which tools an agent may see is the authorizer's answer; without one there is no
+view, never the raw list.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ MAX_TOOLS: Final = 5_000
 MAX_PAGES: Final = 100
 MAX_DEFINITION: Final = 64 * 1024
 FRESH_NS: Final = 300 * 1_000_000_000
+#: A server that gives its list no time to live is asked again after this, not at every call.
+SHORTEST_NS: Final = 1_000_000_000
+#: A list that takes long to fetch lives this many times as long.
+PER_FETCH: Final = 20
 SEARCH_NS: Final = 30 * 1_000_000_000
 MAX_VIEWS: Final = 10_000
 LIST_S: Final = 30.0
@@ -53,6 +59,8 @@ class Listing:
     tools: dict[str, Tool]
     digest: str
     facts: Facts
+    #: What the server allows; 0 where it says nothing.
+    ttl_ns: int
 
     @property
     def offered(self) -> tuple[Offered, ...]:
@@ -73,6 +81,8 @@ class _Cached:
     listing: Listing
     server: str
     at_ns: int
+    life_ns: int
+    reported_ns: int
 
 
 Report = Callable[[Visit, Listing], None]
@@ -94,8 +104,8 @@ class Catalog:
 
     async def listing(self, visit: Visit, backend: Backend) -> Listing:
         """Raises UpstreamFailed."""
-        cached = self._fresh(visit, FRESH_NS)
-        return cached if cached is not None else await self._refresh(visit, backend, FRESH_NS)
+        cached = self._fresh(visit)
+        return cached if cached is not None else await self._refresh(visit, backend)
 
     async def find(self, visit: Visit, backend: Backend, name: str) -> Tool | None:
         """The tool as it is offered now; a name that is not listed is looked for once per 30 s."""
@@ -142,25 +152,44 @@ class Catalog:
         """The authorizer may have forgotten what it was told: every list is fetched anew."""
         self._cached.clear()
 
-    def _fresh(self, visit: Visit, age_ns: int) -> Listing | None:
+    def _fresh(self, visit: Visit, age_ns: int = FRESH_NS) -> Listing | None:
         cached = self._cached.get((visit.caller.tenant, visit.slug))
         if cached is None or cached.server != _identity(visit):
             return None
-        young = self._clock.monotonic_ns() - cached.at_ns < age_ns
+        young = self._clock.monotonic_ns() - cached.at_ns < min(cached.life_ns, age_ns)
         return cached.listing if young else None
 
-    async def _refresh(self, visit: Visit, backend: Backend, age_ns: int) -> Listing:
+    async def _refresh(self, visit: Visit, backend: Backend, age_ns: int = FRESH_NS) -> Listing:
         """Single flight: who waited for another's fetch takes its result."""
         place = (visit.caller.tenant, visit.slug)
         async with self._fetching.setdefault(place, asyncio.Lock()):
             known = self._fresh(visit, age_ns)
             if known is not None:
                 return known
+            began_ns = self._clock.monotonic_ns()
             listing = await fetch(visit, backend)
             at_ns = self._clock.monotonic_ns()
-            self._cached[place] = _Cached(listing, _identity(visit), at_ns)
-        self._report(visit, listing)
+            news = self._is_news(visit, listing, at_ns)
+            self._cached[place] = _Cached(
+                listing=listing,
+                server=_identity(visit),
+                at_ns=at_ns,
+                life_ns=_life_ns(listing.ttl_ns, took_ns=at_ns - began_ns),
+                reported_ns=at_ns if news else self._cached[place].reported_ns,
+            )
+        if news:
+            self._report(visit, listing)
         return listing
+
+    def _is_news(self, visit: Visit, listing: Listing, now_ns: int) -> bool:
+        """Control is told of what changed, and of all every 5 minutes: a report may be lost."""
+        before = self._cached.get((visit.caller.tenant, visit.slug))
+        return (
+            before is None
+            or before.server != _identity(visit)
+            or before.listing.digest != listing.digest
+            or now_ns - before.reported_ns >= FRESH_NS
+        )
 
 
 async def fetch(visit: Visit, backend: Backend) -> Listing:
@@ -169,6 +198,7 @@ async def fetch(visit: Visit, backend: Backend) -> Listing:
     tools: dict[str, Tool] = {}
     cursor: str | None = None
     size = 0
+    ttl_ns = FRESH_NS
     for _ in range(MAX_PAGES):
         params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
         request = Request(
@@ -183,13 +213,23 @@ async def fetch(visit: Visit, backend: Backend) -> Listing:
             if tool is not None:
                 size += len(tool.definition)
                 tools.setdefault(tool.name, tool)
+        ttl_ns = min(ttl_ns, _ttl_ns(reply.result or {}))
         if len(tools) > MAX_TOOLS or size > MAX_ANSWER:
             raise UpstreamFailed("upstream_protocol", ran=False)
         cursor = reply.result.get("nextCursor") if reply.result is not None else None
         if type(cursor) is not str:
             digest = _digest("\n".join(tool.schema_hash for tool in tools.values()).encode())
-            return Listing(tools=tools, digest=digest, facts=facts)
+            return Listing(tools=tools, digest=digest, facts=facts, ttl_ns=ttl_ns)
     raise UpstreamFailed("upstream_protocol", ran=False)
+
+
+def _ttl_ns(page: dict[str, Any]) -> int:
+    ttl_ms = page.get("ttlMs")
+    return ttl_ms * 1_000_000 if type(ttl_ms) is int and ttl_ms > 0 else 0
+
+
+def _life_ns(ttl_ns: int, *, took_ns: int) -> int:
+    return min(max(ttl_ns, SHORTEST_NS, took_ns * PER_FETCH), FRESH_NS)
 
 
 def define(raw: Any) -> Tool | None:

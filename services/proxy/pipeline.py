@@ -260,6 +260,9 @@ class Pipeline:
             caller = await self.identity.prove(arrival.credential, arrival.resource)
         tenant = self.snapshot.tenants.get(caller.tenant)
         if tenant is not None and caller.session in tenant.revoked_sessions:
+            agent = tenant.agents.get(caller.agent)
+            if agent is not None and not agent.active:
+                return caller  # known and not let in: refused by name further on, and recorded so
             self.identity.forget(arrival.credential)
             raise Unauthenticated("session_revoked", claimed=caller.tenant)
         return caller

@@ -22,6 +22,7 @@ class EventParser:
         self._data: list[bytes] = []
         self._size = 0
         self._first = True
+        self._after_cr = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Raises EventTooLong."""
@@ -30,9 +31,10 @@ class EventParser:
             data = data.removeprefix(b"\xef\xbb\xbf")
             self._first = False
         start = 0
-        for match in _END.finditer(data):
-            if match[0] == b"\r" and match.end() == len(data):
-                break  # perhaps the first half of CRLF
+        if self._after_cr and data:
+            start = 1 if data.startswith(b"\n") else 0
+            self._after_cr = False
+        for match in _END.finditer(data, start):
             line = data[start : match.start()]
             start = match.end()
             if line:
@@ -40,6 +42,8 @@ class EventParser:
             elif self._data:
                 yield b"\n".join(self._data)
                 self._data, self._size = [], 0
+        # A CR at the very end ends its line; an LF that follows belongs to it.
+        self._after_cr = start == len(data) and data.endswith(b"\r")
         self._rest = data[start:]
         if self._size + len(self._rest) > self._max_event:
             raise EventTooLong

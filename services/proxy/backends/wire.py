@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -264,12 +265,10 @@ class Origin:
                 raise UpstreamFailed("capacity", ran=False) from None
 
     async def _connect(self) -> Connection:
-        loop = asyncio.get_running_loop()
         self._connecting += 1
         try:
             async with asyncio.timeout(CONNECT_S):
-                found = await loop.getaddrinfo(self._host, self._port, type=1)
-                addresses = [str(one[4][0]) for one in found]
+                addresses = await self._resolve()
                 if not addresses or any(_forbidden(address) for address in addresses):
                     raise UpstreamFailed("upstream_unreachable", ran=False)
                 _, connection = await self._dial(addresses)
@@ -280,6 +279,14 @@ class Origin:
         self._opened.value += 1
         self._open.add(connection)
         return connection
+
+    async def _resolve(self) -> list[str]:
+        try:
+            return [str(ipaddress.ip_address(self._host))]
+        except ValueError:
+            loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            return [str(one[4][0]) for one in found]
 
     async def _dial(self, addresses: list[str]) -> tuple[asyncio.BaseTransport, Connection]:
         """The addresses that were checked, in turn: the name is not resolved a second time."""

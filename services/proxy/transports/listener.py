@@ -69,6 +69,8 @@ def bind(address: str) -> tuple[socket.socket, str]:
     """`host:port`, port 0 for a free one; answers the socket and the address it got."""
     host, _, port = address.rpartition(":")
     listener = socket.create_server((host.strip("[]") or "127.0.0.1", int(port)), backlog=1024)
+    # Head and body of an answer are two writes: the second must not wait for the first one's ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener, f"{host}:{listener.getsockname()[1]}"
 
 
