@@ -18,6 +18,7 @@ PROMISES: Final[dict[str, str]] = {
     "docs:walk-is-true": "The walk through one call names files that exist.",
     "imports:contracts-hold": "Services share contracts in protos and nothing else.",
     "imports:violation-caught": "An import that crosses a border is named before it is merged.",
+    "tenancy:unset-sees-nothing": "Without a tenant no service sees or writes a tenant's row.",
 }
 
 
