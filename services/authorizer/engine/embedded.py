@@ -129,7 +129,6 @@ class Embedded:
         started = self._loop.time()
         answers: list[Said | None] = [None] * len(items)
         waiting = list(range(len(items)))
-        one_by_one = False
         while waiting:
             child = await self._child(deadline)
             if child is None:
@@ -137,12 +136,10 @@ class Embedded:
                 for at in waiting:
                     answers[at] = self._failed(code, started)
                 break
-            asked = waiting[:1] if one_by_one else waiting
-            outcome = await child.evaluate(revision, tenant, [items[at] for at in asked])
-            for at, item in zip(asked, outcome.items, strict=False):
+            outcome = await child.evaluate(revision, tenant, [items[at] for at in waiting])
+            for at, item in zip(waiting, outcome.items, strict=False):
                 answers[at] = self._said(item, started, len(items))
-            self._settle(asked, outcome, answers, started)
-            one_by_one = one_by_one or (outcome.end in _DEATHS and outcome.culprit is None)
+            self._settle(waiting, outcome, answers, started)
             waiting = [at for at in waiting if answers[at] is None]
         return [answer or self._failed("engine_error", started) for answer in answers]
 
@@ -274,19 +271,16 @@ class Embedded:
         self, asked: list[int], outcome: Outcome, answers: list[Said | None], started: float
     ) -> None:
         """What becomes of items without an answer. Where the child died over one of them, that
-        one is denied and the others go to another child.
+        one is denied; the others, which it had not come to, go to another child.
         """
         left = asked[len(outcome.items) :]
         if outcome.end in {End.REFUSED, End.DONE}:
             code: FailureCode = "revision_mismatch" if outcome.refused else "engine_invalid"
             for at in left:
                 answers[at] = self._failed(code, started)
-        if outcome.end in _DEATHS:
+        if outcome.culprit is not None:
             code = "engine_timeout" if outcome.end is End.OVERRUN else "engine_error"
-            if outcome.culprit is not None:
-                answers[asked[outcome.culprit]] = self._failed(code, started)
-            elif len(left) == 1:
-                answers[left[0]] = self._failed(code, started)
+            answers[asked[outcome.culprit]] = self._failed(code, started)
 
     def _failed(self, code: FailureCode, started: float) -> EngineFailure:
         spent_us = int((self._loop.time() - started) * 1e6)
@@ -294,7 +288,6 @@ class Embedded:
 
 
 _GONE: Final[FailureCode] = "policy_unavailable"
-_DEATHS: Final = frozenset({End.OVERRUN, End.CRASHED})
 
 
 def _check_capacity(bundle: EngineBundle) -> None:

@@ -132,6 +132,7 @@ class Opa:
             raise EngineRefused(
                 "BUNDLE_COMPILE_FAILED", "OPA did not activate the bundle in time"
             ) from None
+        self._health.answered()
 
     async def evaluate(
         self, tenant: str, revision: str, items: Sequence[bytes], deadline: float
