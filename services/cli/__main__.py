@@ -19,6 +19,7 @@ for _name, _target, _help in (
     ("down", "start:down", "Stop what `up` started."),
     ("demo", "start:demo", "One governed call of each kind, with its records."),
     ("servers", "servers:app", "The tool servers behind the gateway."),
+    ("roles", "roles:app", "Agents' roles and what they permit."),
     ("tools", "tools:app", "The tools of servers and what they do."),
     ("traces", "traces:app", "Decisions and their records."),
     ("audit", "audit:app", "Whether the records are the ones that were written."),

@@ -5,6 +5,8 @@ Decides wording and the document's keys. No secret is in it: paths of the files 
 """
 
 import json
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from services.cli import plan
 from services.cli.children import Children
 from services.cli.output import emit, emit_text
+from services.common.service_settings import default_state_dir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,19 +107,22 @@ def page(document: dict[str, Any]) -> str:
     ]
     if document["agents"]:
         lines += _connect(document)
+    behavry, where = _command(), _state_option(Path(state))
     lines += [
         "",
         "Try next, in another terminal:",
-        f"  behavry demo --state {state}      one governed call of each kind, with its records",
-        f"  behavry traces --state {state}    what was decided",
-        f"  behavry tools list git --state {state}",
+        f"  {behavry} demo{where}      one governed call of each kind, with its records",
+        f"  {behavry} traces{where}    what was decided",
+        f"  {behavry} tools list git{where}",
         "",
         "Your own server behind it:",
-        f"  behavry servers add SLUG --url http://127.0.0.1:9000/mcp --domain SLUG --state {state}",
-        f"  behavry tools classify SLUG TOOL --action read --state {state}",
-        f"  then give an agent a role with SLUG:read (API: {control}/openapi.json)",
+        f"  {behavry} servers add SLUG --url http://127.0.0.1:9000/mcp{where}",
+        f"  {behavry} roles grant git:read SLUG:read{where}      (a role of the demo agent)",
+        "  let the agent list the server's tools once, then say what they do:",
+        f"  {behavry} tools classify SLUG TOOL --action read{where}",
+        f"  All of it is the REST API's too: {control}/openapi.json",
         "",
-        "Ctrl-C stops everything; the same command resumes.",
+        f"Ctrl-C or `{behavry} down{where}` stops everything; the same command resumes.",
     ]
     return "\n".join(lines)
 
@@ -132,3 +138,15 @@ def _connect(document: dict[str, Any]) -> list[str]:
         f"Connect a client as {agent['name']} (ready with its key in {client_file}):",
         *(f"  {line}" for line in snippet.splitlines()),
     ]
+
+
+def _command() -> str:
+    """How the reader calls this program: by the path that was just used where PATH has no other."""
+    program = Path(sys.argv[0])
+    if program.name != "behavry":
+        return f"{sys.executable} -m services.cli"
+    return "behavry" if shutil.which("behavry") == str(program) else str(program)
+
+
+def _state_option(state: Path) -> str:
+    return "" if state == default_state_dir({}).resolve() else f" --state {state}"

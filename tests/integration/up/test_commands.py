@@ -6,8 +6,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from services.cli import agent
+from services.cli.output import CommandFailed
 from services.common.postgres import embedded
 from tests.fakes.installation import Installation
+from tests.fakes.stack import until
+from tests.fakes.tool_server import serving
 
 GIT_ACTIONS = {"git_status": "read", "git_log": "read", "git_add": "write"}
 
@@ -83,6 +87,46 @@ def test_a_server_of_ones_own(up: Installation) -> None:
     assert 1 == twice.returncode
     assert "conflict" in twice.stderr
     assert ["http://127.0.0.1:9/mcp"] == listed["notes"]["urls"]
+
+
+def test_the_printed_way_to_ones_own_server_leads_to_a_call(
+    up: Installation, tmp_path: Path
+) -> None:
+    with serving(tmp_path / "own") as server:
+        assert server.url is not None
+        up.json("servers", "add", "own", "--url", server.url)
+        granted = up.json("roles", "grant", "git:read", "own:read")
+        client = _client(up, "own")
+        until(lambda: _listed(client) == [], "the agent may look at it")
+        until(lambda: up.json("tools", "list", "own") != [], "its tools are known")
+        up.json("tools", "classify", "own", "read_note", "--action", "read")
+        until(lambda: _listed(client) == ["read_note"], "the tool is listed")
+        allowed = client.call("read_note", {"call": "1", "text": "x"})
+        hidden = client.call("write_note", {"call": "2", "text": "x"})
+        ran = server.ran()
+
+    assert {"git:read", "own:read"} <= set(granted["permissions"])
+    assert not allowed["result"].get("isError")
+    assert "Unknown tool: write_note" == hidden["error"]["message"]
+    assert 1 == len(ran)
+
+
+def _client(up: Installation, slug: str) -> agent.Client:
+    demo = up.document["agents"][0]
+    token = agent.fetch_token(
+        up.document["proxy_url"],
+        client_id=demo["client_id"],
+        client_secret=Path(demo["secret_file"]).read_text().strip(),
+    )
+    return agent.Client(mcp_url=f"{up.document['proxy_url']}/mcp/v1/{slug}", token=token)
+
+
+def _listed(client: agent.Client) -> list[str] | None:
+    """None while the server is not known to the gateway or not granted."""
+    try:
+        return client.list_tools()
+    except CommandFailed:
+        return None
 
 
 def test_traces_are_found_by_what_was_decided(known: Installation) -> None:
