@@ -5,7 +5,7 @@ told to stop answering, drop a stream, or forget.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +54,7 @@ class AppendServer(audit_pb2_grpc.AuditWriterServiceServicer):
         opening = await anext(request_iterator)
         source = self.sources.setdefault(opening.open.source, Source())
         source.boots.append(opening.open.boot)
+        self._changed.set()
         yield audit_pb2.AppendResponse(position=audit_pb2.Position(pos=source.position))
         waiting: asyncio.Queue[int] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
@@ -66,6 +67,7 @@ class AppendServer(audit_pb2_grpc.AuditWriterServiceServicer):
                 await self.answering.wait()
                 self.unanswered -= 1
                 source.position = max(source.position, last_pos)
+                self._changed.set()
                 yield audit_pb2.AppendResponse(ack=audit_pb2.Ack(committed_pos=source.position))
 
     async def _read(
@@ -88,19 +90,20 @@ class AppendServer(audit_pb2_grpc.AuditWriterServiceServicer):
             self.most_unanswered = max(self.most_unanswered, self.unanswered)
             waiting.put_nowait(request.batch.entries[-1].pos)
 
-    async def came(self, count: int) -> None:
-        """Until that many batches came, at most 5 s."""
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Looked at again after each stream, batch and acknowledgement; at most 5 s."""
         async with asyncio.timeout(5):
-            while len(self.batches) < count:
+            while not holds():
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def came(self, count: int) -> None:
+        """Until that many batches came."""
+        await self.until(lambda: len(self.batches) >= count)
+
     async def holds(self, source: str, count: int) -> None:
-        """Until that many entries of a source came, at most 5 s."""
-        async with asyncio.timeout(5):
-            while len(self.sources[source].entries) < count:
-                self._changed.clear()
-                await self._changed.wait()
+        """Until that many entries of a source came."""
+        await self.until(lambda: len(self.sources[source].entries) >= count)
 
 
 @asynccontextmanager

@@ -51,7 +51,7 @@ SELECT tenant_id, max(n) AS n FROM {schema}.outbox WHERE boot = $1
 GROUP BY tenant_id ORDER BY tenant_id LIMIT 200"""
 _WAITING = """
 SELECT id, tenant_id, chain, event_id, draft FROM {schema}.outbox
-WHERE pos IS NULL ORDER BY id LIMIT $1"""
+WHERE pos IS NULL ORDER BY event_id = $2 DESC, id LIMIT $1"""
 _NUMBER = """
 UPDATE {schema}.outbox AS o SET boot = $1, n = u.n, pos = u.pos, stored = u.stored
 FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[]) AS u (id, n, pos, stored)
@@ -201,6 +201,8 @@ class TableBoot:
         self._read_pos = 0
         self._committed_pos = 0
         self._n: dict[TenantId, int] = {}
+        #: Goes before whatever waited while nobody shipped.
+        self._opened_id = EventId(NIL_TENANT)
         self._beat_n: dict[TenantId, int] = {}
         self._beat_ns = self._reclaimed_ns = outbox.clock.monotonic_ns()
 
@@ -218,7 +220,7 @@ class TableBoot:
             stamp = outbox.stamp(SourceId(str(row["source"])), boot)
             self = cls(outbox, connection, stamp, row["pos"])
             last = [{"tenant": str(number["tenant_id"]), "n": number["n"]} for number in numbers]
-            await self._note(
+            self._opened_id = await self._note(
                 "source.opened",
                 previous_boot=None if previous is None else str(previous),
                 last=last,
@@ -282,7 +284,9 @@ class TableBoot:
         if self._connection.is_closed():
             raise ShipperFenced
         async with self._connection.transaction():
-            rows = await self._connection.fetch(self._outbox.statement(_WAITING), _NUMBERED_AT_ONCE)
+            rows = await self._connection.fetch(
+                self._outbox.statement(_WAITING), _NUMBERED_AT_ONCE, UUID(self._opened_id)
+            )
             if not rows:
                 return 0
             made = self._stamped(rows)
@@ -322,7 +326,9 @@ class TableBoot:
             )
         return made
 
-    async def _note(self, record_type: str, tenant: TenantId = NIL_TENANT, **fields: Any) -> None:
+    async def _note(
+        self, record_type: str, tenant: TenantId = NIL_TENANT, **fields: Any
+    ) -> EventId:
         record = Record(
             type=record_type,
             tenant=tenant,
@@ -330,7 +336,7 @@ class TableBoot:
             at_us=micros(self._outbox.clock.now_ns()),
             fields=fields,
         )
-        await self._outbox.put(self._connection, record)
+        return await self._outbox.put(self._connection, record)
 
 
 def _listed(last_n: dict[TenantId, int]) -> list[dict[str, Any]]:
