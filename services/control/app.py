@@ -22,6 +22,7 @@ from behavry.control.v1 import plane_link_pb2_grpc
 from services.common.clock import Clock, SystemClock
 from services.common.errors import BehavryError
 from services.common.ids import TenantId, uuid7
+from services.common.outbox.digests import Digester
 from services.common.outbox.stamp import Origin
 from services.common.outbox.table import TableOutbox
 from services.common.outbox.transport import GrpcTransport
@@ -39,7 +40,7 @@ from services.control.changes import Changes
 from services.control.clients import RETRY_S, AuditReader, EntitlementsFeed, PlanCatalogue
 from services.control.features import Features
 from services.control.keys import KeySet, SigningKey
-from services.control.limits import Limits
+from services.control.limits import Limits, Merging
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import ControlPeers, Planes
@@ -116,6 +117,7 @@ async def running(
             clock=clock,
             counters=counters,
             log=log,
+            digester=Digester.load(settings.digest_keys),
         )
         transport = GrpcTransport(audit_link)
         supervisor.spawn("outbox", partial(recorder.run, settings.db_url, transport))
@@ -154,6 +156,7 @@ async def running(
             ),
             origins=Origins(settings.public_url),
             limits=Limits(clock),
+            failures=Merging(clock),
             features=features,
             changes=changes,
             revocations=revocations,

@@ -72,15 +72,22 @@ def admin(
 
 
 def user(
-    type: str, tenant: TenantId | None, came: Circumstances, *, reason: str | None = None
+    type: str,
+    tenant: TenantId | None,
+    came: Circumstances,
+    *,
+    reason: str | None = None,
+    count: int = 1,
 ) -> Record:
-    """`user.signin` and its kin. An unknown tenant's go to the system chain."""
+    """`user.signin` and its kin. An unknown tenant's go to the system chain. `count`: how many
+    alike this one stands for.
+    """
     return Record(
         type=type,
         tenant=tenant or NIL_TENANT,
         chain=ADMIN_CHAIN if tenant else SYSTEM_CHAIN,
         at_us=micros(came.now_ns),
-        fields={**_common(came), "reason": reason},
+        fields={**_common(came), "reason": reason, "count": count if count > 1 else None},
     )
 
 

@@ -65,6 +65,33 @@ class Window:
         return entries
 
 
+class Merging:
+    """Which of many alike are told one by one: ten per key and minute, the others as a number."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._told = Window(clock, limit=10, seconds=60)
+        self._untold: OrderedDict[Hashable, int] = OrderedDict()
+
+    def admit(self, key: Hashable) -> int:
+        """How many this one stands for when it is told now; 0: it is counted, and told later."""
+        try:
+            self._told.take(key)
+        except TooMany:
+            self._untold[key] = self._untold.get(key, 0) + 1
+            if len(self._untold) > _MAX_KEYS:
+                self._untold.popitem(last=False)
+            return 0
+        return 1 + self._untold.pop(key, 0)
+
+
+class TokenDoor:
+    """Requests per client; failures per client and address."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.requests = Window(clock, limit=30, seconds=60)
+        self.failures = Window(clock, limit=10, seconds=300)
+
+
 class Limits:
     """The doors and their figures (control.md 2.4, core.md 2)."""
 
@@ -72,9 +99,9 @@ class Limits:
         #: Per account and address, and per address over all accounts.
         self.sign_in = Window(clock, limit=10, seconds=60)
         self.sign_in_address = Window(clock, limit=60, seconds=60)
-        #: Token requests per client; failures per client and address.
-        self.token = Window(clock, limit=30, seconds=60)
-        self.token_failures = Window(clock, limit=10, seconds=300)
-        #: Failures of one address over all clients, known or not.
-        self.token_failures_address = Window(clock, limit=100, seconds=300)
-        self.enroll = Window(clock, limit=30, seconds=60)
+        #: The token door. Clients that do not exist have one of their own, with the same figures:
+        #: a flood of invented ones pushes no real client's failures out of memory.
+        self.known_clients = TokenDoor(clock)
+        self.unknown_clients = TokenDoor(clock)
+        #: Enrolments with tokens that are none, per address.
+        self.enroll_failures = Window(clock, limit=30, seconds=60)

@@ -28,6 +28,9 @@ class ControlSettings(ServiceSettings):
     token_key: Path = setting(
         "BEHAVRY_CONTROL_TOKEN_KEY", derived=under("state_dir", "keys", "jwt.pem")
     )
+    digest_keys: Path = setting(
+        "BEHAVRY_DIGEST_KEYS", derived=under("state_dir", "keys", "digest.keys")
+    )
     bundle_key: Path = setting(
         "BEHAVRY_CONTROL_BUNDLE_KEY", derived=under("state_dir", "keys", "bundle.pem")
     )

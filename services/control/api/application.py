@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from services.control.api import faults, openapi
+from services.control.api import faults, openapi, replays
 from services.control.api.context import Control
 from services.control.api.edge import Edge
 from services.control.api.routers import ROUTERS
@@ -37,7 +37,9 @@ def build(control: Control) -> FastAPI:
     for route in openapi.api_routes(ROUTERS):
         openapi.guard_of(route)  # a route without a guard does not start
     faults.install(app)
-    app.add_middleware(
+    app.add_exception_handler(replays.Replayed, replays.replay)
+    app.add_middleware(replays.Replays)
+    app.add_middleware(  # the last one added is the outermost
         Edge,
         clock=control.clock,
         log=control.log,

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from services.common.ids import NIL_TENANT, TenantId
+from services.common.ids import TenantId
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, limits, sessions
 from services.control.api.bodies import Body, json_body
@@ -123,12 +123,7 @@ async def _record_failure(visit: Visit, account: Account | None) -> None:
     """The name that was typed is not kept: people type passwords there."""
     tenant = account.tenant if account else None
     actor = {"kind": "user", "id": account.user_id} if account else {"kind": "unknown"}
-    record = audit_records.user(
-        "user.signin_failed", tenant, visit.came(actor), reason="unauthenticated"
-    )
-    async with tenant_tx(visit.control.pool, tenant or NIL_TENANT) as connection:
-        await visit.control.recorder.put(connection, record)
-    visit.control.recorder.wake()
+    await visit.record_failure(tenant, actor, "unauthenticated")
 
 
 async def _start_session(visit: Visit, account: Account, username: str, token: str) -> None:

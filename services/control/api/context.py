@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from starlette.requests import Request
 
 from services.common.clock import Clock
-from services.common.ids import EventId, TenantId, uuid7
+from services.common.ids import NIL_TENANT, EventId, TenantId, uuid7
 from services.common.outbox.record import Record
 from services.common.postgres.connection import Connection
 from services.common.postgres.pool import Pool, tenant_tx
@@ -25,7 +25,7 @@ from services.control.changes import Changes
 from services.control.clients import AuditReader, PlanCatalogue
 from services.control.features import Features
 from services.control.keys import KeySet
-from services.control.limits import Limits
+from services.control.limits import Limits, Merging
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import Planes
@@ -67,6 +67,7 @@ class Control:
     audiences: Audiences
     origins: Origins
     limits: Limits
+    failures: Merging
     features: Features
     changes: Changes
     revocations: Revocations
@@ -132,6 +133,23 @@ class Visit:
             client_ip=self.address,
             now_ns=self.control.clock.now_ns(),
         )
+
+    async def record_failure(
+        self, tenant: TenantId | None, actor: Mapping[str, Any], reason: str
+    ) -> None:
+        """A failed try to get in. Beyond ten per address, reason and minute they are counted, and
+        the count rides on the next record.
+        """
+        control = self.control
+        count = control.failures.admit((tenant, self.address, reason))
+        if count == 0:
+            return
+        record = audit_records.user(
+            "user.signin_failed", tenant, self.came(actor), reason=reason, count=count
+        )
+        async with tenant_tx(control.pool, tenant or NIL_TENANT) as connection:
+            await control.recorder.put(connection, record)
+        control.recorder.wake()
 
     @asynccontextmanager
     async def change_in(

@@ -98,17 +98,10 @@ async def enroll(
     visit: Annotated[Visit, anyone()], body: Annotated[Enrol, json_body(Enrol)]
 ) -> AgentMade:
     """Unknown, used and expired tokens look alike. A name that is taken uses nothing up."""
-    try:
-        visit.control.limits.enroll.take(visit.address)
-    except limits.TooMany as too_many:
-        raise Refusal(
-            "RATE_LIMITED",
-            "Too many enrolments. Try again later.",
-            headers={"retry-after": str(too_many.retry_after_s)},
-        ) from None
     async with visit.control.pool.acquire() as connection:
         found = await agents.find_enrollment(connection, credentials.stored(body.token))
     if found is None:
+        _count_failure(visit)
         raise _unusable()
     tenant, enrollment_id = found
     agent = AgentId(visit.control.new_id())
@@ -127,6 +120,18 @@ async def enroll(
             roles=granted["roles"],
         )
         return await register(visit, change, new, verb="enrolled")
+
+
+def _count_failure(visit: Visit) -> None:
+    """Only tokens that are none are limited: a guesser at one address stops nobody else there."""
+    try:
+        visit.control.limits.enroll_failures.take(visit.address)
+    except limits.TooMany as too_many:
+        raise Refusal(
+            "RATE_LIMITED",
+            "Too many enrolments. Try again later.",
+            headers={"retry-after": str(too_many.retry_after_s)},
+        ) from None
 
 
 def _unusable() -> Refusal:

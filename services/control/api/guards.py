@@ -17,6 +17,7 @@ from starlette.requests import Request
 from services.common.ids import TenantId
 from services.common.postgres.pool import tenant_tx
 from services.control import api_keys, sessions
+from services.control.api import replays
 from services.control.api.context import Call, Control, Visit, control_of
 from services.control.principals import Principal
 from services.control.problems import Refusal
@@ -44,7 +45,9 @@ class RoleGuard:
                 required_role=self.role.key,
             )
         request.state.admitted = True
-        return Call(control=control, request=request, principal=principal)
+        call = Call(control=control, request=request, principal=principal)
+        await replays.claim(call)
+        return call
 
 
 class OpenDoor:

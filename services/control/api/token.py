@@ -17,9 +17,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from services.common.ids import NIL_TENANT, AgentId, SessionId, TenantId, is_uuid
+from services.common.ids import AgentId, SessionId, TenantId, is_uuid
 from services.common.postgres.pool import tenant_tx
-from services.control import audit_records, credentials, limits
+from services.control import credentials, limits
 from services.control.api.bodies import media_type, read_capped
 from services.control.api.context import Visit
 from services.control.api.guards import anyone
@@ -92,13 +92,13 @@ async def token(visit: Annotated[Visit, anyone()]) -> JSONResponse:
 
 async def _grant(visit: Visit) -> dict[str, Any]:
     asked = await _read(visit.request)  # 1, 2
-    _admit(visit, asked)  # 3
     async with visit.control.pool.acquire() as connection:
         candidate = (
             await agents.candidate(connection, asked.client_id)
             if is_uuid(asked.client_id)
             else None
         )
+    _admit(visit, asked, candidate)  # 3
     found = credentials.matching(
         candidate.secrets if candidate else (), asked.secret, visit.now
     )  # 4
@@ -179,12 +179,16 @@ def _client(request: Request, form: dict[str, str]) -> tuple[str, str, bool]:
     return client_id, secret, True
 
 
-def _admit(visit: Visit, asked: Asked) -> None:
+def _door(visit: Visit, candidate: Candidate | None) -> limits.TokenDoor:
     doors = visit.control.limits
+    return doors.known_clients if candidate else doors.unknown_clients
+
+
+def _admit(visit: Visit, asked: Asked, candidate: Candidate | None) -> None:
+    door = _door(visit, candidate)
     try:
-        doors.token_failures.check((asked.client_id, visit.address))
-        doors.token_failures_address.check(visit.address)
-        doors.token.take(asked.client_id)
+        door.failures.check((asked.client_id, visit.address))
+        door.requests.take(asked.client_id)
     except limits.TooMany as too_many:
         raise TokenRefused(
             429,
@@ -246,20 +250,15 @@ async def _enter(
 
 async def _failed(visit: Visit, asked: Asked, candidate: Candidate | None, why: str) -> None:
     """Counts a failure against its client and address, and records it where the tenant is known."""
-    doors = visit.control.limits
     if why == "invalid_client":
-        doors.token_failures.enter((asked.client_id, visit.address))
-        doors.token_failures_address.enter(visit.address)
+        _door(visit, candidate).failures.enter((asked.client_id, visit.address))
     tenant: TenantId | None = candidate.tenant if candidate else None
     actor = (
         {"kind": "agent", "id": asked.client_id, "name": candidate.name}
         if candidate
         else {"kind": "unknown"}
     )
-    record = audit_records.user("user.signin_failed", tenant, visit.came(actor), reason=why)
-    async with tenant_tx(visit.control.pool, tenant or NIL_TENANT) as connection:
-        await visit.control.recorder.put(connection, record)
-    visit.control.recorder.wake()
+    await visit.record_failure(tenant, actor, why)
 
 
 def _bad(description: str) -> TokenRefused:

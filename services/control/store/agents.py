@@ -21,13 +21,13 @@ INSERT INTO control.agents
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'active', $9, 1, $10)
 ON CONFLICT (tenant_id, name) DO NOTHING
 RETURNING {_COLUMNS}"""  # noqa: S608  # a constant list of columns
-_GET: Final = f"SELECT {_COLUMNS} FROM control.agents WHERE id = $1"  # noqa: S608
+_GET: Final = f"SELECT {_COLUMNS} FROM control.agents WHERE id = $1"  # noqa: S608  # a constant list of columns
 _GET_LOCKED: Final = f"{_GET} FOR UPDATE"
 _PAGE: Final = f"""
-SELECT {_COLUMNS} FROM control.agents WHERE id > $1 ORDER BY id LIMIT $2"""  # noqa: S608
+SELECT {_COLUMNS} FROM control.agents WHERE id > $1 ORDER BY id LIMIT $2"""  # noqa: S608  # a constant list of columns
 _SET_STATUS: Final = f"""
 UPDATE control.agents SET status = $2, revision = revision + 1 WHERE id = $1
-RETURNING {_COLUMNS}"""  # noqa: S608
+RETURNING {_COLUMNS}"""  # noqa: S608  # a constant list of columns
 _SECRETS: Final = """
 SELECT id, created_at, expires_at FROM control.agent_secrets
 WHERE agent_id = $1 AND removed_at IS NULL AND (expires_at IS NULL OR expires_at > $2)

@@ -20,16 +20,16 @@ INSERT INTO control.servers
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, 1, $14)
 ON CONFLICT (tenant_id, slug) DO NOTHING
 RETURNING {_COLUMNS}"""  # noqa: S608  # a constant list of columns
-_BY_SLUG: Final = f"SELECT {_COLUMNS} FROM control.servers WHERE slug = $1"  # noqa: S608
-_BY_ID: Final = f"SELECT {_COLUMNS} FROM control.servers WHERE id = $1"  # noqa: S608
+_BY_SLUG: Final = f"SELECT {_COLUMNS} FROM control.servers WHERE slug = $1"  # noqa: S608  # a constant list of columns
+_BY_ID: Final = f"SELECT {_COLUMNS} FROM control.servers WHERE id = $1"  # noqa: S608  # a constant list of columns
 _PAGE: Final = f"""
-SELECT {_COLUMNS} FROM control.servers WHERE slug > $1 ORDER BY slug LIMIT $2"""  # noqa: S608
+SELECT {_COLUMNS} FROM control.servers WHERE slug > $1 ORDER BY slug LIMIT $2"""  # noqa: S608  # a constant list of columns
 _UPDATE: Final = f"""
 UPDATE control.servers
 SET domain = $2, trust = $3, transport = $4, urls = $5, stdio = $6, era = $7, case_fold = $8,
     credential_kind = $9, credential_header = $10, credential_ref = $11, revision = revision + 1
 WHERE id = $1
-RETURNING {_COLUMNS}"""  # noqa: S608
+RETURNING {_COLUMNS}"""  # noqa: S608  # a constant list of columns
 _DELETE: Final = "DELETE FROM control.servers WHERE id = $1"
 _EDITABLE: Final = (
     "domain", "trust", "transport", "urls", "stdio", "era", "case_fold", "credential_kind",
