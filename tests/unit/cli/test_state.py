@@ -58,7 +58,7 @@ def test_a_plane_is_named_once(tmp_path: Path) -> None:
 def test_what_is_remembered_comes_back(tmp_path: Path) -> None:
     state = open_state(tmp_path / "state")
     told = Remembered(
-        plane_id="dp-1", proxy_port=1, control_port=2, feed_port=3, run_dir="/tmp/behavry-x"
+        plane_id="dp-1", proxy_port=1, control_port=2, feed_port=3, run_dir="/run/behavry-x"
     )
     remember(state, told)
 
