@@ -62,6 +62,7 @@ class Running:
     counters: Counters
     revision: Callable[[], str]
     forget_catalog: Callable[[], None]
+    forget_upstreams: Callable[[], None]
 
 
 @asynccontextmanager
@@ -172,7 +173,8 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                         serving=serving,
                         counters=counters,
                         revision=lambda: pipeline.snapshot.revision,
-                        forget_catalog=catalog.report_again,
+                        forget_catalog=catalog.forget,
+                        forget_upstreams=backends.streamable.forget,
                     )
             finally:
                 failures.sweep(everything=True)

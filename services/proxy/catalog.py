@@ -145,11 +145,8 @@ class Catalog:
         """Another revision decides anew."""
         self._views.clear()
 
-    def forget_place(self, visit: Visit) -> None:
-        self._cached.pop((visit.caller.tenant, visit.slug), None)
-
-    def report_again(self) -> None:
-        """The authorizer may have forgotten what it was told: every list is fetched anew."""
+    def forget(self) -> None:
+        """Every list is fetched, and so reported, anew."""
         self._cached.clear()
 
     def _fresh(self, visit: Visit, age_ns: int = FRESH_NS) -> Listing | None:

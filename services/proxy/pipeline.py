@@ -354,7 +354,7 @@ class Pipeline:
             return await self.govern(arrival, visit, message, route, session)
         if not self._local.knows(message.method, route):
             raise Refused(local.not_found(message, route))
-        if not visit.agent.active or visit.tenant.status != "active":
+        if not _let_in(visit):
             raise Refused(local.failed("agent_suspended"))
         return await self._local.answer(visit, message, route, session)
 
@@ -370,6 +370,8 @@ class Pipeline:
 
     async def _live(self, arrival: Arrival, visit: Visit, asked: Question, route: Route) -> _Live:
         """The server and the tool as they are offered now."""
+        if not _let_in(visit):
+            return _Live()  # nobody asks a tool server on behalf of such an agent
         try:
             backend = self.backends.of(visit.server)
             if not asked.is_tool:
@@ -564,6 +566,10 @@ def enforce(decision: Decision) -> str:
             return "escalation_unavailable"  # nobody can be asked yet
         case _:
             assert_never(decision.result)
+
+
+def _let_in(visit: Visit) -> bool:
+    return visit.agent.active and visit.tenant.status == "active"
 
 
 def _unavailable(reason: str) -> Answer:

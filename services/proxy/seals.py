@@ -64,7 +64,7 @@ class Seals:
         day = self._today()
         nonce = os.urandom(NONCE_BYTES)
         sealed = nonce + self._key(0, purpose, day).encrypt(nonce, content, _aad(purpose, holder))
-        return f"b1.{day}.{base64.urlsafe_b64encode(sealed).rstrip(b'=').decode()}"
+        return f"b1.{day}.{_unpadded(sealed)}"
 
     def open(self, purpose: Purpose, holder: Sequence[str], value: str) -> bytes:
         """Raises Unsealed."""
@@ -90,7 +90,7 @@ class Seals:
             sealed = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise Unsealed from None
-        if len(sealed) <= NONCE_BYTES:
+        if len(sealed) <= NONCE_BYTES or _unpadded(sealed) != encoded:  # one spelling alone
             raise Unsealed
         return day, sealed
 
@@ -108,6 +108,10 @@ class Seals:
             )
             found = self._derived[index, purpose, day] = AESGCM(secret)
         return found
+
+
+def _unpadded(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
 
 def _aad(purpose: Purpose, holder: Sequence[str]) -> bytes:

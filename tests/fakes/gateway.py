@@ -84,6 +84,8 @@ class Gateway:
     agent: str = AGENT
     #: The body of the last answer, as it came.
     last: bytes = b""
+    #: And the session that it gave.
+    session: str = ""
     _forgotten: int = 0
 
     @property
@@ -114,6 +116,7 @@ class Gateway:
         data = raw if len(raw) < 1_000_000 else io.BytesIO(raw)  # the client's own advice
         async with self.http.post(self.mcp(server), data=data, headers=sent) as response:
             self.last = content = await response.read()
+            self.session = response.headers.get("mcp-session-id", "")
             return response.status, orjson.loads(content) if content else None
 
     async def modern(
@@ -164,6 +167,11 @@ class Gateway:
 
     def forget_catalog(self) -> None:
         """As if five minutes had passed."""
+        self.running.forget_catalog()
+
+    def forget_upstreams(self) -> None:
+        """As if the proxy had never met a tool server."""
+        self.running.forget_upstreams()
         self.running.forget_catalog()
 
     def forget_records(self) -> None:

@@ -127,9 +127,10 @@ class StreamableBackend:
                 head + b"content-length: 0\r\n\r\n", b"", timeout_s=PROBE_S
             )
 
-    def forget(self, visit: Visit) -> None:
-        """After an era-shaped failure: the next call probes again."""
-        self._known.pop((visit.caller.tenant, visit.slug), None)
+    def forget(self) -> None:
+        """Every server is probed anew."""
+        self._known.clear()
+        self._pool.clear()
 
     async def sweep(self) -> None:
         """Lets go of pooled sessions that nobody used for 30 minutes."""

@@ -135,6 +135,20 @@ async def test_a_definition_that_changed_hides_its_tool(proxy: Gateway, tools: T
     assert [] == tools.ran()
 
 
+async def test_a_changed_definition_shows_once_the_lists_time_is_over(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    """The server gives its lists no time to live: nobody has to push or to wait five minutes."""
+    tools.behave(descriptions={"read_note": "Now does something else."})
+
+    async with asyncio.timeout(5):
+        while "error" not in (called := (await proxy.call("read_note", {"call": "c"}))[1]):
+            await asyncio.sleep(0.05)
+
+    assert -32602 == called["error"]["code"]
+    assert "tool_schema_changed" == proxy.records("call.denied")[0]["reason"]
+
+
 async def test_without_an_authorizer_there_is_no_view_and_no_call(
     proxy: Gateway, tools: ToolServer
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
+from services.proxy.failures import ALLOWED
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import OTHER_AGENT, OTHER_TENANT, SESSION
 from tests.fakes.gateway import BOTH, MODERN_META, Gateway
@@ -230,6 +231,27 @@ async def test_unknown_server_and_server_not_granted_read_alike(proxy: Gateway) 
 
     assert (404, 4040) == (unknown[0], unknown[1]["error"]["code"])
     assert unknown == foreign == other_agent == stranger
+
+
+async def test_a_suspended_agent_is_told_so_and_counts_as_no_failed_sign_in(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    agents = proxy.authorizer.snapshot["tenants"][proxy.tenant]["agents"]
+    proxy.authorizer.rules.agents[proxy.agent] = "agent_suspended"
+    await proxy.authorizer.publish(
+        agents={**agents, proxy.agent: {**agents[proxy.agent], "status": "suspended"}},
+        revoked_sessions=[SESSION],
+    )
+    await proxy.settled()
+    asked = len(tools.headers_seen())
+
+    answers = [await proxy.call("read_note", {"call": "c"}) for _ in range(ALLOWED + 1)]
+
+    assert {200} == {status for status, _ in answers}
+    said = answers[-1][1]["result"]["_meta"]["com.behavry/decision"]
+    assert ("deny", "agent_suspended") == (said["verdict"], said["reason"])
+    assert [] == proxy.records("auth.failed")
+    assert asked == len(tools.headers_seen())
 
 
 async def test_a_revoked_session_is_nobody_at_once(proxy: Gateway) -> None:

@@ -281,6 +281,8 @@ async def test_catalogues_are_fetched_once_and_views_are_cached(
     proxy: Gateway, tools: ToolServer
 ) -> None:
     """M-CHEAP: what is cached costs no round trip."""
+    tools.behave(ttl_ms=60_000)
+    proxy.forget_catalog()
     await proxy.modern("tools/list")
     await proxy.recorded("catalog.served")
     proxy.forget_records()
@@ -311,6 +313,8 @@ async def test_what_a_server_offers_is_reported_with_its_digest(proxy: Gateway) 
 
 async def test_a_thousand_calls_cost_what_the_rules_say(proxy: Gateway, tools: ToolServer) -> None:
     """One Decide ask each, no new connections, two records each."""
+    tools.behave(ttl_ms=60_000)
+    proxy.forget_catalog()
     await proxy.call("read_note", {"call": "warm"})
     before = proxy.running.counters.read()
 

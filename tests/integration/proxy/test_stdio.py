@@ -1,0 +1,217 @@
+"""Tool servers as children: what they may see, and what happens when they end (mcp.md 10.1)."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.authorizer import server_entry
+from tests.fakes.children import ROOT
+from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.tool_server import ToolServer
+
+PROBE = """
+import json, os, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    method, reply = message.get("method"), None
+    if method == "initialize":
+        reply = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}},
+                 "serverInfo": {"name": "probe", "version": "1"}}
+    elif method == "tools/list":
+        reply = {"tools": [{"name": "look", "inputSchema": {"type": "object"}}]}
+    elif method == "tools/call":
+        path = message["params"]["arguments"].get("path")
+        seen = {"env": sorted(os.environ), "pid": os.getpid(), "group": os.getpgrp(),
+                "home": os.environ["HOME"], "cwd": os.getcwd(), "fds": len(os.listdir("/proc/self/fd"))}
+        if path:
+            try:
+                seen["read"] = open(path).read()
+            except OSError as failure:
+                seen["read"] = type(failure).__name__
+        reply = {"content": [{"type": "text", "text": json.dumps(seen)}]}
+    if "id" in message:
+        answer = {"jsonrpc": "2.0", "id": message["id"]}
+        if reply is None:
+            answer["error"] = {"code": -32601, "message": "no"}
+        else:
+            answer["result"] = reply
+        print(json.dumps(answer), flush=True)
+"""
+
+
+def write_toml(state: Path, name: str, **entry: Any) -> None:
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = [f"[{name}]"] + [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
+    (state / "stdio.toml").write_text("\n".join(lines).replace(": ", " = "))
+    (state / "stdio.toml").chmod(0o600)
+
+
+@asynccontextmanager
+async def probing(tmp_path: Path, **entry: Any) -> AsyncIterator[Gateway]:
+    state = tmp_path / "state"
+    (tmp_path / "probe.py").write_text(PROBE)
+    command = {"command": sys.executable, "args": [str(tmp_path / "probe.py")], **entry}
+    write_toml(state, "probe", **command)
+    server = server_entry(transport="stdio", stdio="probe")
+    async with gateway(state, {"probe": server}) as proxy:
+        await proxy.offered("probe", "look")
+        yield proxy
+
+
+async def look(proxy: Gateway, path: Path | None = None) -> dict[str, Any]:
+    arguments = {} if path is None else {"path": str(path)}
+    _, answer = await proxy.call("look", arguments, server="probe")
+    seen: dict[str, Any] = json.loads(answer["result"]["content"][0]["text"])
+    return seen
+
+
+async def test_a_child_sees_little_of_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHAVRY_SOMETHING", "ours")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
+    async with probing(tmp_path, env={"WANTED": "yes"}) as proxy:
+        seen = await look(proxy)
+
+        kept = {name for name in seen["env"] if not name.startswith("LC_")}
+        assert kept <= {"PATH", "LANG", "TZ", "HOME", "TMPDIR", "WANTED"}
+        assert {"HOME", "TMPDIR", "WANTED"} <= kept
+        assert seen["group"] == seen["pid"] != os.getpgrp()
+        assert seen["home"] != os.environ["HOME"]
+        assert seen["fds"] <= 6
+
+
+def namespaces_allowed() -> bool:
+    """By a stock tool, not by what is tested."""
+    tried = subprocess.run(["unshare", "--user", "--mount", "true"], check=False)
+    return tried.returncode == 0
+
+
+async def test_our_keys_are_hidden_from_a_child_where_namespaces_allow(tmp_path: Path) -> None:
+    async with probing(tmp_path) as proxy:
+        key = proxy.state_dir / "keys" / "seal.keys"
+        away = f"/proc/{os.getpid()}/root{key}"
+
+        seen = await look(proxy, key)
+        around = await look(proxy, Path(away))
+        other = await look(proxy, tmp_path / "probe.py")
+
+        assert PROBE == other["read"]
+        if not namespaces_allowed():
+            pytest.skip("this system forbids namespaces: children of our user see our files")
+        assert "FileNotFoundError" == seen["read"]
+        assert around["read"] in {"FileNotFoundError", "PermissionError"}
+
+
+async def test_what_the_command_line_names_stays_visible(tmp_path: Path) -> None:
+    inside = tmp_path / "state" / "scratch"
+    inside.mkdir(parents=True)
+    (inside / "note").write_text("mine")
+    async with probing(tmp_path, cwd=str(inside)) as proxy:
+        seen = await look(proxy, inside / "note")
+
+        assert ("mine", str(inside)) == (seen["read"], seen["cwd"])
+        assert "mine" != (await look(proxy, proxy.state_dir / "keys" / "digest.keys"))["read"]
+
+
+async def test_one_child_serves_all_calls_of_an_agent(tmp_path: Path) -> None:
+    async with probing(tmp_path) as proxy:
+        pids = {(await look(proxy))["pid"] for _ in range(5)}
+
+        assert 1 == len(pids)
+
+
+async def test_a_killed_child_is_started_again_and_its_call_ends(tmp_path: Path) -> None:
+    async with probing(tmp_path) as proxy:
+        first = (await look(proxy))["pid"]
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(5):
+            while True:
+                _, answer = await proxy.call("look", server="probe")
+                if not answer["result"].get("isError"):
+                    break
+
+        assert first != json.loads(answer["result"]["content"][0]["text"])["pid"]
+        intents = {one["id"] for one in proxy.records("call.intent")}
+        assert intents == {one["decision"] for one in proxy.records("call.outcome")}
+
+
+async def test_children_end_with_the_proxy(tmp_path: Path) -> None:
+    async with probing(tmp_path) as proxy:
+        pid = (await look(proxy))["pid"]
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("name", ["nobody", "../probe", ""])
+async def test_an_unknown_name_is_not_available_here(tmp_path: Path, name: str) -> None:
+    state = tmp_path / "state"
+    write_toml(state, "probe", command=sys.executable)
+    server = server_entry(transport="stdio", stdio=name)
+    async with gateway(state, {"probe": server}) as proxy:
+        _, listed = await proxy.modern("tools/list", server="probe")
+
+        assert "not_available_here" == listed["error"]["message"]
+
+
+async def test_a_command_that_cannot_start_is_not_started_again_and_again(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    write_toml(state, "probe", command="/nonexistent/tool-server")
+    server = server_entry(transport="stdio", stdio="probe")
+    async with gateway(state, {"probe": server}) as proxy:
+        answers = [(await proxy.modern("tools/list", server="probe"))[1] for _ in range(5)]
+
+        assert {"upstream_unreachable", "upstream_protocol"} >= {
+            one["error"]["message"] for one in answers
+        }
+        assert 2 >= proxy.running.counters.read()["proxy.upstream.connections"]
+
+
+async def test_a_file_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    write_toml(state, "probe", command=sys.executable)
+    (state / "stdio.toml").chmod(0o666)
+    server = server_entry(transport="stdio", stdio="probe")
+    async with gateway(state, {"probe": server}) as proxy:
+        _, listed = await proxy.modern("tools/list", server="probe")
+
+        assert "not_available_here" == listed["error"]["message"]
+
+
+FAILING: dict[str, tuple[dict[str, Any], str]] = {
+    "ends": ({"drop": True}, "upstream_protocol"),
+    "talks nonsense, then ends": ({"drop": True, "lie": "not_json"}, "upstream_protocol"),
+}
+
+
+@pytest.mark.parametrize(("told", "reason"), FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize("eras", [("modern", "legacy"), ("legacy",)], ids=["modern", "legacy"])
+async def test_a_failing_child_ends_the_call_with_a_reason(
+    tmp_path: Path, told: dict[str, Any], reason: str, eras: tuple[str, ...]
+) -> None:
+    (tmp_path / "tools").mkdir()
+    tools = ToolServer(tmp_path / "tools")
+    tools.behave(eras=eras)
+    command, arguments = tools.stdio_command()
+    state = tmp_path / "state"
+    write_toml(state, "notes", command=command, args=list(arguments), cwd=str(ROOT))
+    server = server_entry(transport="stdio", stdio="notes")
+    async with gateway(state, {"notes": server}) as proxy:
+        await proxy.offered("notes", "read_note")
+        await proxy.call("read_note", {"call": "c1"})
+        tools.behave(eras=eras, **told)
+
+        _, failed = await proxy.call("read_note", {"call": "c2"})
+
+        assert reason == failed["result"]["_meta"]["com.behavry/decision"]["reason"]
+        statuses = [one["status"] for one in proxy.records("call.outcome")]
+        assert ["ok", "indeterminate"] == statuses
+        assert ["c1", "c2"] == tools.ran()
