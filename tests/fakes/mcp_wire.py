@@ -87,8 +87,10 @@ def initialized(message: Mapping[str, Any], name: str) -> dict[str, Any]:
     )
 
 
-def listed(message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def listed(
+    message: Mapping[str, Any], tools: Sequence[Mapping[str, Any]], *, ttl_ms: int = 0
+) -> dict[str, Any]:
     body: dict[str, Any] = {"tools": [dict(one) for one in tools]}
     if is_modern(message):
-        body |= {"ttlMs": 0, "cacheScope": "private"}
+        body |= {"ttlMs": ttl_ms, "cacheScope": "private"}
     return result(message, body)

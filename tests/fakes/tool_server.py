@@ -52,6 +52,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     descriptions: dict[str, str] = {}
     """Tools whose definition is another one now."""
     extra_tools: tuple[str, ...] = ()
+    ttl_ms: int = 0
+    """How long its lists may be kept."""
     sessions: bool = False
     """Legacy: gives a session id, and answers 404 to requests without it."""
 
@@ -122,7 +124,7 @@ class Desk:
             case "tools/call":
                 return self._called(message, told)
             case "tools/list":
-                return wire.listed(message, _tools(told))
+                return wire.listed(message, _tools(told), ttl_ms=told.ttl_ms)
             case "server/discover":
                 return wire.discovered(message, NAME)
             case "initialize" if "legacy" in told.eras:
