@@ -6,6 +6,7 @@ the caller as INTERNAL without its text.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -65,6 +66,22 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _streaming(self, handler: Any, service: str) -> grpc.RpcMethodHandler[Any, Any]:
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+
+        async def written(request: Any, context: Any) -> None:
+            try:
+                self._admit(service, context, deadline=False)
+                await behaviour(request, context)
+            except BehavryError as refusal:
+                await self._refuse(context, refusal)
+            except Exception as failure:  # the outermost handler
+                if isinstance(failure, grpc.aio.AbortError):
+                    raise
+                await self._fail(context, service, failure)
 
         async def guarded(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
@@ -78,12 +95,9 @@ class Guard(grpc.aio.ServerInterceptor):
                     raise
                 await self._fail(context, service, failure)
 
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-        return make(guarded, handler.request_deserializer, handler.response_serializer)
+        # A behaviour yields its answers; grpc's own health service writes them to the context.
+        chosen = guarded if inspect.isasyncgenfunction(behaviour) else written
+        return make(chosen, handler.request_deserializer, handler.response_serializer)
 
     def _admit(self, service: str, context: Any, *, deadline: bool) -> None:
         self._calls.value += 1

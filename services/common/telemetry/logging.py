@@ -39,6 +39,24 @@ def configure(level: str = "info") -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
         cache_logger_on_first_use=True,
     )
+    if not any(isinstance(handler, Foreign) for handler in logging.root.handlers):
+        logging.root.addHandler(Foreign(logging.WARNING))
+
+
+class Foreign(logging.Handler):
+    """What libraries log. Their texts quote exceptions, and those quote payloads: only who spoke,
+    from where, and which exception leaves.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        failure = record.exc_info[1] if record.exc_info else None
+        structlog.get_logger().warning(
+            "library_log",
+            logger=record.name,
+            severity=record.levelname.lower(),
+            place=f"{record.module}:{record.lineno}",
+            error=describe(failure) if failure else None,
+        )
 
 
 def get_log(service: str) -> Log:

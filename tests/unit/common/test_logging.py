@@ -1,7 +1,8 @@
 """What a log line may never hold, whoever wrote it."""
 
-import io
 import json
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +25,18 @@ KEYS = sorted(telemetry._FORBIDDEN_KEYS)
 
 def line(**fields: Any) -> str:
     return json.dumps(redact(None, "info", {"event": "x", **fields}), default=repr)
+
+
+@pytest.fixture
+def _tidy() -> Iterator[None]:
+    before = list(logging.root.handlers)
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = before
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(one) for one in capsys.readouterr().out.splitlines()]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -73,18 +86,32 @@ def test_an_exception_is_told_by_class_and_place_alone() -> None:
     assert "caused by builtins.KeyError" in told
 
 
+@pytest.mark.usefixtures("_tidy")
 def test_lines_are_json_and_below_the_level_nothing_is_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure("warning")
-    try:
-        log = get_log("proxy")
-        log.info("quiet")
-        log.error("loud", token=PLANTED, place={"password": PLANTED})
-    finally:
-        structlog.reset_defaults()
-    printed = capsys.readouterr().out
-    [only] = [json.loads(one) for one in io.StringIO(printed)]
+    log = get_log("proxy")
+    log.info("quiet")
+    log.error("loud", token=PLANTED, place={"password": PLANTED})
+    [line] = lines(capsys)
 
-    assert ("loud", "error", "proxy") == (only["event"], only["level"], only["service"])
-    assert PLANTED not in printed
+    assert ("loud", "error", "proxy") == (line["event"], line["level"], line["service"])
+    assert PLANTED not in str(line)
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_what_a_library_logs_is_told_without_its_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("warning")
+    theirs = logging.getLogger("some.library")
+    configure("warning")  # twice is once
+    theirs.info("quiet")
+    theirs.error("Task exception: %s", PLANTED, exc_info=ValueError(PLANTED))
+    [line] = lines(capsys)
+
+    assert ("library_log", "some.library", "error", "builtins.ValueError at ?") == (
+        line["event"], line["logger"], line["severity"], line["error"],
+    )  # fmt: skip
+    assert PLANTED not in str(line)
