@@ -148,7 +148,7 @@ def clock() -> ManualClock:
 
 
 @asynccontextmanager
-async def _open(
+async def opened(
     settings: ControlSettings, clock: ManualClock, database: Database
 ) -> AsyncIterator[Rest]:
     async with (
@@ -170,5 +170,5 @@ async def _open(
 async def rest(
     settings: ControlSettings, clock: ManualClock, control_database: Database
 ) -> AsyncIterator[Rest]:
-    async with _open(settings, clock, control_database) as opened:
-        yield opened
+    async with opened(settings, clock, control_database) as running:
+        yield running
