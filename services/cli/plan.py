@@ -165,6 +165,7 @@ def _settings(plan: Plan) -> dict[str, str]:
         "BEHAVRY_PROXY_PUBLIC_URL": plan.proxy_url,
         "BEHAVRY_DIGEST_KEYS": str(keys / "digest.keys"),
         "GRPC_ENABLE_FORK_SUPPORT": "0",  # services start programs, they never fork themselves
+        "GRPC_VERBOSITY": "ERROR",  # what it says below that is no JSON, and no news
     }
 
 
