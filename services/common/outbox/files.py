@@ -132,7 +132,10 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         """Takes it or raises DirectoryTaken; never waits."""
         directory.mkdir(mode=DIR_MODE, parents=True, exist_ok=True)
-        self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+        try:
+            self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+        except FileNotFoundError:  # deleted by its owner between these two lines
+            raise DirectoryTaken(str(directory)) from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

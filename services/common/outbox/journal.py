@@ -49,7 +49,9 @@ class OutboxFailed(BehavryError):
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """`end` and `last_pos` speak of what is synced; the shipper reads no further."""
+    """`end` and `last_pos` speak of what is synced; the shipper reads no further. The flusher moves
+    `end` first, readers take `last_pos` first: so what it promises is always there.
+    """
 
     path: Path
     first_pos: int
@@ -453,9 +455,9 @@ class Journal:
         if not batch:
             return
         segment = self.segments[-1]
-        segment.last_pos = batch[-1].pos
         segment.written_ns = self._clock.now_ns()
-        segment.end = end  # last: readers go by it
+        segment.end = end
+        segment.last_pos = batch[-1].pos  # after `end`: readers look at it first
         self.synced_pos = batch[-1].pos
         self._done += len(batch)
         self._groups.value += 1

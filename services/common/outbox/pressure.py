@@ -87,9 +87,7 @@ class Role(IntEnum):
 
 
 _CALLS: Final = frozenset({"call.intent", "call.held"})
-_REFUSALS: Final = frozenset(
-    {"call.denied", "call.rejected", "auth.failed", "rate.limited", "catalog.served"}
-)
+_REFUSALS: Final = frozenset({"call.denied", "call.rejected", "auth.failed", "rate.limited"})
 _OUTCOMES: Final = frozenset({"call.outcome", "call.outcome_unknown"})
 
 

@@ -72,7 +72,8 @@ class Reader:
         self, segment: Segment, shipment: Shipment, max_records: int, max_bytes: int
     ) -> bool:
         """Takes frames of the segment that is open. False: a limit stopped it."""
-        end, last_pos = segment.end, segment.last_pos
+        last_pos = segment.last_pos  # before `end`, see Segment
+        end = segment.end
         while self._offset < end and self.pos < last_pos:
             data = self._files.read(self._fd, min(_CHUNK_BYTES, end - self._offset), self._offset)
             if len(data) >= 4 and (size := frame_size(data, 0)) > len(data):
@@ -93,7 +94,6 @@ class Reader:
             self._offset += at
             if at == 0:
                 shipment.lost.append(self._skip_damage(segment, end, last_pos))
-        self.pos = max(self.pos, last_pos)
         return True
 
     def _skip_damage(self, segment: Segment, end: int, last_pos: int) -> tuple[str, int, int]:
@@ -103,7 +103,7 @@ class Reader:
         data = self._files.read(self._fd, end - self._offset, self._offset)
         following = next(iter(scan(data, offset=0, after_pos=self.pos).frames), None)
         if following is None:
-            self._offset = end
+            self._offset, self.pos = end, last_pos
             return segment.path.name, first_lost, last_pos
         self._offset += following.start
         return segment.path.name, first_lost, following.pos - 1

@@ -141,7 +141,7 @@ async def test_a_restored_audit_is_refilled(short: Path) -> None:
         source.position, source.entries = 10, source.entries[:10]  # yesterday's backup
         async with shipping(outbox, address, short):
             await outbox.put(denied())
-            await server.holds(outbox.source, outbox.last_pos)
+            await server.until(lambda: len(source.once()) == outbox.last_pos)
 
             assert set(expected(short / "w0")) == set(came(server, outbox))
 

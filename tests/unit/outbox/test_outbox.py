@@ -342,3 +342,26 @@ async def test_reading_begins_where_it_is_told_and_ends_at_what_is_synced(tmp_pa
 
         assert list(range(11, outbox.last_pos + 1)) == positions
         assert outbox.last_pos == shipment.last_pos
+
+
+async def test_a_reader_beside_the_writer_misses_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path, tuning=Tuning(segment_bytes=1 << 15)) as outbox:
+        positions: list[int] = []
+
+        async def read_all() -> None:
+            while len(positions) < outbox.last_pos or outbox.last_pos < 2000:
+                await outbox.news()
+                shipment = await outbox.read(max_records=50, max_bytes=1 << 20)
+                entries = [audit_pb2.StoredRecord.FromString(one).entry for one in shipment.stored]
+                positions.extend(entry.pos for entry in entries)
+
+        async def write() -> None:
+            for _ in range(250):
+                await outbox.put(denied())
+
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            tasks.create_task(read_all())
+            for _ in range(8):
+                tasks.create_task(write())
+
+        assert list(range(1, outbox.last_pos + 1)) == positions
