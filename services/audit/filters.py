@@ -48,6 +48,9 @@ class Filter(NamedTuple):
     def names_types(self) -> bool:
         return any(term.qualifier == "type" for term in self.terms)
 
+    def adding(self, term: Term) -> Filter:
+        return self._replace(terms=(*self.terms, term))
+
 
 _LAST_MS: Final = (1 << 48) - 1
 

@@ -79,6 +79,11 @@ class Stream:
         self._closed = True
         self._changed.set()
 
+    def abandon(self) -> None:
+        """Its call is over: what is still in flight will be resent, so nobody need store it now."""
+        if self._outstanding:
+            self.fail(BehavryError("NO_TIME_LEFT", "the stream's call is over"))
+
     def fail(self, failure: BehavryError) -> None:
         """Ends the stream without an acknowledgement of what is in flight."""
         if self.failure is None:

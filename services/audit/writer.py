@@ -130,6 +130,7 @@ class Writer:
     async def detach(self, stream: Stream) -> None:
         """The stream's call is over; its last position is saved if the database is there."""
         self._streams.discard(stream)
+        stream.abandon()
         if stream.failure is None:
             with suppress(*_UNAVAILABLE, Restored):
                 await self._save_position(stream)
