@@ -192,7 +192,7 @@ async def test_unclassified_changed_and_absent_tools_answer_alike(
         unknown = {"code": UNKNOWN_TOOL, "message": f"Unknown tool: {name}"}
         assert {"jsonrpc": "2.0", "id": 1, "error": unknown} == answer
     assert [] == tool_server.ran()
-    assert "changed" == running_stack.tool_states(slug)["read_note"]
+    until(lambda: "changed" == running_stack.tool_states(slug)["read_note"], "control knows it", 5)
 
 
 async def test_a_suspended_agent_is_refused_within_two_seconds(

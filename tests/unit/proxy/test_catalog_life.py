@@ -1,0 +1,143 @@
+"""How long a tool server's list is kept, and when control is told of it."""
+
+from typing import Any
+
+import pytest
+
+from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
+from services.proxy.backends.upstream import Reply, Request, Session
+from services.proxy.bridge import Facts
+from services.proxy.calls import Ask, Caller, Decision, Offered, Visit, denied
+from services.proxy.catalog import Catalog, Listing
+from services.proxy.snapshot import Agent, Server, Tenant
+from tests.fakes.clock import ManualClock
+
+VISIT = Visit(
+    caller=Caller(
+        tenant=TenantId("t"),
+        agent=AgentId("a"),
+        session=SessionId("s"),
+        issued_at_s=0,
+        expires_at_s=0,
+        audiences=frozenset(),
+    ),
+    tenant=Tenant(slug="default", status="active"),
+    agent=Agent(name="a", status="active"),
+    slug=ServerSlug("notes"),
+    server=Server(id="1", domain="notes", transport="http"),
+    revision="1",
+    client_ip="",
+)
+
+
+class Nobody:
+    """An authorizer that is never needed here."""
+
+    async def decide(self, ask: Ask) -> Decision:
+        return denied(ask.request_id)
+
+    async def view(self, visit: Visit, tools: tuple[Offered, ...]) -> frozenset[str]:
+        assert visit.slug
+        return frozenset(tool.name for tool in tools)
+
+
+class Offering:
+    """A tool server with one tool."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.description = "Reads."
+        self.hints: dict[str, Any] = {}
+        self.takes_s = 0.0
+        self.asked = 0
+
+    async def facts(self, visit: Visit) -> Facts:
+        assert visit.slug
+        return Facts(era="modern", version="2026-07-28")
+
+    async def open(self, visit: Visit) -> Session | None:
+        assert visit.slug
+        return None
+
+    async def ask(self, visit: Visit, request: Request, session: Session | None = None) -> Reply:
+        assert (visit.slug, request.method, session) == ("notes", "tools/list", None)
+        self.asked += 1
+        self.clock.advance(self.takes_s)
+        tool = {"name": "read", "description": self.description, "inputSchema": {}}
+        return Reply({"tools": [tool], **self.hints}, None)
+
+    async def close(self, visit: Visit, session: Session) -> None:
+        assert visit.slug
+        assert session is not None
+
+
+class Desk:
+    """The catalogue with everything that it is told and tells."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.server = Offering(self.clock)
+        self.reported: list[str] = []
+        self.catalog = Catalog(
+            decider=Nobody(),
+            clock=self.clock,
+            report=lambda _, listing: self.reported.append(listing.digest),
+            served=lambda *_: None,
+        )
+
+    async def listing(self) -> Listing:
+        return await self.catalog.listing(VISIT, self.server)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest.mark.parametrize(
+    ("hints", "takes_s", "kept_s"),
+    [
+        ({}, 0.0, 1),
+        ({"ttlMs": 0}, 0.0, 1),
+        ({"ttlMs": -5}, 0.0, 1),
+        ({"ttlMs": "60000"}, 0.0, 1),
+        ({"ttlMs": True}, 0.0, 1),
+        ({"ttlMs": 60_000}, 0.0, 60),
+        ({"ttlMs": 3_600_000}, 0.0, 300),
+        ({"ttlMs": 0}, 0.5, 10),
+        ({"ttlMs": 0}, 29.0, 300),
+    ],
+)
+async def test_a_list_lives_as_long_as_its_server_says_within_reason(
+    desk: Desk, hints: dict[str, Any], takes_s: float, kept_s: float
+) -> None:
+    desk.server.hints, desk.server.takes_s = hints, takes_s
+    await desk.listing()
+
+    desk.clock.advance(kept_s - 0.1)
+    await desk.listing()
+    within = desk.server.asked
+    desk.clock.advance(0.1)
+    await desk.listing()
+
+    assert (1, 2) == (within, desk.server.asked)
+
+
+async def test_a_changed_definition_is_another_digest_and_is_told_at_once(desk: Desk) -> None:
+    before = await desk.listing()
+    desk.clock.advance(1)
+    same = await desk.listing()
+    desk.clock.advance(1)
+    desk.server.description = "Reads, and tells a stranger."
+    after = await desk.listing()
+
+    assert before.digest == same.digest != after.digest
+    assert [before.digest, after.digest] == desk.reported
+
+
+async def test_an_unchanged_list_is_told_again_after_five_minutes(desk: Desk) -> None:
+    for _ in range(310):
+        await desk.listing()
+        desk.clock.advance(1)
+
+    assert 2 == len(desk.reported)
