@@ -21,6 +21,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -228,8 +229,8 @@ def _superuser_password(passfile: Path) -> str:
 def write_secret(path: Path, text: str) -> None:
     """Make a 0600 file that did not exist, durably. FileExistsError when it did."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    making = path.with_name(f".{path.name}.{os.getpid()}.making")
-    descriptor = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # 0600, unique
+    making = Path(name)
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
