@@ -59,8 +59,12 @@ def _rules(rule: str, policy: ActivePolicy) -> Iterator[str]:
 
 
 def _conditions(guard: Guard) -> Iterator[str]:
-    for path, value in guard:
-        yield f"input{_steps(path)} == {json.dumps(value)}"
+    for path, wanted in guard:
+        field = f"input{_steps(path)}"
+        if isinstance(wanted, str | bool):
+            yield f"{field} == {json.dumps(wanted)}"
+        else:
+            yield f"{wanted[0]}({field}, {json.dumps(wanted[1])})"
 
 
 def _steps(path: Path) -> str:

@@ -1,20 +1,26 @@
 """Finds what must hold before a policy can say anything: `input.request.tool == "rm"`.
 
 A policy whose guards all fail gives no verdict, so neither engine has to evaluate it: a hundred
-policies then cost what the matching ones cost. Only equality with a string or a boolean is taken
-(numbers have several spellings), only from the rule's own body, never under `with`.
+policies then cost what the matching ones cost. Taken from the rule's own body, never under `with`:
+equality with a string or a boolean (numbers have several spellings), and `startswith` on a field
+that the schema says is text, so that the function cannot fail.
 """
 
 from __future__ import annotations
 
-from services.common.rego import tree
+from typing import Final
+
+from services.common.rego import inputs, tree
 from services.common.rego.names import Path
 
-Guard = tuple[tuple[Path, str | bool], ...]
+STARTS: Final = "startswith"
+#: What a field must be: this value, or a text that starts so (`("startswith", "drop_")`).
+Wanted = str | bool | tuple[str, str]
+Guard = tuple[tuple[Path, Wanted], ...]
 #: One guard per verdict rule, each a conjunction. None: nothing is known, always evaluate.
 Guards = tuple[Guard, ...] | None
 
-MOST_RULES = 16
+MOST_RULES: Final = 16
 
 
 def guards_of(module: tree.Module) -> Guards:
@@ -39,11 +45,13 @@ def _guard(module: tree.Module, rule: tree.Node) -> Guard:
     return tuple(sorted({known for known in conditions if known is not None}, key=str))
 
 
-def _condition(module: tree.Module, statement: tree.Node) -> tuple[Path, str | bool] | None:
+def _condition(module: tree.Module, statement: tree.Node) -> tuple[Path, Wanted] | None:
     if statement.get("with_mods"):
         return None
     expression = statement["literal"].get("Expr", {}).get("expr")
     kind = tree.kind_of(expression)
+    if kind == "Call":
+        return _prefix(module, expression["Call"])
     if kind not in {"BoolExpr", "AssignExpr"} or expression[kind]["op"] != "Eq":
         return None
     left, right = expression[kind]["lhs"], expression[kind]["rhs"]
@@ -52,6 +60,16 @@ def _condition(module: tree.Module, statement: tree.Node) -> tuple[Path, str | b
         if path and value is not None:
             return path, value
     return None
+
+
+def _prefix(module: tree.Module, call: tree.Node) -> tuple[Path, Wanted] | None:
+    name = tree.ref_of(call["fcn"])
+    if name is None or (name.root, *name.steps) != (STARTS,) or len(call["params"]) != 2:
+        return None
+    path, text = _static_input(module, call["params"][0]), tree.text_of(call["params"][1])
+    if not path or text is None or not inputs.is_text(path):
+        return None
+    return path, (STARTS, text)
 
 
 def _static_input(module: tree.Module, node: tree.Node) -> Path | None:

@@ -47,6 +47,17 @@ def problem_with(path: Path) -> str | None:
     return None if _known(path) else "there is no such field"
 
 
+def is_text(path: Path) -> bool:
+    """Whether the schema allows nothing but a string there."""
+    node: dict[str, Any] = _schema()
+    for step in path:
+        properties = _resolved(node).get("properties", {})
+        if step not in properties:
+            return False
+        node = properties[step]
+    return node.get("type") == "string"
+
+
 def _known(path: Path) -> bool:
     node = _schema()
     for step in path:

@@ -8,7 +8,7 @@ import pytest
 
 from services.common.rego import references, shipped, tree
 from services.common.rego.guard_index import GuardIndex
-from services.common.rego.guards import guards_of
+from services.common.rego.guards import Wanted, guards_of
 from services.common.rego.names import Path
 
 pytestmark = pytest.mark.needs_regorus
@@ -113,6 +113,13 @@ def test_the_base_policies_read_what_they_grant_by() -> None:
         ('verdicts contains 1 if input.a[_] == "x"', None),
         ('verdicts contains 1 if input.a == "x" with input.a as "y"', None),
         ("verdicts contains 1", None),
+        (
+            'verdicts contains 1 if startswith(input.request.tool, "rm")',
+            (((("request", "tool"), ("startswith", "rm")),),),
+        ),
+        ('verdicts contains 1 if startswith(input.request.schema_hash, "rm")', None),
+        ('verdicts contains 1 if startswith(input.request.arguments.x, "rm")', None),
+        ('verdicts contains 1 if startswith("rm", input.request.tool)', None),
         ('verdicts contains 1 if input.a == "x"\n\nverdicts contains 2 if input.b > 1', None),
         (
             'verdicts contains 1 if input.a == "x"\n\nverdicts contains 2 if input.a == "y"',
@@ -127,7 +134,7 @@ def test_what_must_hold_before_a_policy_speaks(body: str, expected: object) -> N
 
 
 def test_the_index_finds_who_may_speak() -> None:
-    def guard(**facts: str | bool) -> tuple[tuple[Path, str | bool], ...]:
+    def guard(**facts: Wanted) -> tuple[tuple[Path, Wanted], ...]:
         return tuple(((name,), value) for name, value in facts.items())
 
     index = GuardIndex(
@@ -140,3 +147,12 @@ def test_the_index_finds_who_may_speak() -> None:
     assert [0, 1, 2] == index.candidates({"a": "x", "b": True})
     assert [0, 3] == index.candidates({"a": "z"})
     assert [0] == index.candidates({"a": ["x"]})
+    prefixed = GuardIndex(
+        [(guard(a=("startswith", "rm")),), (guard(a=("startswith", "rm"), b=True),)]
+    )
+
+    assert [0] == prefixed.candidates({"a": "rmdir"})
+    assert [0, 1] == prefixed.candidates({"a": "rmdir", "b": True})
+    assert [] == prefixed.candidates({"a": "arm", "b": True})
+    assert [] == prefixed.candidates({})
+    assert [0] == prefixed.candidates({"a": 7})  # the function fails, and that must be seen
