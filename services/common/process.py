@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import uvloop
 
@@ -15,6 +16,8 @@ from services.common.settings import effective, load_or_exit
 from services.common.telemetry.logging import configure, get_log
 
 S = TypeVar("S", bound=ServiceSettings)
+#: Allocations between two looks at young objects: calls make few cycles.
+GC_YOUNG: Final = 20_000
 
 
 def run(
@@ -32,6 +35,10 @@ def run(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         async with running(settings):
+            # What lives as long as the process is not looked at again by the collector.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(GC_YOUNG)
             log.info("serving")
             await stop.wait()
             log.info("stopping")

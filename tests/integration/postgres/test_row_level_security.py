@@ -17,6 +17,7 @@ import pytest
 from services.common.postgres import roles
 from services.common.postgres.connection import SingleConnection
 from tests.fakes.postgres import Database
+from tests.promises import promise
 
 #: Tables with a tenant_id that are not under row-level security; each needs a reason.
 EXEMPT: dict[str, str] = {}
@@ -147,6 +148,7 @@ async def test_each_table_of_a_tenant_is_under_forced_row_level_security(
 
 
 @pytest.mark.parametrize("role", LOGINS)
+@promise("tenancy:unset-sees-nothing")
 async def test_without_a_tenant_a_role_reads_nothing_and_writes_nothing(
     database: Database, tables: list[Table], role: str
 ) -> None:
