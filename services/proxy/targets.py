@@ -22,7 +22,7 @@ CONFIG_ROOTS: Final = (
 _PROTECTED: Final = re.compile(r"(?:MEMORY|SOUL|IDENTITY|\.env)", re.IGNORECASE)
 _HOME: Final = re.compile(r"(?:~|\$HOME|\$\{HOME\}|%USERPROFILE%|%HOMEPATH%)(?=/|$)", re.IGNORECASE)
 _HOMES: Final = re.compile(r"/(?:home|users)/[^/]+(?=/|$)", re.IGNORECASE)
-_DRIVE: Final = re.compile(r"[A-Za-z]:(?=/|$)")
+_DRIVE: Final = re.compile(r"/?[A-Za-z]:(?=/|$)")
 _DEVICE: Final = re.compile(r"//[?.]/(?:UNC/[^/]+/)?", re.IGNORECASE)
 _UNC: Final = re.compile(r"//[^/]+(?=/)")
 _VARIABLE: Final = re.compile(r"\$\{?\w|%\w+%|`|\$\(")
@@ -74,7 +74,8 @@ def path(text: str, *, case_fold: bool = False) -> PathTarget:
     plain, settled = _decoded(text[:MAX_VALUE].removeprefix("file://").replace("\0", ""))
     plain = unicodedata.normalize("NFKC", plain).replace("\\", "/")
     plain = _UNC.sub("", _DEVICE.sub("/", plain, count=1), count=1) if plain[:2] == "//" else plain
-    plain = _DRIVE.sub("", plain, count=1) if plain[1:2] == ":" else plain
+    if ":" in plain[1:3] and (drive := _DRIVE.match(plain)):
+        plain = plain[drive.end() :] or "/"
     plain = _HOME.sub("~", plain, count=1) if plain[:1] in {"~", "$", "%"} else plain
     plain = _HOMES.sub("~", plain, count=1) if plain[:1] == "/" else plain
     if case_fold:

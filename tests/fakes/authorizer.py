@@ -134,7 +134,8 @@ class FakeAuthorizer(
         sent = b""
         while True:
             async with self._changed:
-                await self._changed.wait_for(lambda: self._part(request.part) != sent)
+                while self._part(request.part) == sent:
+                    await self._changed.wait()
             sent = self._part(request.part)
             yield wire.WatchResponse(revision=self.snapshot["revision"], snapshot=sent)
 

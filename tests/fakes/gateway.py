@@ -8,7 +8,7 @@ import asyncio
 import io
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,9 +161,7 @@ class Gateway:
 
     async def settled(self) -> None:
         """The snapshot that was published last has arrived."""
-        async with asyncio.timeout(5):
-            while self.running.revision() != self.authorizer.snapshot["revision"]:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.running.revision() == self.authorizer.snapshot["revision"])
 
     def forget_catalog(self) -> None:
         """As if five minutes had passed."""
@@ -180,10 +178,8 @@ class Gateway:
 
     async def recorded(self, *types: str, count: int = 1) -> list[dict[str, Any]]:
         """Waits for records that are written beside the answer."""
-        async with asyncio.timeout(5):
-            while len(found := self.records(*types)) < count:
-                await asyncio.sleep(0.01)
-        return found
+        await until(lambda: len(self.records(*types)) >= count)
+        return self.records(*types)
 
     def entries(self) -> list[audit_pb2.Entry]:
         made = []
@@ -241,12 +237,26 @@ async def gateway(
 
 
 async def until_ready(made: Gateway) -> None:
+    async def ready() -> bool:
+        async with made.http.get(f"{made.url}/readyz") as response:
+            return response.status == 200
+
+    await until_true(ready)
+
+
+async def until(check: Callable[[], bool]) -> None:
+    """Looks again every few milliseconds, at most for five seconds."""
+
+    async def checked() -> bool:
+        return check()
+
+    await until_true(checked)
+
+
+async def until_true(check: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(5):
-        while True:
-            async with made.http.get(f"{made.url}/readyz") as response:
-                if response.status == 200:
-                    return
-            await asyncio.sleep(0.02)
+        while not await check():  # noqa: ASYNC110  # what is waited for tells nobody
+            await asyncio.sleep(0.01)
 
 
 def http_server(url: str, **changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Nothing but a well-formed Allow runs a tool, and every refusal is in the chain before it leaves."""
+"""Nothing but a well-formed Allow runs a tool; each refusal is in the chain before it leaves."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 
 from behavry.authorizer.v1 import authorizer_pb2 as pb
 from services.common.outbox.pressure import Budget, Level
-from tests.fakes.gateway import Gateway
+from tests.fakes.gateway import Gateway, until_true
 from tests.fakes.tool_server import ToolServer
 
 Twist = Callable[[pb.Verdict], pb.Verdict | None]
@@ -135,20 +135,6 @@ async def test_a_definition_that_changed_hides_its_tool(proxy: Gateway, tools: T
     assert [] == tools.ran()
 
 
-async def test_a_changed_definition_shows_once_the_lists_time_is_over(
-    proxy: Gateway, tools: ToolServer
-) -> None:
-    """The server gives its lists no time to live: nobody has to push or to wait five minutes."""
-    tools.behave(descriptions={"read_note": "Now does something else."})
-
-    async with asyncio.timeout(5):
-        while "error" not in (called := (await proxy.call("read_note", {"call": "c"}))[1]):
-            await asyncio.sleep(0.05)
-
-    assert -32602 == called["error"]["code"]
-    assert "tool_schema_changed" == proxy.records("call.denied")[0]["reason"]
-
-
 async def test_without_an_authorizer_there_is_no_view_and_no_call(
     proxy: Gateway, tools: ToolServer
 ) -> None:
@@ -162,9 +148,12 @@ async def test_without_an_authorizer_there_is_no_view_and_no_call(
     assert 4031 == listed["error"]["code"]
     assert called["result"]["isError"] is True
     proxy.authorizer.down = False
-    async with asyncio.timeout(5):
-        while (await proxy.call("read_note", {"call": "later"}))[1]["result"].get("isError"):
-            await asyncio.sleep(0.02)
+
+    async def healed() -> bool:
+        _, answer = await proxy.call("read_note", {"call": "later"})
+        return not answer["result"].get("isError")
+
+    await until_true(healed)
     assert ["later"] == tools.ran()
 
 

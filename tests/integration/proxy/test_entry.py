@@ -2,8 +2,8 @@
 
 import base64
 import hmac
-import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -113,62 +113,48 @@ def hs256(claims: dict[str, Any], secret: bytes) -> str:
     return (signed + b"." + b64(hmac.digest(secret, signed, "sha256"))).decode()
 
 
-def forged(proxy: Gateway, how: str) -> str:
-    issuer = proxy.issuer
-    stranger = RSAKey.generate_key(2048, parameters={"kid": "k1"})
-    match how:
-        case "another key":
-            return issuer.token(key=stranger)
-        case "unknown kid":
-            return issuer.token(key=RSAKey.generate_key(2048, parameters={"kid": "k2"}))
-        case "no kid":
-            claims = jwt.decode(issuer.token(), issuer.key, algorithms=["RS256"]).claims
-            return jwt.encode({"alg": "RS256"}, claims, issuer.key)
-        case "PS256":
-            claims = jwt.decode(issuer.token(), issuer.key, algorithms=["RS256"]).claims
-            return jwt.encode(
-                {"alg": "PS256", "kid": "k1"}, claims, issuer.key, algorithms=["PS256"]
-            )
-        case "HS256 with the public key":
-            claims = jwt.decode(issuer.token(), issuer.key, algorithms=["RS256"]).claims
-            return hs256(claims, issuer.key.as_pem(private=False))
-        case "alg none":
-            head, body, _ = issuer.token().split(".")
-            none = base64.urlsafe_b64encode(b'{"alg":"none","kid":"k1"}').decode().rstrip("=")
-            assert head != none
-            return f"{none}.{body}."
-        case "expired":
-            return issuer.token(iat=1_700_000_000, nbf=1_700_000_000, exp=1_700_000_900)
-        case "not yet":
-            return issuer.token(nbf=4_000_000_000)
-        case "another issuer":
-            return issuer.token(iss="http://evil.example")
-        case "another audience":
-            return issuer.token(aud="behavry:dp:elsewhere")
-        case "another resource":
-            return issuer.token(aud=f"{proxy.url}/mcp/v1/other")
-        case "no tenant":
-            return issuer.token(tid=None)
-        case "no session":
-            return issuer.token(sid=None)
-        case "no expiry":
-            return issuer.token(exp=None)
-        case "bound to a certificate":
-            return issuer.token(cnf={"x5t#S256": "abc"})
-        case _:
-            raise KeyError(how)
+def resigned(proxy: Gateway, header: dict[str, Any]) -> str:
+    """A good token's claims under another header."""
+    key = proxy.issuer.key
+    claims = jwt.decode(proxy.issuer.token(), key, algorithms=["RS256"]).claims
+    if header["alg"] == "HS256":
+        return hs256(claims, key.as_pem(private=False))
+    return jwt.encode(header, claims, key, algorithms=[header["alg"]])
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "another key", "unknown kid", "no kid", "PS256", "HS256 with the public key", "alg none",
-        "expired", "not yet", "another issuer", "another audience", "another resource",
-        "no tenant", "no session", "no expiry", "bound to a certificate",
-    ],
-)  # fmt: skip
-async def test_forged_and_foreign_tokens_are_nobody(proxy: Gateway, how: str) -> None:
-    status, _ = await proxy.call("read_note", token=forged(proxy, how))
+def unsigned(proxy: Gateway) -> str:
+    _, body, _ = proxy.issuer.token().split(".")
+    none = base64.urlsafe_b64encode(b'{"alg":"none","kid":"k1"}').decode().rstrip("=")
+    return f"{none}.{body}."
+
+
+STRANGER = RSAKey.generate_key(2048, parameters={"kid": "k1"})
+UNKNOWN = RSAKey.generate_key(2048, parameters={"kid": "k2"})
+LONG_AGO = 1_700_000_000
+FORGED: dict[str, Callable[[Gateway], str]] = {
+    "another key": lambda proxy: proxy.issuer.token(key=STRANGER),
+    "unknown kid": lambda proxy: proxy.issuer.token(key=UNKNOWN),
+    "no kid": lambda proxy: resigned(proxy, {"alg": "RS256"}),
+    "PS256": lambda proxy: resigned(proxy, {"alg": "PS256", "kid": "k1"}),
+    "HS256 with the public key": lambda proxy: resigned(proxy, {"alg": "HS256"}),
+    "alg none": unsigned,
+    "expired": lambda proxy: proxy.issuer.token(iat=LONG_AGO, nbf=LONG_AGO, exp=LONG_AGO + 900),
+    "not yet": lambda proxy: proxy.issuer.token(nbf=4_000_000_000),
+    "another issuer": lambda proxy: proxy.issuer.token(iss="http://evil.example"),
+    "another audience": lambda proxy: proxy.issuer.token(aud="behavry:dp:elsewhere"),
+    "another resource": lambda proxy: proxy.issuer.token(aud=f"{proxy.url}/mcp/v1/other"),
+    "no tenant": lambda proxy: proxy.issuer.token(tid=None),
+    "no session": lambda proxy: proxy.issuer.token(sid=None),
+    "no expiry": lambda proxy: proxy.issuer.token(exp=None),
+    "bound to a certificate": lambda proxy: proxy.issuer.token(cnf={"x5t#S256": "abc"}),
+}
+
+
+@pytest.mark.parametrize("how", FORGED.values(), ids=FORGED)
+async def test_forged_and_foreign_tokens_are_nobody(
+    proxy: Gateway, how: Callable[[Gateway], str]
+) -> None:
+    status, _ = await proxy.call("read_note", token=how(proxy))
 
     assert 401 == status
     assert "auth.failed" in [one["type"] for one in await proxy.recorded("auth.failed")]
@@ -204,8 +190,8 @@ async def test_two_credentials_or_one_in_the_query_are_none(proxy: Gateway) -> N
 async def test_failures_are_in_the_tenants_chain_only_if_the_signature_is_good(
     proxy: Gateway,
 ) -> None:
-    await proxy.modern("tools/list", token=forged(proxy, "another audience"))
-    await proxy.modern("tools/list", token=forged(proxy, "another key"))
+    await proxy.modern("tools/list", token=FORGED["another audience"](proxy))
+    await proxy.modern("tools/list", token=FORGED["another key"](proxy))
 
     known, unknown = await proxy.recorded("auth.failed", count=2)
 
@@ -278,7 +264,8 @@ async def test_the_body_has_a_limit(proxy: Gateway) -> None:
         for _ in range(5):
             yield b" " * 1024 * 1024
 
-    headers = {"authorization": f"Bearer {proxy.issuer.token()}", "content-type": "application/json",
+    token = proxy.issuer.token()
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json",
                "accept": BOTH, **MODERN}  # fmt: skip
     async with proxy.http.post(proxy.mcp(), data=chunks(), headers=headers) as response:
         assert 413 == response.status
@@ -331,7 +318,7 @@ REJECTED: dict[str, tuple[bytes, dict[str, str], int, int]] = {
 
 
 @pytest.mark.parametrize(("body", "headers", "status", "code"), REJECTED.values(), ids=REJECTED)
-async def test_malformed_requests_of_known_agents_are_recorded(
+async def test_malformed_requests_of_known_agents_are_recorded(  # noqa: PLR0917
     proxy: Gateway, tools: ToolServer, body: bytes, headers: dict[str, str], status: int, code: int
 ) -> None:
     found, answer = await proxy.post(body, headers=headers)

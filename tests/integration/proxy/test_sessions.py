@@ -75,9 +75,11 @@ async def test_after_delete_it_is_as_if_it_never_was(proxy: Gateway) -> None:
     session = await opened(proxy)
     headers = {"authorization": f"Bearer {proxy.issuer.token()}", "mcp-session-id": session}
 
-    async with proxy.http.delete(proxy.mcp(), headers=headers) as first:
-        async with proxy.http.delete(proxy.mcp(), headers=headers) as second:
-            assert (204, 404) == (first.status, second.status)
+    async def delete() -> int:
+        async with proxy.http.delete(proxy.mcp(), headers=headers) as response:
+            return response.status
+
+    assert (204, 404) == (await delete(), await delete())
     assert 404 == (await proxy.post(LIST, headers={"mcp-session-id": session}))[0]
 
 

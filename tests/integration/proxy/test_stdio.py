@@ -31,7 +31,8 @@ for line in sys.stdin:
     elif method == "tools/call":
         path = message["params"]["arguments"].get("path")
         seen = {"env": sorted(os.environ), "pid": os.getpid(), "group": os.getpgrp(),
-                "home": os.environ["HOME"], "cwd": os.getcwd(), "fds": len(os.listdir("/proc/self/fd"))}
+                "home": os.environ["HOME"], "cwd": os.getcwd(),
+                "fds": len(os.listdir("/proc/self/fd"))}
         if path:
             try:
                 seen["read"] = open(path).read()

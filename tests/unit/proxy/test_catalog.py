@@ -44,11 +44,12 @@ def test_the_order_of_keys_does_not() -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        None, [], {}, {"name": 1}, {"name": ""}, {"name": "a b"}, {"name": "a" * 129}, {"name": "\u00e9"},
+        None, [], {}, {"name": 1}, {"name": ""}, {"name": "a b"}, {"name": "a" * 129},
+        {"name": "\u00e9"},
         {**TOOL, "execution": {"taskSupport": "required"}},
         {**TOOL, "inputSchema": {"properties": {"a": {"type": "object", "x-mcp-header": "A"}}}},
     ],
-    ids=lambda raw: str(raw)[:40],
+    ids=lambda raw: str(raw)[-60:],
 )  # fmt: skip
 def test_odd_tools_leave_the_list(raw: Any) -> None:
     assert catalog.define(raw) is None

@@ -1,3 +1,5 @@
+"""Headers that agree with the body, and headers made from it (mcp.md 3.2)."""
+
 import base64
 from typing import Any
 

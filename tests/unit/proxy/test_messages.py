@@ -1,3 +1,5 @@
+"""What is one message and nothing else (mcp.md 3.1)."""
+
 import json
 import string
 from typing import Any

@@ -1,0 +1,151 @@
+"""What is made, stripped and renamed between the eras (mcp.md 2.3)."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from services.proxy import bridge
+from services.proxy.bridge import Facts, Untranslatable
+from services.proxy.eras import (
+    CAPABILITIES_META,
+    CLIENT_META,
+    NEWEST_MODERN,
+    SERVER_META,
+    VERSION_META,
+)
+from services.proxy.messages import encode
+
+MODERN = Facts(era="modern", version=NEWEST_MODERN)
+LEGACY = Facts(era="legacy", version="2025-11-25")
+
+
+def sent(params: dict[str, Any], facts: Facts, **options: Any) -> dict[str, Any]:
+    made: dict[str, Any] = orjson.loads(encode(bridge.outgoing(params, facts, **options)))
+    return made
+
+
+def test_a_modern_server_gets_the_envelope_without_the_agents_capabilities() -> None:
+    client = {"name": "agent", "version": "9"}
+    meta = {VERSION_META: "x", CLIENT_META: client, CAPABILITIES_META: {"sampling": {}}, "own": 1,
+            "com.behavry/decision": 1, "traceparent": "t", "progressToken": 5}  # fmt: skip
+
+    made = sent({"name": "t", "_meta": meta, "other": [1]}, MODERN)
+
+    assert {
+        "name": "t", "other": [1],
+        "_meta": {"own": 1, VERSION_META: NEWEST_MODERN, CLIENT_META: client,
+                  CAPABILITIES_META: {}},
+    } == made  # fmt: skip
+
+
+def test_a_legacy_server_gets_none_of_it() -> None:
+    meta = {VERSION_META: NEWEST_MODERN, CAPABILITIES_META: {}}
+
+    assert {"name": "t"} == sent({"name": "t", "_meta": meta}, LEGACY)
+    assert {"name": "t", "_meta": {"own": 1}} == sent(
+        {"name": "t", "_meta": {**meta, "own": 1}}, LEGACY
+    )
+
+
+def test_arguments_are_the_bytes_that_were_decided() -> None:
+    made = bridge.outgoing(
+        {"name": "t", "arguments": {"b": 1, "a": 2}}, LEGACY, arguments=b'{"a":2,"b":1}'
+    )
+
+    assert b'{"name":"t","arguments":{"a":2,"b":1}}' == encode(made)
+
+
+@pytest.mark.parametrize(
+    ("facts", "to_modern", "method", "given", "wanted"),
+    [
+        (MODERN, True, "tools/call", {"content": []}, {"content": [], "resultType": "complete"}),
+        (LEGACY, True, "tools/call", {"content": []}, {"content": [], "resultType": "complete"}),
+        (
+            LEGACY, True, "tools/list", {"tools": []},
+            {"tools": [], "resultType": "complete", "ttlMs": 0, "cacheScope": "private"},
+        ),
+        (
+            MODERN, True, "tools/list", {"tools": [], "ttlMs": 10**9, "cacheScope": "public"},
+            {"tools": [], "resultType": "complete", "ttlMs": 30_000, "cacheScope": "private"},
+        ),
+        (
+            MODERN, True, "resources/read", {"ttlMs": -1},
+            {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"},
+        ),
+        (
+            MODERN, False, "tools/list",
+            {"tools": [], "resultType": "complete", "ttlMs": 1, "cacheScope": "public"},
+            {"tools": []},
+        ),
+        (LEGACY, False, "tools/call", {"isError": True}, {"isError": True}),
+        (LEGACY, False, "tools/call", {"resultType": "mine"}, {"resultType": "mine"}),
+    ],
+)  # fmt: skip
+def test_results_take_the_agents_form(
+    facts: Facts, to_modern: bool, method: str, given: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    assert wanted == bridge.result(given, method, facts, to_modern=to_modern)
+
+
+def test_a_server_cannot_forge_our_meta() -> None:
+    found = bridge.result(
+        {"_meta": {"com.behavry/decision": 1, "x": 2}}, "tools/call", LEGACY, to_modern=False
+    )
+
+    assert {"_meta": {"x": 2}} == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("input_required", "capability_not_granted"),
+        ("task", "upstream_protocol"),
+        (1, "upstream_protocol"),
+    ],
+)
+def test_results_of_other_types_are_refused_by_name(kind: Any, reason: str) -> None:
+    with pytest.raises(Untranslatable) as refused:
+        bridge.result({"resultType": kind}, "tools/call", MODERN, to_modern=True)
+
+    assert reason == refused.value.reason
+
+
+@pytest.mark.parametrize(
+    ("code", "method", "facts", "to_modern", "wanted"),
+    [
+        (-32002, "resources/read", LEGACY, True, -32602),
+        (-32002, "resources/read", LEGACY, False, -32002),
+        (-32602, "resources/read", MODERN, False, -32002),
+        (-32602, "tools/call", MODERN, False, -32602),
+        (-32602, "resources/read", MODERN, True, -32602),
+        (-32603, "resources/read", LEGACY, True, -32603),
+    ],
+)
+def test_not_found_has_another_number_in_each_era(
+    code: int, method: str, facts: Facts, to_modern: bool, wanted: int
+) -> None:
+    assert wanted == bridge.error_code(code, method, facts, to_modern=to_modern)
+
+
+def test_only_what_is_relayed_is_offered() -> None:
+    facts = Facts(
+        era="legacy", version="2025-11-25",
+        capabilities={"tools": {"listChanged": True}, "resources": {"subscribe": True},
+                      "logging": {}, "completions": {}, "tasks": {}, "experimental": {}},
+        server_info={"name": "s", "version": "1"}, instructions="Be kind.",
+    )  # fmt: skip
+
+    introduced = bridge.initialized(facts, "2025-06-18")
+    discovered = bridge.discovered(facts)
+
+    assert (
+        {"tools": {}, "resources": {}} == introduced["capabilities"] == discovered["capabilities"]
+    )
+    assert (
+        {"name": "s", "version": "1"}
+        == introduced["serverInfo"]
+        == discovered["_meta"][SERVER_META]
+    )
+    assert ("Be kind.", "2025-06-18") == (introduced["instructions"], introduced["protocolVersion"])
+    assert "private" == discovered["cacheScope"]

@@ -1,0 +1,84 @@
+"""How long a legacy session lasts, and how many an agent may have."""
+
+import pytest
+
+from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
+from services.proxy.calls import Caller, Visit
+from services.proxy.seals import Seals, Unsealed
+from services.proxy.sessions import LIFE_S, PER_AGENT, Sessions, TooMany
+from services.proxy.snapshot import Agent, Server, Tenant
+from tests.fakes.clock import ManualClock
+
+
+def visit(agent: str = "a") -> Visit:
+    caller = Caller(
+        tenant=TenantId("t"), agent=AgentId(agent), session=SessionId("s"), issued_at_s=0,
+        expires_at_s=0, audiences=frozenset(),
+    )  # fmt: skip
+    return Visit(
+        caller=caller,
+        tenant=Tenant(slug="default", status="active"),
+        agent=Agent(name="x", status="active", cls="c"),
+        slug=ServerSlug("notes"),
+        server=Server(id="", domain="d", transport="http"),
+        revision="1",
+        client_ip="",
+    )
+
+
+def made() -> tuple[Sessions, ManualClock]:
+    clock = ManualClock()
+    return Sessions(Seals([b"k" * 32], clock), clock), clock
+
+
+def test_another_process_opens_it_too() -> None:
+    sessions, clock = made()
+    sealed = sessions.open(visit(), "2025-06-18", "up-1", "2025-03-26")
+    elsewhere = Sessions(Seals([b"k" * 32], clock), clock)
+
+    found = elsewhere.find(visit(), sealed)
+
+    assert ("2025-06-18", "up-1", "2025-03-26") == (
+        found.version,
+        found.upstream,
+        found.upstream_version,
+    )
+
+
+def test_it_lasts_twelve_hours_at_most() -> None:
+    sessions, clock = made()
+    sealed = sessions.open(visit(), "2025-06-18", "", "")
+    clock.advance(LIFE_S)
+    sessions.find(visit(), sealed)
+    clock.advance(1)
+
+    with pytest.raises(Unsealed):
+        sessions.find(visit(), sealed)
+
+
+def test_an_idle_one_ends_and_its_upstream_is_told() -> None:
+    sessions, clock = made()
+    sealed = sessions.open(visit(), "2025-06-18", "up-1", "2025-06-18")
+    used = sessions.open(visit(), "2025-06-18", "up-2", "2025-06-18")
+    clock.advance(1200)
+    sessions.find(visit(), used)
+    clock.advance(1200)
+
+    assert ["up-1"] == [session.upstream for _, session in sessions.sweep()]
+    sessions.find(visit(), used)
+    with pytest.raises(Unsealed):
+        sessions.find(visit(), sealed)
+
+
+def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
+    sessions, clock = made()
+    for _ in range(PER_AGENT):
+        sessions.admit(visit())
+        sessions.open(visit(), "2025-06-18", "", "")
+
+    with pytest.raises(TooMany):
+        sessions.admit(visit())
+    sessions.admit(visit("b"))
+    clock.advance(1801)
+    sessions.sweep()
+    sessions.admit(visit())
