@@ -4,11 +4,13 @@ import pytest
 
 from services.common.rego.check import PolicyRejected, PolicyReport, check_policy
 from services.common.rego.names import policy_package
+from tests.house import tool
 
 pytestmark = pytest.mark.needs_regorus
 
 TENANT = "0192f5c0-0000-7000-8000-000000000001"
 PACKAGE = policy_package(TENANT, "rule")
+COUNT = 'count(input.features.paths) == "many"'
 VERDICT = '{"result": "deny", "code": "c", "reason": "r", "obligations": []}'
 
 
@@ -152,3 +154,15 @@ unused if input.context.hour > 3
         ("agent", "class"),
     } == report.references
     assert ((((("request", "tool"), "rm"),)),) == report.guards
+
+
+@pytest.mark.needs_opa
+def test_what_only_opas_compiler_refuses_is_refused_too() -> None:
+    binary = str(tool("opa"))
+    mistyped = f"package {PACKAGE}\n\n{when(COUNT)}\n"
+
+    with pytest.raises(PolicyRejected) as caught:
+        check_policy(mistyped, TENANT, "rule", opa=binary)
+    assert ("syntax", 4) == (caught.value.rule, caught.value.line)
+    honest = mistyped.replace('"many"', "3")
+    assert PACKAGE == check_policy(honest, TENANT, "rule", opa=binary).package
