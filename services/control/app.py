@@ -69,6 +69,7 @@ class Running:
     counters: Counters
     control: Control = field(repr=False)
     tool_inbox: ToolInbox = field(repr=False)
+    publisher: Publisher = field(repr=False)
 
 
 @asynccontextmanager
@@ -137,6 +138,7 @@ async def running(
             clock=clock,
             log=log,
         )
+        await publisher.resume()
         supervisor.spawn("publisher", publisher.run)
         audit = AuditReader(audit_link)
         verifications = Verifications(pool, clock, audit, supervisor)
@@ -195,6 +197,7 @@ async def running(
             counters=counters,
             control=control,
             tool_inbox=tool_inbox,
+            publisher=publisher,
         )
 
 

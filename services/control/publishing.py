@@ -50,6 +50,15 @@ class Publisher:
     #: Compiled once: the same content is not compiled again.
     _compiled: set[str] = field(default_factory=set)
 
+    async def resume(self) -> None:
+        """Call before anything changes: signals count from the newest bundle that planes may hold,
+        also while none can be built.
+        """
+        async with self.pool.acquire() as connection:
+            newest = await bundle_store.newest(connection, self.plane_id)
+        if newest is not None:
+            self.signals.published(newest.serial)
+
     async def run(self) -> None:
         """Builds at the start, then after each change, until cancelled."""
         await self.publish()
