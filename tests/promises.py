@@ -9,6 +9,11 @@ from typing import Final
 import pytest
 
 PROMISES: Final[dict[str, str]] = {
+    "agents:revocation-is-told": "Suspending an agent or ending a secret reaches planes at once.",
+    "agents:secret-told-once": "An agent's secret is in one answer, and nowhere else.",
+    "api:done-once": "A request repeated under its idempotency key is done once.",
+    "api:order-of-refusals": "401 and 403 come before anything is said of a body or a resource.",
+    "api:refusals-are-problems": "Each refusal is a problem document that echoes nothing.",
     "audit:nobody-rewrites": "No role of a service can change or remove what is recorded.",
     "audit:stored-once": "A record is stored once, whatever is lost, resent or put back.",
     "audit:tampering-named": "A manipulated chain is named by code and first position.",
@@ -16,9 +21,20 @@ PROMISES: Final[dict[str, str]] = {
     "code:broad-handlers": "Only the outermost handlers and the supervisor catch everything.",
     "code:exceptions-explained": "A linter is silenced by rule and with a reason, or not at all.",
     "docs:walk-is-true": "The walk through one call names files that exist.",
+    "engine:answers-fail-closed": "What is not a well-formed answer of an engine allows nothing.",
+    "engine:judged-alone": "In a batch each call is judged as if it were alone.",
+    "engine:parity": "Both engines decide every policy case alike.",
+    "engine:sees-what-is-read": "The engine gets the input paths that policies read, no more.",
+    "envelope:closed": "An input with a key missing, added or out of bounds is refused.",
     "imports:contracts-hold": "Services share contracts in protos and nothing else.",
     "imports:violation-caught": "An import that crosses a border is named before it is merged.",
+    "people:own-page-writes": "A browser writes only from our own page.",
+    "people:sign-in-limited": "Sign-in is limited per account and address from the start.",
+    "policy:refused-at-save": "What a policy may not do is refused with rule, line and column.",
+    "tenancy:others-are-not-found": "Another tenant's resource does not exist.",
     "tenancy:unset-sees-nothing": "Without a tenant no service sees or writes a tenant's row.",
+    "tokens:limited": "Tokens are limited per client, failures per client and address.",
+    "tools:another-definition-hides": "A tool with another definition than the approved is hidden.",
 }
 
 

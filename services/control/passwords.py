@@ -23,8 +23,7 @@ class Passwords:
     def __init__(self) -> None:
         self._hasher = PasswordHasher.from_parameters(RFC_9106_LOW_MEMORY)
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        # What an unknown user's password is compared with: nobody's, at the same price.
-        self._nobody = self._hasher.hash("no such user")
+        self._nobody: str | None = None
 
     async def hash(self, password: str) -> str:
         if len(password) < MIN_CHARACTERS:
@@ -35,6 +34,8 @@ class Passwords:
     async def matches(self, stored: str | None, password: str) -> bool:
         """Whether `password` is the one behind `stored`; None (no such user) never matches."""
         async with self._gate:
+            if self._nobody is None:  # at the first check, whoever it is for
+                self._nobody = await asyncio.to_thread(self._hasher.hash, "no such user")
             fits = await asyncio.to_thread(self._verify, stored or self._nobody, password)
         return fits and stored is not None
 

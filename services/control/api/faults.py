@@ -34,8 +34,7 @@ _DATABASE_AWAY: Final = (
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.InterfaceError,
-    ConnectionError,
-    TimeoutError,
+    OSError,  # refused, no socket, no answer in time
 )
 
 

@@ -7,6 +7,7 @@ import asyncpg
 
 from services.control.revocations import Revoked
 from tests.integration.control.conftest import Rest
+from tests.promises import promise
 
 GONE = "00000000-0000-7000-8000-000000000000"
 
@@ -40,6 +41,7 @@ async def everything_stored(rest: Rest) -> str:
     return str(rows) + "".join(d["draft"].decode() for d in drafts)
 
 
+@promise("agents:secret-told-once")
 async def test_an_agents_secret_is_told_once_and_kept_as_a_hash(rest: Rest, capsys: Any) -> None:
     made = await rest.add_agent("worker-1", type="worker")
     seen = await rest.get(f"/api/v1/agents/{made['id']}")
@@ -81,6 +83,7 @@ async def test_unknown_roles_and_classes_are_refused_by_pointer(rest: Rest) -> N
     assert "not-known" not in roles.body.decode()
 
 
+@promise("agents:revocation-is-told")
 async def test_suspending_ends_sessions_and_tells_the_planes(rest: Rest) -> None:
     agent = await rest.add_agent()
     session = (await get_token(rest, agent)).json["session_id"]
@@ -124,6 +127,7 @@ async def test_a_new_secret_leaves_the_older_one_a_week(rest: Rest) -> None:
     assert 201 == (await rest.post(f"/api/v1/agents/{agent['id']}:rotate")).status
 
 
+@promise("agents:revocation-is-told")
 async def test_deleting_a_secret_ends_its_sessions_and_no_others(rest: Rest) -> None:
     agent = await rest.add_agent()
     new = (await rest.post(f"/api/v1/agents/{agent['id']}:rotate")).json

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from tests.integration.control.conftest import Answered, Rest
+from tests.promises import promise
 
 AGENTS = "/api/v1/agents"
 
@@ -33,6 +34,7 @@ async def test_another_body_under_the_same_key_is_refused(rest: Rest) -> None:
     assert 1 == await count(rest)
 
 
+@promise("api:done-once")
 async def test_many_at_once_have_one_effect(rest: Rest) -> None:
     answers = await asyncio.gather(*(make(rest, "k1", {"name": "one"}) for _ in range(8)))
 

@@ -16,6 +16,7 @@ from services.control.problems import CATALOGUE
 from services.control.store import keys
 from tests.fakes.asking import ask_until
 from tests.integration.control.conftest import Answered, Rest
+from tests.promises import promise
 
 PLANTED: Final = "planted-7f3a91"
 #: Their refusals have another form: OAuth's, or none.
@@ -69,6 +70,7 @@ async def key_of(rest: Rest, role: str) -> str:
     return str(made.json["key"])
 
 
+@promise("api:order-of-refusals")
 async def test_without_a_credential_nothing_else_is_said(rest: Rest) -> None:
     for one in await operations(rest):
         if one.role is None:
@@ -111,6 +113,7 @@ async def test_a_key_with_a_wrong_checksum_costs_no_look_up(
     assert 1 == len(asked)
 
 
+@promise("api:order-of-refusals")
 async def test_a_role_too_low_is_refused_before_the_body_is_read(rest: Rest) -> None:
     viewer = await key_of(rest, "viewer")
     author = await key_of(rest, "policy_author")
@@ -128,6 +131,7 @@ async def test_a_role_too_low_is_refused_before_the_body_is_read(rest: Rest) -> 
                 assert 403 != answer.status, (one.name, answer.body)
 
 
+@promise("api:refusals-are-problems")
 async def test_a_body_that_cannot_be_used_is_said_to_be_so(rest: Rest) -> None:
     nul = b'{"name": "a\\u0000b"}'
     bad: list[tuple[bytes, dict[str, str], int]] = [

@@ -6,6 +6,7 @@ import asyncpg
 
 from services.common.ids import ServerSlug
 from tests.integration.control.conftest import Rest
+from tests.promises import promise
 
 URL = "https://tools.example/mcp"
 HASH = "sha256:" + "a" * 64
@@ -127,6 +128,7 @@ async def test_a_new_tool_is_unclassified_until_somebody_says_what_it_does(rest:
     )  # fmt: skip
 
 
+@promise("tools:another-definition-hides")
 async def test_another_definition_hides_the_tool_again_and_is_recorded(rest: Rest) -> None:
     await rest.add_server()
     await see(rest, "now", "then")

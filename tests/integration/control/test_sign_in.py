@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
+from tests.promises import promise
 
 LOGIN = "/api/v1/auth/login"
 
@@ -62,6 +63,7 @@ async def test_sign_ins_are_recorded_and_failed_ones_too(rest: Rest) -> None:
     assert "nobody@example.org" not in str(records)
 
 
+@promise("people:sign-in-limited")
 async def test_the_eleventh_try_within_a_minute_is_refused_and_a_later_one_is_not(
     rest: Rest,
 ) -> None:
@@ -84,6 +86,7 @@ async def test_a_success_clears_the_way_for_the_next_tries(rest: Rest) -> None:
     assert {200} == {answer.status for answer in answers}
 
 
+@promise("people:own-page-writes")
 async def test_a_write_with_the_cookie_needs_the_token_and_our_own_origin(rest: Rest) -> None:
     good = await browser(rest)
     body = {"permissions": ["time:read"]}

@@ -12,6 +12,7 @@ from services.common.postgres.pool import open_pool, tenant_tx
 from services.control import api_keys
 from services.control.store import agents, keys, people, servers
 from tests.integration.control.conftest import Rest
+from tests.promises import promise
 
 HASH = "sha256:" + "a" * 64
 
@@ -39,6 +40,7 @@ async def other_key(rest: Rest) -> str:
     return key.text
 
 
+@promise("tenancy:others-are-not-found")
 async def test_one_tenants_resources_do_not_exist_for_the_other(rest: Rest, other_key: str) -> None:
     await rest.add_role("r", "time:read")
     agent, server = await rest.add_agent("one"), await rest.add_server("time")

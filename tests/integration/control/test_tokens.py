@@ -9,6 +9,7 @@ from joserfc import jwt
 from joserfc.jwk import KeySet
 
 from tests.integration.control.conftest import PUBLIC, Rest
+from tests.promises import promise
 
 PROXY = "http://127.0.0.1:8700"
 OTHER = "00000000-0000-7000-8000-000000000000"
@@ -183,6 +184,7 @@ async def test_json_two_secrets_and_a_doubled_parameter_are_refused(
     assert [(400, "invalid_request")] * 4 == [(a.status, a.json["error"]) for a in answers]
 
 
+@promise("tokens:limited")
 async def test_ten_failures_close_the_door_for_that_client_and_address(
     rest: Rest, agent: dict[str, Any]
 ) -> None:
@@ -200,6 +202,7 @@ async def test_ten_failures_close_the_door_for_that_client_and_address(
     assert 200 == (await rest.token(**credentials(agent))).status
 
 
+@promise("tokens:limited")
 async def test_thirty_tokens_a_minute_are_enough_for_one_client(
     rest: Rest, agent: dict[str, Any]
 ) -> None:
