@@ -42,6 +42,8 @@ MAX_TENANTS: Final = 8
 MAX_POLICIES: Final = 200
 CANARY_EVERY_S: Final = 0.25
 CANARY_MISSES: Final = 2
+#: How long a tenant's policies in shadow are left alone after one of them held a child too long.
+SHADOW_MUTED_S: Final = 60.0
 _PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
 _TENANT_PACKAGE: Final = re.compile(r"behavry\.(?:tenant|authz)\.(t[0-9a-f]{32})\b")
 
@@ -86,6 +88,7 @@ class Embedded:
         self._ready = asyncio.Event()  # there is an active child
         self._short = asyncio.Event()  # a child is missing
         self._changing = asyncio.Lock()  # who starts children or loads revisions
+        self._shadow_muted: dict[tuple[str, str], float] = {}
         self._last_success = 0.0
         self._closed = False
 
@@ -149,10 +152,13 @@ class Embedded:
     async def observe(
         self, tenant: str, revision: str, items: Sequence[bytes], deadline: float
     ) -> list[tuple[ShadowVerdict, ...]]:
+        muted_until = self._shadow_muted.get((tenant, revision), 0.0)
         child = await self._child(deadline)
-        if child is None:
+        if child is None or self._loop.time() < muted_until:
             return [()] * len(items)
         outcome = await child.evaluate(revision, tenant, items, shadow=True)
+        if outcome.culprit is not None:  # it cost a child: no more of that for a while
+            self._shadow_muted = {(tenant, revision): self._loop.time() + SHADOW_MUTED_S}
         seen = [shadow_pairs(item.said, by_policy=True) for item in outcome.items]
         return seen + [()] * (len(items) - len(seen))
 

@@ -16,6 +16,7 @@ import httptools
 
 MAX_RESPONSE_BYTES: Final = 32 << 20
 MAX_IDLE: Final = 16
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class ConnectionFailed(Exception):
@@ -38,7 +39,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`unix:/path` or `http://host:port`."""
+    """`unix:/path` or `http://host:port` on this machine."""
 
     host: str = "localhost"
     port: int = 0
@@ -51,6 +52,8 @@ class Address:
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"}:
             raise ValueError("an address is unix:/path or http://host:port")
+        if parts.hostname not in LOOPBACK:
+            raise ValueError("policy input leaves this machine over mTLS only: use loopback")
         return cls(host=parts.hostname, port=parts.port or 80)
 
 

@@ -22,6 +22,7 @@ from tests.contract.engines.cases import Case, load, seen
 from tests.contract.engines.conftest import Bench
 from tests.fakes.bundle import Made, Policy
 from tests.fakes.envelopes import TENANT, example
+from tests.promises import promise
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -118,6 +119,7 @@ async def alone(bench: Bench, bundle: Made, asked: bytes) -> Said:
     return said
 
 
+@promise("engine:judged-alone")
 async def test_each_case_comes_out_of_a_batch_as_it_does_alone(bench: Bench) -> None:
     """All cases in one test, because the share of big queries is counted over all of them."""
     sizes: list[int] = []

@@ -25,6 +25,7 @@ from services.common.telemetry.logging import get_log
 from tests.fakes import rego_child
 from tests.fakes.envelopes import TENANT
 from tests.fakes.opa_wire import WireOpa, http, wire_opa
+from tests.promises import promise
 
 REVISION = "7-0123456789abcdef"
 ALLOW = {"result": "allow", "code": "ok", "reason": "fine", "obligations": []}
@@ -139,6 +140,7 @@ def test_the_shapes_are_many() -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@promise("engine:answers-fail-closed")
 async def test_what_is_no_answer_allows_nothing_and_its_twin_is_allowed(
     name: str, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from services.common.telemetry.logging import get_log
 from tests.contract.engines.cases import Case, load, seen
 from tests.contract.engines.conftest import Bench
 from tests.fakes.envelopes import TENANT
+from tests.promises import promise
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,6 +30,7 @@ async def test_there_are_at_least_forty_cases_and_each_has_an_innocent_twin() ->
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@promise("engine:parity")
 async def test_each_case_is_decided_as_written(bench: Bench, case: Case) -> None:
     bundle = await bench.offer({TENANT: case.policies})
     reads = bundle.reads[TENANT]

@@ -17,6 +17,7 @@ from tests.contract.engines.cases import Case, load, seen
 from tests.contract.engines.conftest import Bench
 from tests.fakes.bundle import Made, Policy, made, signing_key
 from tests.fakes.envelopes import TENANT, example
+from tests.promises import promise
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -36,6 +37,7 @@ async def answers(bench: Bench, bundle: Made, case: Case, reads: Reads) -> list[
     return [seen(one, ask.expect) for one, ask in zip(said, case.asks, strict=True)]
 
 
+@promise("engine:sees-what-is-read")
 async def test_without_any_one_read_path_some_decision_changes(bench: Bench) -> None:
     """Each path that some case reads is taken away in turn: at least one case must notice."""
     if bench.engine.name != "embedded":

@@ -13,6 +13,7 @@ from services.authorizer.envelope import EnvelopeInvalid
 from services.common.rego import inputs
 from services.common.rego.sample import sample_input
 from tests.fakes.envelopes import example
+from tests.promises import promise
 
 SCHEMA = Path(envelope.__file__).parent / "policy" / "input.schema.json"
 
@@ -96,6 +97,7 @@ def test_the_example_and_the_full_one_are_accepted_and_come_back_as_they_were() 
         assert document == json.loads(envelope.encode(decoded))
 
 
+@promise("envelope:closed")
 def test_without_any_one_key_it_is_refused() -> None:
     every = list(keys(full()))
     assert len(every) > 110

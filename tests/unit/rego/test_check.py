@@ -5,6 +5,7 @@ import pytest
 from services.common.rego.check import PolicyRejected, PolicyReport, check_policy
 from services.common.rego.names import policy_package
 from tests.house import tool
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_regorus
 
@@ -104,6 +105,7 @@ def test_an_honest_policy_is_taken(condition: str) -> None:
         ),
     ],
 )
+@promise("policy:refused-at-save")
 def test_what_is_refused_is_refused_by_rule_and_place(rule: str, line: int, body: str) -> None:
     failure = rejected(body)
 
