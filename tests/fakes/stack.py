@@ -209,12 +209,17 @@ class Stack:
         return keys
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """Name -> `{pid, ready, starts}` now: a process that was restarted has another pid."""
-        command = ["-m", "services.cli", "status", "--json", "--state", self.up.state_dir]
-        answer = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, capture_output=True, check=False, timeout=30
-        )
-        return dict(msgspec.json.decode(answer.stdout)["processes"])
+        """Name -> `{pid, ready, starts}` now: a process that was restarted has another pid.
+
+        What `behavry status --json` shows, from the file that it reads.
+        """
+        running = Path(self.up.state_dir) / "running.json"
+        return dict(msgspec.json.decode(running.read_bytes())["processes"])
+
+    def pids(self) -> dict[str, int]:
+        """Of what runs at this moment."""
+        known = {name: one["pid"] for name, one in self.processes().items()}
+        return {name: int(pid) for name, pid in known.items() if pid is not None}
 
     def chain_of(self, agent: str) -> list[dict[str, Any]]:
         """The records of an agent's calls, newest first, page by page."""

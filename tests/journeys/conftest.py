@@ -1,7 +1,8 @@
-"""One running installation per engine for all journeys of a module: starting it costs seconds."""
+"""One running installation per engine for all journeys: starting it costs seconds."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -12,14 +13,22 @@ ENGINES = (
     pytest.param("embedded", marks=pytest.mark.needs_regorus),
     pytest.param("opa", marks=pytest.mark.needs_opa),
 )
+PLANTED = f"planted{uuid4().hex}"
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="session", params=ENGINES)
 def running_stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    state: Path = tmp_path_factory.mktemp("journey") / "state"
-    with running(state, engine=request.param) as stack:
+    """With a value that a search for secrets must find: in each environment by a variable that all
+    inherit, in arguments and logs by the name of the state directory, which is handed on as a path
+    and logged as a setting.
+    """
+    scratch: Path = tmp_path_factory.mktemp("journey")
+    temporary = scratch / f"tmp-{PLANTED}"
+    temporary.mkdir()
+    environment = {"TMPDIR": str(temporary)}
+    with running(scratch / PLANTED, engine=request.param, env=environment) as stack:
         yield stack
 
 

@@ -4,35 +4,15 @@ Looks into every process of a running installation after it has been used. The s
 value that was planted in each of the three places: a search that finds nothing must be able to.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
-import pytest
-
-from tests.fakes.stack import Stack, fetch, running, until
+from tests.fakes.stack import Stack, fetch, until
 from tests.fakes.tool_server import ToolServer
 from tests.journeys.agents import register
-from tests.journeys.conftest import ENGINES
+from tests.journeys.conftest import PLANTED
 
 MADE_SECRET_IN = ("peers/*.token", "keys/*.keys", "keys/*.pem", "passfiles/*", "agents/*.secret")
 SHORTEST = 16
-PLANTED = f"planted{uuid4().hex}"
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def used_stack(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
-    """Planted: in each environment by a variable that all inherit, in arguments and logs by the
-    name of the state directory, which is handed on as a path and logged as a setting.
-    """
-    scratch: Path = tmp_path_factory.mktemp("secrets")
-    temporary = scratch / f"tmp-{PLANTED}"
-    temporary.mkdir()
-    environment = {"TMPDIR": str(temporary)}
-    with running(scratch / PLANTED, engine=request.param, env=environment) as stack:
-        yield stack
 
 
 def secrets_of(stack: Stack) -> dict[str, str]:
@@ -62,25 +42,29 @@ def logs(stack: Stack) -> dict[str, str]:
     return {file.stem: file.read_text(errors="replace") for file in sorted(kept.iterdir())}
 
 
-def test_no_secret_is_where_others_can_read_it(used_stack: Stack, tool_server: ToolServer) -> None:
+def test_no_secret_is_where_others_can_read_it(
+    running_stack: Stack, tool_server: ToolServer
+) -> None:
     assert tool_server.url is not None
-    used_stack.add_http_server("notes", tool_server.url)
-    agent = register(used_stack, "careful", "notes:read")
-    used_stack.approve("notes", agent.token, {"read_note": "read"}, category="notes")
-    until(lambda: bool(used_stack.listed("notes", agent.token)), "the tool is listed")
-    used_stack.ask("notes", agent.token, "tools/call", {"name": "read_note", "arguments": {}})
-    password = Path(used_stack.up.admin.password_file).read_text().strip()
-    sign_in(used_stack, password)
-    made = secrets_of(used_stack) | {"agent's secret": agent.secret, "agent's token": agent.token}
+    running_stack.add_http_server("notes", tool_server.url)
+    agent = register(running_stack, "careful", "notes:read")
+    running_stack.approve("notes", agent.token, {"read_note": "read"}, category="notes")
+    until(lambda: bool(running_stack.listed("notes", agent.token)), "the tool is listed")
+    running_stack.ask("notes", agent.token, "tools/call", {"name": "read_note", "arguments": {}})
+    password = Path(running_stack.up.admin.password_file).read_text().strip()
+    sign_in(running_stack, password)
+    made = secrets_of(running_stack) | {
+        "agent's secret": agent.secret,
+        "agent's token": agent.token,
+    }
 
     assert len(made) > 15
     assert {} == {name: value for name, value in made.items() if len(value) < SHORTEST}
     read: dict[str, str] = {}
-    for name, pids in used_stack.up.pids.items():
-        for pid in pids:
-            read[f"{name} arguments"] = arguments(pid)
-            read[f"{name} environment"] = environment(pid)
-    read |= {f"{name} log": text for name, text in logs(used_stack).items()}
+    for name, pid in running_stack.pids().items():
+        read[f"{name} arguments"] = arguments(pid)
+        read[f"{name} environment"] = environment(pid)
+    read |= {f"{name} log": text for name, text in logs(running_stack).items()}
     hits = [
         f"{name} in {place}" for place, text in read.items() for name in made if made[name] in text
     ]
@@ -88,14 +72,14 @@ def test_no_secret_is_where_others_can_read_it(used_stack: Stack, tool_server: T
     assert [] == hits
 
 
-def test_the_search_finds_what_is_there(used_stack: Stack) -> None:
-    pids = [pid for pids in used_stack.up.pids.values() for pid in pids]
-    written = logs(used_stack)
+def test_the_search_finds_what_is_there(running_stack: Stack) -> None:
+    pids = running_stack.pids()
+    written = logs(running_stack)
 
-    assert {True} == {PLANTED in environment(pid) for pid in pids}
-    assert any(PLANTED in arguments(pid) for pid in pids)
+    assert {True} == {PLANTED in environment(pid) for pid in pids.values()}
+    assert any(PLANTED in arguments(pid) for pid in pids.values())
     for service in ("proxy", "authorizer", "audit", "control", "entitlements"):
-        assert f"services.{service}" in arguments(used_stack.up.pids[service][0])
+        assert f"services.{service}" in arguments(pids[service])
         assert PLANTED in written[service], service
 
 
