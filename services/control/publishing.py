@@ -77,7 +77,10 @@ class Publisher:
         try:
             serial = await self._build()
         except BehavryError as refused:
-            self.log.error("bundle_not_built", reason=refused.reason)
+            # Features that are not known yet are a start's ordinary waiting.
+            waiting = refused.reason == "DEPENDENCY_UNAVAILABLE"
+            tell = self.log.info if waiting else self.log.error
+            tell("bundle_not_built", reason=refused.reason)
             return self.signals.serial
         finally:
             self.signals.building = False

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,21 +23,36 @@ from tests.fakes.outbox import denied, intent, opened, outcome
 TUNING = Tuning(segment_bytes=16_384)
 
 
+def acknowledged(directory: Path) -> list[str]:
+    lines = Path(f"{directory}.acknowledged")
+    return lines.read_text().split() if lines.exists() else []
+
+
+async def has_told(
+    directory: Path, count: int, writer: subprocess.Popen[bytes], within_s: float = 20
+) -> None:
+    """Until the writer, another process, has acknowledged that many records."""
+    async with asyncio.timeout(within_s):
+        while len(acknowledged(directory)) < count:
+            assert writer.poll() is None
+            await asyncio.sleep(0.002)
+
+
 async def record_for_ever(directory: Path, files: ScriptedFiles) -> None:
     lines = os.open(f"{directory}.acknowledged", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
-    def acknowledged(event_id: str) -> None:
+    def acknowledge(event_id: str) -> None:
         os.write(lines, f"{event_id}\n".encode())
 
     async def call(outbox: FileOutbox, size: int) -> None:
         event_id = await outbox.put(intent(text="i" * size))
-        acknowledged(event_id)
+        acknowledge(event_id)
         await outbox.put(outcome(event_id, text="o" * size), durable=False)
 
     async with opened(directory, files=files, tuning=TUNING) as outbox:
         while True:
             await call(outbox, 300)
-            acknowledged(await outbox.put(denied(text="d" * 500)))
+            acknowledge(await outbox.put(denied(text="d" * 500)))
             async with asyncio.TaskGroup() as tasks:
                 for size in (10, 2000, 70, 500):
                     tasks.create_task(call(outbox, size))

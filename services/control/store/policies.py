@@ -17,16 +17,16 @@ INSERT INTO control.policies (id, tenant_id, key, state, latest_version, revisio
 VALUES ($1, $2, $3, 'draft', 1, 1, $4)
 ON CONFLICT (tenant_id, key) DO NOTHING
 RETURNING {_COLUMNS}"""  # noqa: S608  # a constant list of columns
-_GET: Final = f"SELECT {_COLUMNS} FROM control.policies WHERE id = $1"  # noqa: S608
+_GET: Final = f"SELECT {_COLUMNS} FROM control.policies WHERE id = $1"  # noqa: S608  # a constant list of columns
 _GET_LOCKED: Final = f"{_GET} FOR UPDATE"
 _PAGE: Final = f"""
-SELECT {_COLUMNS} FROM control.policies WHERE key > $1 ORDER BY key LIMIT $2"""  # noqa: S608
+SELECT {_COLUMNS} FROM control.policies WHERE key > $1 ORDER BY key LIMIT $2"""  # noqa: S608  # a constant list of columns
 _COUNT: Final = "SELECT count(*) FROM control.policies WHERE state <> 'retired'"
 _SET: Final = f"""
 UPDATE control.policies
 SET state = $2, active_version = $3, latest_version = $4, revision = revision + 1
 WHERE id = $1
-RETURNING {_COLUMNS}"""  # noqa: S608
+RETURNING {_COLUMNS}"""  # noqa: S608  # a constant list of columns
 _ADD_VERSION: Final = """
 INSERT INTO control.policy_versions
     (tenant_id, policy_id, version, source, tests, reads, guards, created_by, created_at)

@@ -15,25 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.outbox import numbers_are_gap_free, opened, stored_in
-from tests.fakes.outbox_writer import TUNING
+from tests.fakes.outbox_writer import TUNING, acknowledged, has_told
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos' / 'gen'}", "PATH": os.environ["PATH"]}
 COMMAND = [sys.executable, "-m", "tests.fakes.outbox_writer"]
-
-
-def acknowledged(directory: Path) -> list[str]:
-    lines = Path(f"{directory}.acknowledged")
-    return lines.read_text().split() if lines.exists() else []
-
-
-async def has_told(
-    directory: Path, count: int, writer: subprocess.Popen[bytes], within_s: float = 20
-) -> None:
-    async with asyncio.timeout(within_s):
-        while len(acknowledged(directory)) < count:
-            assert writer.poll() is None
-            await asyncio.sleep(0.002)
 
 
 async def check(directory: Path) -> int:
