@@ -4,7 +4,6 @@ had begun is ended exactly once.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
