@@ -113,7 +113,7 @@ def opa(plan: Plan) -> Program:
     return Program(
         name="opa",
         argv=[binary, *opa_feed.opa_arguments(socket=plan.opa_socket, config=config)],
-        env=_inherited(plan),
+        env={**_inherited(plan), **opa_feed.ENVIRONMENT},
         log=plan.state.log_of("opa"),
         ready=ready,
         before=before,
