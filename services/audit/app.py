@@ -26,6 +26,7 @@ from services.common.rpc.server import Serving, serve
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
+from services.common.telemetry.otel import exporting
 
 PING_S: Final = 1.0
 
@@ -49,6 +50,7 @@ async def running(settings: AuditSettings, *, clock: Clock | None = None) -> Asy
     log = get_log("audit")
     counters = Counters()
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(exporting(settings, "audit", counters))
         pool = await stack.enter_async_context(  # 1
             open_pool(settings.writer_db_url, min_size=0, max_size=8, application_name="audit")
         )

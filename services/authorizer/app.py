@@ -37,6 +37,7 @@ from services.common.rpc.server import Serving, serve
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
+from services.common.telemetry.otel import exporting
 
 
 @asynccontextmanager
@@ -67,6 +68,7 @@ async def running(
     )
     me = Identity("authorizer", settings.peers_dir / "authorizer.token")
     async with (
+        exporting(settings, "authorizer", counters),
         dial(settings.audit_address, me) as audit,
         running_outbox(
             options,

@@ -59,6 +59,7 @@ class AuthorizerSettings(ServiceSettings):
 
     def check(self) -> None:
         """Raises SettingsError where two settings do not go together."""
+        ServiceSettings.check(self)  # super() does not find its class behind slots
         if self.engine == "opa" and not self.opa_url:
             raise SettingsError(
                 "BEHAVRY_AUTHORIZER_ENGINE='opa' needs BEHAVRY_OPA_URL: unix:/path or http://host:port"

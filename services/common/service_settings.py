@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from services.common.ids import PlaneId
-from services.common.settings import Resolved, environment, setting, under
+from services.common.settings import Resolved, SettingsError, environment, setting, under
+
+#: No user name, no path: an address and nothing secret.
+_ENDPOINT: Final = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+")
 
 
 def default_state_dir(_: Resolved) -> Path:
@@ -33,9 +37,22 @@ class ServiceSettings:
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "BEHAVRY_LOG_LEVEL", default="info"
     )
+    #: http(s)://host:port of an OTLP/gRPC collector. Empty: nothing is exported.
+    otlp_endpoint: str = setting("BEHAVRY_OTLP_ENDPOINT", default="")
+    otlp_sample_percent: int = setting(
+        "BEHAVRY_OTLP_SAMPLE_PERCENT", default=10, minimum=0, maximum=100
+    )
+    otlp_interval_ms: int = setting(
+        "BEHAVRY_OTLP_INTERVAL_MS", default=10_000, minimum=100, maximum=600_000
+    )
 
     def check(self) -> None:
-        """Raises SettingsError where two settings do not go together; `load` calls it."""
+        """Raises SettingsError where settings cannot be used together; `load` calls it."""
+        if self.otlp_endpoint and not _ENDPOINT.fullmatch(self.otlp_endpoint):
+            raise SettingsError(
+                f"BEHAVRY_OTLP_ENDPOINT={self.otlp_endpoint!r} cannot be used. "
+                "Allowed: http://host:port, https://host:port, or nothing."
+            )
 
 
 def socket(name: str) -> Callable[[Resolved], str]:

@@ -33,6 +33,7 @@ from services.common.rpc.server import Serving, serve
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
+from services.common.telemetry.otel import exporting
 from services.control.api import application, web
 from services.control.api.context import Control
 from services.control.api.verify_jobs import Verifications
@@ -83,6 +84,7 @@ async def running(
     log = get_log("control")
     counters = Counters()
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(exporting(settings, "control", counters))
         signing_key = SigningKey.from_file(settings.token_key)  # 1
         page_tokens = PageTokens.from_file(settings.page_key)
         bundle_key = ECKey.import_key(settings.bundle_key.read_bytes())

@@ -14,6 +14,7 @@ from services.common.rpc.peers import TokenPeers
 from services.common.rpc.server import Serving, serve
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
+from services.common.telemetry.otel import exporting
 from services.entitlements.servicer import EntitlementsAdmin, EntitlementsReader
 from services.entitlements.settings import EntitlementsSettings
 from services.entitlements.store import Store
@@ -26,7 +27,10 @@ async def running(
     """Yields the bound server once it is SERVING."""
     clock = clock or SystemClock()
     counters = Counters()
-    async with open_pool(settings.db_url, application_name="behavry-entitlements") as pool:
+    async with (
+        exporting(settings, "entitlements", counters),
+        open_pool(settings.db_url, application_name="behavry-entitlements") as pool,
+    ):
         counters.watch("postgres.statements", lambda: pool.counters.statements)
         counters.watch("postgres.connections", lambda: pool.counters.connections)
         store = Store(pool)

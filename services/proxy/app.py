@@ -28,6 +28,7 @@ from services.common.settings import environment
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log, get_log
+from services.common.telemetry.otel import exporting
 from services.proxy import local, records, snapshot
 from services.proxy.backends.commands import Commands
 from services.proxy.backends.registry import Registry
@@ -80,6 +81,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
         tuning=Tuning(durability=settings.outbox_durability),
     )
     async with (
+        exporting(settings, "proxy", counters) as spans,
         dial(settings.audit_address, me) as audit,
         running_outbox(
             options,
@@ -126,6 +128,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             counters=counters,
             clock=clock,
             log=log,
+            spans=spans,
         )
 
         async with serve(

@@ -19,6 +19,7 @@ from services.common.outbox.parts import Part
 from services.common.outbox.record import Record
 from services.common.telemetry.counters import Counter, Counters
 from services.common.telemetry.logging import Log
+from services.common.telemetry.otel import CallSpan, CallSpans
 from services.proxy import answers, bridge, eras, governed, headers, local, messages, records
 from services.proxy.answers import Answer, Rejection
 from services.proxy.backends.upstream import (
@@ -126,6 +127,7 @@ class Pipeline:
     counters: Counters
     clock: Clock
     log: Log
+    spans: CallSpans | None = None
     snapshot: Snapshot = EMPTY
     _running: dict[tuple[TenantId, AgentId], int] = field(default_factory=dict)
     _local: Local = field(init=False)
@@ -220,6 +222,8 @@ class Pipeline:
             visit, asked, id=request_id, digest=digest, schema_hash=schema_hash
         )
         decision = await self._decide(ask, asked, live)
+        spans = self.spans
+        span = self._span(spans, asked, live, message, began_ns) if spans is not None else None
         call = _Call(
             subject=Subject(
                 visit=visit,
@@ -230,6 +234,7 @@ class Pipeline:
                 schema_hash=schema_hash,
                 arguments_digest=digest,
                 arguments_size=len(asked.canonical),
+                trace_id=span.trace_id if span is not None else None,
             ),
             decision=decision,
             message=message,
@@ -244,9 +249,17 @@ class Pipeline:
         refusal = await self._record(call, refusal) or refusal  # 5
         if refusal:  # 6
             self._denied.value += 1
-            return self._denial(call, refusal)
-        self._allowed.value += 1
-        return await self._run(call)  # 7-10
+            answer = self._denial(call, refusal)
+        else:
+            self._allowed.value += 1
+            answer = await self._run(call)  # 7-10
+        if span is not None:
+            span.end(
+                decision="deny" if refusal else "allow",
+                reason=refusal or decision.reason_code,
+                revision=decision.revision.policy_revision,
+            )
+        return answer
 
     # --- steps of serve -------------------------------------------------------------------------
 
@@ -394,6 +407,14 @@ class Pipeline:
         if asked.is_tool and NAME.fullmatch(asked.tool) is None:
             return denied("tool_hidden")  # no table can hold such a name
         return await self.decider.decide(ask)
+
+    def _span(
+        self, spans: CallSpans, asked: Question, live: _Live, message: Message, began_ns: int
+    ) -> CallSpan:
+        """Names a tool only if it exists: any other name is the agent's own text."""
+        started_ns = self.clock.now_ns() - (self.clock.monotonic_ns() - began_ns)
+        tool = asked.tool if live.tool else "_OTHER" if asked.is_tool else ""
+        return spans.begin(asked.method, tool, message.params, started_ns=started_ns)
 
     async def _record(self, call: _Call, refusal: str) -> str:
         """Durable when this returns. A reason, if it could not be: then nothing may run."""

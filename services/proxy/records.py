@@ -31,6 +31,7 @@ class Subject:
     schema_hash: str | None = None
     arguments_digest: str = ""
     arguments_size: int = 0
+    trace_id: str | None = None
 
 
 def decided(
@@ -171,6 +172,7 @@ def _call(subject: Subject) -> dict[str, Any]:
     fields = _common(subject.visit)
     fields["method"] = subject.method
     fields["tool"] = subject.tool or None
+    fields["trace_id"] = subject.trace_id
     return fields
 
 

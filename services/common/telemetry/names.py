@@ -1,11 +1,12 @@
-"""Every counter's name. A typed list, so that a typo is a type error; it is also the documentation.
+"""Every name that leaves a process. Counters are a typed list, so that a typo is a type
+error; it is also the documentation.
 
 `behavry_` and the unit are added at export (`behavry_decide_messages_total`).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 CounterName = Literal[
     # proxy
@@ -56,3 +57,14 @@ CounterName = Literal[
     "rpc.refused",
     "entitlements.calls",  # unary calls made to entitlements
 ]
+
+#: Names of the list that go down as well as up.
+LEVELS: Final[frozenset[CounterName]] = frozenset({"outbox.usage_bytes", "outbox.pending"})
+
+# Attributes of a tool call's span (OpenTelemetry semantic conventions for MCP; ours begin with
+# `behavry.`). Arguments and results have names there too, which are never set.
+MCP_METHOD: Final = "mcp.method.name"
+TOOL: Final = "gen_ai.tool.name"
+DECISION: Final = "behavry.decision"
+REASON: Final = "behavry.reason_code"
+REVISION: Final = "behavry.policy.revision"
