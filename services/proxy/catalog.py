@@ -15,14 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
-
 from services.common.clock import Clock
 from services.common.ids import AgentId, ServerSlug, TenantId
 from services.proxy import bridge, headers, messages
 from services.proxy.backends.upstream import MAX_ANSWER, Backend, Request, UpstreamFailed
 from services.proxy.bridge import Facts
 from services.proxy.calls import Decider, Offered, Visit
+from services.proxy.snapshot import Server
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 PINNED: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
@@ -79,7 +78,7 @@ class View:
 @dataclass(slots=True)
 class _Cached:
     listing: Listing
-    server: str
+    server: Server
     at_ns: int
     life_ns: int
     reported_ns: int
@@ -151,7 +150,8 @@ class Catalog:
 
     def _fresh(self, visit: Visit, age_ns: int = FRESH_NS) -> Listing | None:
         cached = self._cached.get((visit.caller.tenant, visit.slug))
-        if cached is None or cached.server != _identity(visit):
+        # A server whose entry changed is another server.
+        if cached is None or (cached.server is not visit.server and cached.server != visit.server):
             return None
         young = self._clock.monotonic_ns() - cached.at_ns < min(cached.life_ns, age_ns)
         return cached.listing if young else None
@@ -169,7 +169,7 @@ class Catalog:
             news = self._is_news(visit, listing, at_ns)
             self._cached[place] = _Cached(
                 listing=listing,
-                server=_identity(visit),
+                server=visit.server,
                 at_ns=at_ns,
                 life_ns=_life_ns(listing.ttl_ns, took_ns=at_ns - began_ns),
                 reported_ns=at_ns if news else self._cached[place].reported_ns,
@@ -183,7 +183,7 @@ class Catalog:
         before = self._cached.get((visit.caller.tenant, visit.slug))
         return (
             before is None
-            or before.server != _identity(visit)
+            or before.server != visit.server
             or before.listing.digest != listing.digest
             or now_ns - before.reported_ns >= FRESH_NS
         )
@@ -260,8 +260,3 @@ def canonical_definition(raw: dict[str, Any]) -> bytes:
 
 def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _identity(visit: Visit) -> str:
-    """A server whose entry changed is another server."""
-    return msgspec.json.encode(visit.server).decode()

@@ -27,9 +27,9 @@ MAX_METHOD: Final = 128
 MAX_ID_TEXT: Final = 256
 MAX_ID_NUMBER: Final = 2**53 - 1
 
-# orjson makes floats of integers that do not fit 64 bits; the standard codec keeps them exact.
-# Digits inside a string do not matter, and rarely look like the beginning of a number.
-_LONG_DIGITS: Final = re.compile(rb"[:,\[][ \t\r\n]*-?[0-9]{19}")
+# orjson makes floats of integers that do not fit 64 bits: a float of this size may be one, and then
+# the standard codec reads the text again, which keeps integers exact.
+_HUGE: Final = float(2**63)
 # Matches at every key and, rarely, inside a string: never fewer than there are keys.
 _KEY_ENDS: Final = re.compile(rb'"[ \t\r\n]*:')
 _CONTAINERS: Final = frozenset({dict, list})
@@ -78,7 +78,8 @@ def parse(body: bytes) -> Message:
     tree = decode(body)  # 1
     try:
         shape = measure(tree)  # 2
-        if len(_KEY_ENDS.findall(body)) != shape.keys:  # 3
+        # As many colons as keys: no room for another key. Else the text is looked at closely.
+        if body.count(b":") != shape.keys and len(_KEY_ENDS.findall(body)) != shape.keys:  # 3
             _refuse_duplicates(body)
     except Malformed as malformed:
         malformed.id = _echo(tree)
@@ -88,10 +89,9 @@ def parse(body: bytes) -> Message:
 
 def decode(body: bytes) -> Json:
     """Any JSON value; integers of any size stay exact. Raises Malformed (-32700)."""
-    if _LONG_DIGITS.search(body) is not None:
-        return _decode_exactly(body)
     try:
-        return orjson.loads(body)
+        tree = orjson.loads(body)
+        return _decode_exactly(body) if _has_huge(tree) else tree
     except orjson.JSONDecodeError as bad:
         if str(bad).startswith("depth limit"):
             raise Malformed(INVALID_REQUEST, "nested too deeply") from None
@@ -197,6 +197,19 @@ def _decode_exactly(body: bytes) -> Json:
             raise Malformed(INVALID_REQUEST, "nested too deeply") from None
         raise Malformed(PARSE_ERROR, "invalid JSON") from None
     return tree
+
+
+def _has_huge(tree: Json) -> bool:
+    waiting = [tree]
+    for node in waiting:  # grows while it is walked
+        kind = type(node)
+        if kind is dict:
+            waiting.extend(node.values())
+        elif kind is list:
+            waiting.extend(node)
+        elif kind is float and abs(node) >= _HUGE:
+            return True
+    return False
 
 
 def _no_constant(_: str) -> NoReturn:

@@ -28,6 +28,14 @@ _UNC: Final = re.compile(r"//[^/]+(?=/)")
 _VARIABLE: Final = re.compile(r"\$\{?\w|%\w+%|`|\$\(")
 _GLOB: Final = re.compile(r"[*?\[{]")
 _SLASHES: Final = re.compile(r"/{2,}")
+_PATH_LIKE: Final = re.compile(
+    r"/|~(?:[/\\]|$)|\.{1,2}(?:[/\\]|$)|\\|\$(?:H|\{)|[A-Za-z]:(?:[/\\]|$)|file://"
+    r"|%(?:2[fFeE]|USERPROFILE|HOMEPATH)",
+    re.IGNORECASE,
+)
+_SQL_LIKE: Final = re.compile(
+    r"\s{0,8}(?:select|insert|update|delete|drop|alter|create|truncate|merge|with)\s", re.IGNORECASE
+)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,31}://")
 _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21, "ssh": 22, "sftp": 22}
 _PRIVATE_HOSTS: Final = re.compile(
@@ -96,12 +104,7 @@ def path(text: str, *, case_fold: bool = False) -> PathTarget:
 
 def looks_like_path(text: str) -> bool:
     """By its beginning alone, so that a long text costs nothing."""
-    start = text[:2]
-    if start[:1] in {"/", "~"} or start in {"./", "..", ".\\", "\\\\", "$H", "${"}:
-        return start[:1] != "~" or text[1:2] in {"", "/", "\\"}
-    if start[1:2] == ":" and start[0].isalpha():
-        return text[2:3] in {"", "/", "\\"}
-    return text[:7].lower() == "file://" or text[:3].lower() in {"%2f", "%2e", "%us"}
+    return _PATH_LIKE.match(text) is not None
 
 
 def url(text: str) -> UrlTarget | None:
@@ -145,10 +148,7 @@ def tables(sql: str) -> list[str]:
 
 
 def looks_like_sql(text: str) -> bool:
-    return text[:12].lstrip().split(" ", 1)[0].lower() in {
-        "select", "insert", "update", "delete", "drop", "alter", "create", "truncate", "merge",
-        "with",
-    }  # fmt: skip
+    return _SQL_LIKE.match(text) is not None
 
 
 def commands(line: str) -> tuple[list[str], list[str]]:

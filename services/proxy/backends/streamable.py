@@ -37,6 +37,7 @@ from services.proxy.calls import Visit
 from services.proxy.eras import LEGACY, MODERN, NEWEST_LEGACY, NEWEST_MODERN, SERVER_META
 from services.proxy.headers import encode
 from services.proxy.messages import METHOD_NOT_FOUND
+from services.proxy.snapshot import Server
 
 FACTS_NS: Final = 3_600 * 1_000_000_000
 SESSION_IDLE_NS: Final = 1_800 * 1_000_000_000
@@ -52,7 +53,7 @@ _Holder = tuple[TenantId, AgentId, ServerSlug]
 @dataclass(slots=True)
 class _Known:
     facts: Facts
-    server_id: str
+    server: Server
     until_ns: int
 
 
@@ -97,7 +98,7 @@ class StreamableBackend:
             if known is None or not self._fresh(known, visit):
                 facts = await self._probe(visit)
                 until_ns = self._clock.monotonic_ns() + FACTS_NS
-                known = self._known[place] = _Known(facts, _identity(visit), until_ns)
+                known = self._known[place] = _Known(facts, visit.server, until_ns)
             return known.facts
 
     async def open(self, visit: Visit) -> Session | None:
@@ -293,7 +294,9 @@ class StreamableBackend:
         return b"%s%s%s: %s\r\n" % (verb, known, credential.name.encode(), secret.encode())
 
     def _fresh(self, known: _Known, visit: Visit) -> bool:
-        return known.until_ns > self._clock.monotonic_ns() and known.server_id == _identity(visit)
+        """A server whose entry changed is another server."""
+        same = known.server is visit.server or known.server == visit.server
+        return same and known.until_ns > self._clock.monotonic_ns()
 
 
 class _Answers:
@@ -404,12 +407,6 @@ def _version_headers(session: Session) -> bytes:
     if session.id:
         lines += f"mcp-session-id: {session.id}\r\n"
     return lines.encode("latin-1")
-
-
-def _identity(visit: Visit) -> str:
-    """A server whose entry changed is another server."""
-    server = visit.server
-    return f"{server.id}|{server.era}|{server.urls}"
 
 
 def _holder(visit: Visit) -> _Holder:

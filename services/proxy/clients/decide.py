@@ -20,9 +20,10 @@ from services.common.rpc.client import Link
 from services.common.rpc.errors import known
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log
-from services.proxy.calls import Ask, Decision, Offered, Result, Revision, Visit, denied
+from services.proxy.calls import Ask, Caller, Decision, Offered, Result, Revision, Visit, denied
 
 MAX_BATCH: Final = 64
+MAX_CALLERS: Final = 4096
 MAX_BATCH_BYTES: Final = 1024 * 1024
 VIEW_S: Final = 2.0
 FIRST_DELAY_S: Final = 0.05
@@ -83,6 +84,7 @@ class DecideClient:
         self._last_id = 0
         self._queue: deque[_Pending] = deque()
         self._cancels: list[int] = []
+        self._callers: dict[tuple[Caller, str, bool, bool], authorizer_pb2.Caller] = {}
         self._news = asyncio.Event()
         self._asks = counters.counter("proxy.decide.asks")
         self._messages = counters.counter("proxy.decide.messages")
@@ -189,9 +191,9 @@ class DecideClient:
             await self._news.wait()
             batch = self._take()
             if batch:
-                message = authorizer_pb2.DecideRequest(
-                    asks=authorizer_pb2.Asks(asks=[self._encode(one) for one in batch])
-                )
+                message = authorizer_pb2.DecideRequest()
+                for one in batch:
+                    self._encode(one, message.asks.asks.add())
                 stream.waiting.update((one.id, one) for one in batch)
                 self._messages.value += 1
                 try:
@@ -216,13 +218,25 @@ class DecideClient:
             size += len(pending.ask.arguments) + len(pending.ask.features) + 1024
         return batch
 
-    def _encode(self, pending: _Pending) -> authorizer_pb2.Ask:
-        ask, visit = pending.ask, pending.ask.visit
-        caller = visit.caller
-        return authorizer_pb2.Ask(
-            id=pending.id,
-            budget_ms=self._timeout_ms,
-            caller=authorizer_pb2.Caller(
+    def _encode(self, pending: _Pending, into: authorizer_pb2.Ask) -> None:
+        ask = pending.ask
+        into.id = pending.id
+        into.budget_ms = self._timeout_ms
+        into.caller.CopyFrom(self._caller(ask.visit))
+        into.request = ask.request
+        into.features = ask.features
+        into.findings = NO_FINDINGS
+        into.arguments_json = ask.arguments
+
+    def _caller(self, visit: Visit) -> authorizer_pb2.Caller:
+        """Made once per token and form: the next call of a session says the same."""
+        key = (visit.caller, visit.requester_id, visit.delegation, visit.workflow)
+        made = self._callers.get(key)
+        if made is None:
+            if len(self._callers) >= MAX_CALLERS:
+                self._callers.clear()
+            caller = visit.caller
+            made = self._callers[key] = authorizer_pb2.Caller(
                 tenant_id=caller.tenant,
                 agent_id=caller.agent,
                 session_id=caller.session,
@@ -233,12 +247,8 @@ class DecideClient:
                 delegation_presented=visit.delegation,
                 workflow_presented=visit.workflow,
                 identity="token",
-            ),
-            request=ask.request,
-            features=ask.features,
-            findings=NO_FINDINGS,
-            arguments_json=ask.arguments,
-        )
+            )
+        return made
 
     def _expire(self, pending: _Pending) -> None:
         if not pending.waiter.done():
