@@ -45,10 +45,20 @@ class PlaneLink:
     engine_up: bool = False
     _waiting: deque[wire.OpenRequest] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _seen: dict[tuple[str, str], wire.ToolsSeen] = field(default_factory=dict)
+    _stream: int = 0
 
     def tools_seen(self, tenant: str, server: str, tools: list[wire.SeenTool]) -> None:
-        """Goes up when there is a stream; the proxy reports again what is still unknown."""
+        """What a server offers otherwise than the table has it. Goes up now and on every new
+        stream, for nobody says whether control kept it; none takes back what was said before.
+        """
+        self._seen.pop((tenant, server), None)
+        if not tools:
+            return
         seen = wire.ToolsSeen(tenant_id=tenant, server=server, tools=tools)
+        self._seen[tenant, server] = seen
+        if len(self._seen) > MAX_WAITING:
+            del self._seen[next(iter(self._seen))]
         self._send(wire.OpenRequest(tools_seen=seen))
 
     async def run(self) -> None:
@@ -66,18 +76,29 @@ class PlaneLink:
             delay_s = min(delay_s * 2, LONGEST_RETRY_S)
 
     async def _hold(self) -> None:
-        async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
-            metadata = ((PEER_KEY, "plane"), (TOKEN_KEY, self.tokens.bearer()))
-            stub = plane_link_pb2_grpc.PlaneLinkServiceStub(channel)
-            async for message in stub.Open(self._outgoing(), metadata=metadata):
-                self._receive(message)
+        self._stream += 1
+        try:
+            async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
+                metadata = ((PEER_KEY, "plane"), (TOKEN_KEY, self.tokens.bearer()))
+                stub = plane_link_pb2_grpc.PlaneLinkServiceStub(channel)
+                async for message in stub.Open(self._outgoing(self._stream), metadata=metadata):
+                    self._receive(message)
+        finally:
+            self._stream += 1
+            self._wake.set()  # lets what fed the dead stream end
 
-    async def _outgoing(self) -> AsyncIterator[wire.OpenRequest]:
+    async def _outgoing(self, stream: int) -> AsyncIterator[wire.OpenRequest]:
+        """Only the living stream takes what waits: one that died would swallow it."""
         hello = wire.Hello(plane_id=self.plane_id, instance=self.instance, version=VERSION)
         yield wire.OpenRequest(hello=hello)
-        while True:
+        self._waiting = deque(
+            (one for one in self._waiting if not one.HasField("tools_seen")), maxlen=MAX_WAITING
+        )
+        for seen in list(self._seen.values()):
+            yield wire.OpenRequest(tools_seen=seen)
+        while stream == self._stream:
             self._wake.clear()
-            while self._waiting:
+            while self._waiting and stream == self._stream:
                 yield self._waiting.popleft()
             yield wire.OpenRequest(heartbeat=self._heartbeat())
             try:

@@ -105,8 +105,7 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
             for tool in request.tools
             if tool.name not in table or table[tool.name].schema_hash != tool.schema_hash
         ]
-        if news:
-            self._link.tools_seen(request.tenant_id, request.server, news)
+        self._link.tools_seen(request.tenant_id, request.server, news)
         return wire.ReportToolsResponse()
 
     async def _read(self, requests: AsyncIterator[wire.DecideRequest], answers: _Answers) -> None:
