@@ -128,13 +128,13 @@ def test_a_service_needs_its_state_directory_alone() -> None:
 
 
 def test_without_one_it_lives_in_the_users_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", "/home/u/data")
+    monkeypatch.setenv("XDG_DATA_HOME", "/srv/u/data")
     there = load(Service, {}).state_dir
     monkeypatch.delenv("XDG_DATA_HOME")
-    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.setenv("HOME", "/srv/u")
 
-    assert Path("/home/u/data/behavry") == there
-    assert Path("/home/u/.local/share/behavry") == load(Service, {}).state_dir
+    assert Path("/srv/u/data/behavry") == there
+    assert Path("/srv/u/.local/share/behavry") == load(Service, {}).state_dir
 
 
 def test_two_settings_that_do_not_go_together_are_refused() -> None:
