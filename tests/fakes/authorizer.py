@@ -143,7 +143,15 @@ class FakeAuthorizer(
         return orjson.dumps(self.jwks if name == "jwks" else self.snapshot)
 
     def _verdict(self, ask: wire.Ask) -> wire.Verdict:
-        asked = orjson.loads(ask.request)
+        try:
+            asked = orjson.loads(ask.request)
+        except orjson.JSONDecodeError:
+            denied = wire.Decision(
+                result=wire.DECISION_RESULT_DENY,
+                reason_code="input_invalid",
+                codes=["input_invalid"],
+            )
+            return wire.Verdict(id=ask.id, decision=denied, revision=self._revision())
         result, code, codes = self._decide(ask, asked)
         return wire.Verdict(
             id=ask.id,
@@ -164,6 +172,11 @@ class FakeAuthorizer(
         )
 
     def _decide(self, ask: wire.Ask, asked: dict[str, Any]) -> tuple[str, str, list[str]]:
+        tenant = self.snapshot["tenants"].get(ask.caller.tenant_id, {"agents": {}, "servers": {}})
+        if ask.caller.agent_id not in tenant["agents"]:
+            return "deny", "agent_unknown", ["agent_unknown"]
+        if asked["server"] not in tenant["servers"]:
+            return "deny", "unknown_server", ["unknown_server"]
         refused = self.rules.agents.get(ask.caller.agent_id)
         if refused:
             return "deny", refused, [refused]
