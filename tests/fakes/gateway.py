@@ -253,8 +253,8 @@ async def until(check: Callable[[], bool]) -> None:
     await until_true(checked)
 
 
-async def until_true(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(5):
+async def until_true(check: Callable[[], Awaitable[bool]], *, seconds: float = 5) -> None:
+    async with asyncio.timeout(seconds):
         while not await check():  # noqa: ASYNC110  # what is waited for tells nobody
             await asyncio.sleep(0.01)
 

@@ -125,7 +125,7 @@ async def test_snapshots_come_at_once_and_whole(authorizer: Authorizer) -> None:
     proxy, jwks = await part(authorizer, "proxy"), await part(authorizer, "jwks")
 
     known = snapshot.decode(proxy.snapshot)
-    tenant = known.tenants[TENANT]  # type: ignore[index]  # an id is a str
+    tenant = known.tenants[TENANT]
     found = tenant.find("files")
     assert proxy.revision == known.revision
     assert found is not None
