@@ -55,7 +55,7 @@ async def control(state_dir: Path) -> AsyncIterator[FakeControl]:
 def start(state_dir: Path, control: FakeControl, clock: ManualClock) -> Start:
     """Starts the service over the same state directory, as often as a test likes."""
     peers = make_peers(state_dir / "peers")
-    (state_dir / "run").mkdir()
+    (state_dir / "run").mkdir(exist_ok=True)
     env = {
         "BEHAVRY_STATE_DIR": str(state_dir),
         "BEHAVRY_ENV": "development",
