@@ -21,6 +21,13 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_URL: Final = 8 * 1024
 KEEP_ALIVE_S: Final = 75
 DRAIN_S: Final = 10.0
+#: What it would say is in our own log, without texts of exceptions.
+_SILENT: Final[dict[str, Any]] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"nowhere": {"class": "logging.NullHandler"}},
+    "loggers": {"uvicorn": {"handlers": ["nowhere"], "propagate": False}},
+}
 _TOO_LARGE: Final = b"\r\n".join(
     (b"HTTP/1.1 431 Too Large", b"content-length: 0", b"connection: close", b"", b"")
 )
@@ -82,7 +89,7 @@ async def listening(app: Callable[..., Any], listener: socket.socket) -> AsyncIt
         http=CappedProtocol,
         ws="none",
         lifespan="off",
-        log_config=None,
+        log_config=_SILENT,
         access_log=False,
         proxy_headers=False,
         date_header=False,

@@ -16,6 +16,7 @@ import pytest
 from tests.fakes.authorizer import server_entry
 from tests.fakes.children import ROOT
 from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.installation import still_there
 from tests.fakes.tool_server import ToolServer
 
 PROBE = """
@@ -150,6 +151,26 @@ async def test_children_end_with_the_proxy(tmp_path: Path) -> None:
 
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_child_dies_with_a_killed_parent(tmp_path: Path) -> None:
+    launcher = ROOT / "services" / "proxy" / "backends" / "launch.py"
+    parent = (
+        "import os, signal, subprocess, sys\n"
+        "line = [sys.executable, '-I', '-S', sys.argv[1], '--parent', str(os.getpid()), '--hide',"
+        " sys.argv[2], '--', 'sh', '-c', 'echo $$; exec sleep 60']\n"
+        "child = subprocess.Popen(line, stdout=subprocess.PIPE)\n"
+        "print(child.stdout.readline().decode(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", parent, str(launcher), str(tmp_path)],
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    pid = int(ended.stdout)
+
+    assert -signal.SIGKILL == ended.returncode
+    assert not still_there({pid})
 
 
 @pytest.mark.parametrize("name", ["nobody", "../probe", ""])

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from tests.fakes import mcp_wire as wire
-from tests.fakes.gateway import Gateway, gateway, http_server, until
+from tests.fakes.gateway import BOTH, MODERN_META, Gateway, gateway, http_server, until
 from tests.fakes.tool_server import ToolServer
 
 #: behaviour -> (reason, outcome, whether the tool ran for all that anybody knows)
@@ -239,6 +239,63 @@ async def test_a_server_cannot_speak_in_our_name(tmp_path: Path) -> None:
 
         assert {"own": 2} == answer["result"]["_meta"]
         assert 3 == answer["result"]["new"]
+
+
+async def test_a_server_that_never_answers_is_given_up_on(
+    proxy: Gateway, tools: ToolServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.backends.wire.FIRST_BYTE_S", 0.2)
+    tools.behave(hang=True)
+
+    _, answer = await proxy.call("read_note", {"call": "c1"})
+
+    assert "upstream_timeout" == answer["result"]["_meta"]["com.behavry/decision"]["reason"]
+    assert ["indeterminate"] == [one["status"] for one in proxy.records("call.outcome")]
+
+
+async def test_a_long_wait_is_kept_open_by_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.transports.entry.PATIENCE_S", 0.05)
+    async with scripted(tmp_path) as (proxy, server):
+        await proxy.offered("notes", "read_note")
+        server.events = [b": thinking\n\n"]
+        server.after = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.3, server.after.set)
+        headers = {
+            "authorization": f"Bearer {proxy.issuer.token()}", "accept": BOTH,
+            "mcp-protocol-version": wire.MODERN, "mcp-method": "tools/call",
+            "mcp-name": "read_note",
+        }  # fmt: skip
+        params = {"name": "read_note", "_meta": MODERN_META}
+        body = {"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": params}
+
+        async with proxy.http.post(proxy.mcp(), json=body, headers=headers) as response:
+            content = await response.read()
+
+        assert ("text/event-stream", "no") == (
+            response.content_type, response.headers["x-accel-buffering"],
+        )  # fmt: skip
+        assert content.startswith(b":\n\n")
+        assert content.count(b"data: ") == 1
+        assert orjson.loads(content.partition(b"data: ")[2])["id"] == 3
+
+
+async def test_an_agent_has_so_many_requests_at_once(
+    proxy: Gateway, tools: ToolServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.pipeline.AT_ONCE", 2)
+    monkeypatch.setattr("services.proxy.backends.wire.FIRST_BYTE_S", 0.5)
+    tools.behave(hang=True)
+    async with asyncio.TaskGroup() as group:
+        for number in range(2):
+            group.create_task(proxy.call("read_note", {"call": f"c{number}"}))
+        await until(lambda: len(tools.ran()) == 2)
+        _, refused = await proxy.modern("tools/list")
+
+    assert 4290 == refused["error"]["code"]
+    assert "rate_limited" == proxy.records("call.rejected")[0]["reason"]
+    assert "result" in (await proxy.modern("tools/list"))[1]
 
 
 async def test_compressed_answers_are_not_taken(tmp_path: Path) -> None:
