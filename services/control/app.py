@@ -37,7 +37,6 @@ from services.common.telemetry.otel import exporting
 from services.control.api import application, web
 from services.control.api.context import Control
 from services.control.api.verify_jobs import Verifications
-from services.control.changes import Changes
 from services.control.clients import RETRY_S, AuditReader, EntitlementsFeed, PlanCatalogue
 from services.control.features import Features
 from services.control.keys import KeySet, SigningKey
@@ -46,7 +45,6 @@ from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import ControlPeers, Planes
 from services.control.publishing import Publisher
-from services.control.revocations import Revocations, Revoked
 from services.control.servicer import PlaneLinkServicer
 from services.control.sessions import Origins
 from services.control.settings import ControlSettings
@@ -125,10 +123,7 @@ async def running(
         transport = GrpcTransport(audit_link)
         supervisor.spawn("outbox", partial(recorder.run, settings.db_url, transport))
         signals = Signals(clock=clock)  # 6
-        changes, revocations = Changes(), Revocations()
-        features.listen(changes.touch)
-        changes.listen(lambda _: signals.touch())
-        revocations.listen(partial(_signal, signals))
+        features.listen(lambda _: signals.touch())
         publisher = Publisher(
             pool=pool,
             signals=signals,
@@ -162,15 +157,13 @@ async def running(
             limits=Limits(clock),
             failures=Merging(clock),
             features=features,
-            changes=changes,
-            revocations=revocations,
             planes=planes,
             signals=signals,
             audit=audit,
             catalogue=PlanCatalogue(plans_link, counters),
             verify_jobs=verifications,
         )
-        tool_inbox = ToolInbox(pool, clock, changes, recorder, log)
+        tool_inbox = ToolInbox(pool, clock, signals, recorder, log)
         link = PlaneLinkServicer(
             signals=signals,
             tools=tool_inbox,
@@ -206,10 +199,6 @@ async def running(
 def _register(link: PlaneLinkServicer, server: grpc.aio.Server) -> None:
     """Control's own gRPC door; health and diagnostics are there already."""
     plane_link_pb2_grpc.add_PlaneLinkServiceServicer_to_server(link, server)
-
-
-def _signal(signals: Signals, revoked: Revoked) -> None:
-    signals.revoke(revoked.tenant, agents=revoked.agents, sessions=revoked.sessions)
 
 
 def _modes(features: Features, tenant: TenantId) -> dict[str, str] | None:

@@ -29,12 +29,15 @@ class Signals:
     #: Serial of the newest stored bundle, and whether one is being read together right now.
     serial: int = 0
     building: bool = False
+    #: How often desired state changed since the start.
+    changes: int = 0
     _revocations: dict[str, RevocationSignal] = field(default_factory=dict)
     _touched: asyncio.Event = field(default_factory=asyncio.Event)
     _listeners: set[asyncio.Event] = field(default_factory=set)
 
     def touch(self) -> None:
         """Desired state changed and is committed: a new bundle is due."""
+        self.changes += 1
         self._touched.set()
 
     async def touched(self) -> None:
@@ -50,13 +53,16 @@ class Signals:
         sessions: Iterable[SessionId] = (),
     ) -> None:
         """The rights of these end now; the change is committed. Also touches."""
+        ended_agents, ended_sessions = tuple(agents), tuple(sessions)
+        if not (ended_agents or ended_sessions):
+            return
         # A bundle that is being read now may have been read before the change.
         min_serial = self.serial + (2 if self.building else 1)
         signal = RevocationSignal(
             id=uuid7(self.clock.now_ns()),
             tenant=tenant,
-            agents=tuple(agents),
-            sessions=tuple(sessions),
+            agents=ended_agents,
+            sessions=ended_sessions,
             min_serial=min_serial,
         )
         self._revocations[signal.id] = signal
@@ -65,6 +71,8 @@ class Signals:
 
     def published(self, serial: int) -> None:
         """A bundle is stored: planes may fetch it, and it says what older signals said."""
+        if serial == self.serial:
+            return
         self.serial = serial
         self._revocations = {
             key: signal for key, signal in self._revocations.items() if signal.min_serial > serial

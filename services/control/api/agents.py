@@ -181,7 +181,7 @@ async def delete_agent_secret(
             raise not_found("secret")
         ended = await agent_sessions.end_of_secret(change.connection, str(secret_id), call.now)
         await change.record("admin.agent.secret_deleted", resource="agent", resource_id=wanted)
-    call.control.revocations.publish(call.tenant, sessions=ended)
+    call.control.signals.revoke(call.tenant, sessions=ended)
     return Response(status_code=204)
 
 
@@ -238,7 +238,7 @@ async def _move(call: Call, agent_id: UUID, verb: str) -> Agent:
             changes=[_status_change(before["status"], status)],
         )
     if status != "active":
-        call.control.revocations.publish(call.tenant, agents=[wanted])
+        call.control.signals.revoke(call.tenant, agents=[wanted])
     return Agent(**fields(agent))
 
 

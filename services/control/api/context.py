@@ -21,7 +21,6 @@ from services.common.postgres.connection import Connection
 from services.common.postgres.pool import Pool, tenant_tx
 from services.common.telemetry.logging import Log
 from services.control import audit_records
-from services.control.changes import Changes
 from services.control.clients import AuditReader, PlanCatalogue
 from services.control.features import Features
 from services.control.keys import KeySet
@@ -30,7 +29,6 @@ from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import Planes
 from services.control.principals import Principal
-from services.control.revocations import Revocations
 from services.control.sessions import Origins
 from services.control.settings import ControlSettings
 from services.control.signals import Signals
@@ -69,8 +67,6 @@ class Control:
     limits: Limits
     failures: Merging
     features: Features
-    changes: Changes
-    revocations: Revocations
     planes: Planes
     signals: Signals
     audit: AuditReader
@@ -165,7 +161,7 @@ class Visit:
             )
         self.control.recorder.wake()
         if desired:
-            self.control.changes.touch(tenant)
+            self.control.signals.touch()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

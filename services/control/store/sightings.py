@@ -17,7 +17,7 @@ from services.common.postgres.pool import Pool, tenant_tx
 from services.common.telemetry.logging import Log
 from services.control import audit_records
 from services.control import servers as rules
-from services.control.changes import Changes
+from services.control.signals import Signals
 from services.control.store import servers, tools
 from services.control.store.moments import moment
 from services.control.store.tools import Sighting
@@ -28,11 +28,11 @@ Seen = tuple[str, str, bytes]
 
 class ToolInbox:
     def __init__(
-        self, pool: Pool, clock: Clock, changes: Changes, recorder: TableOutbox, log: Log
+        self, pool: Pool, clock: Clock, signals: Signals, recorder: TableOutbox, log: Log
     ) -> None:
         self._pool = pool
         self._clock = clock
-        self._changes = changes
+        self._signals = signals
         self._recorder = recorder
         self._log = log
 
@@ -50,7 +50,7 @@ class ToolInbox:
             changed = await self._take(connection, tenant, str(row["id"]), usable)
         if changed:
             self._recorder.wake()
-            self._changes.touch(tenant)
+            self._signals.touch()
 
     async def _take(
         self,

@@ -35,6 +35,13 @@ async def test_taking_rights_away_is_a_change_too() -> None:
     await asyncio.wait_for(said.touched(), PROMPT_S)
 
 
+def test_taking_nothing_away_says_nothing() -> None:
+    said = signals()
+    said.revoke(TENANT)
+
+    assert ([], 0) == (said.pending(), said.changes)
+
+
 def test_the_next_bundle_says_what_is_revoked_now() -> None:
     said = signals(serial=4)
     said.revoke(TENANT, sessions=[SessionId("s")])
