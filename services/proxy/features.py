@@ -88,7 +88,8 @@ def derive(arguments: dict[str, Any], arg_bytes: int, *, case_fold: bool = False
                 if type(value) is str:
                     strings += 1
                     if strings <= MAX_STRINGS:
-                        _look(found, key.lower() if len(key) <= MAX_KEY else "", value, case_fold)
+                        shown = key.lower() if len(key) <= MAX_KEY else ""
+                        _look(found, shown, value, case_fold=case_fold)
                 elif type(value) is int and key.lower() in _COUNTS:
                     items = max(items, min(value, _MAX_COUNT))
         level = below
@@ -100,7 +101,7 @@ def derive(arguments: dict[str, Any], arg_bytes: int, *, case_fold: bool = False
     )
 
 
-def _look(found: _Found, name: str, text: str, case_fold: bool) -> None:  # noqa: FBT001
+def _look(found: _Found, name: str, text: str, *, case_fold: bool) -> None:
     if not text:
         return
     if "://" in text[:40] and (link := targets.url(text)) is not None:
@@ -108,21 +109,21 @@ def _look(found: _Found, name: str, text: str, case_fold: bool) -> None:  # noqa
         _resource(found, "url", f"{link.scheme}://{link.host}:{link.port}")
         return
     if name in _PATHS or targets.looks_like_path(text):
-        _path(found, text, case_fold)
+        _path(found, text, case_fold=case_fold)
     elif name in _RECIPIENTS:
         _recipients(found, text)
     elif name in _TABLES:
         _keep(found, found.tables, text[:MAX_NAME], None)
         _resource(found, "table", text)
     elif name in _COMMANDS:
-        _command(found, text, case_fold)
+        _command(found, text, case_fold=case_fold)
     elif (name in _SQL or targets.looks_like_sql(text)) and (tables := targets.tables(text)):
         for table in tables:
             _keep(found, found.tables, table[:MAX_NAME], None)
         _resource(found, "table", tables[0])
 
 
-def _path(found: _Found, text: str, case_fold: bool) -> None:  # noqa: FBT001
+def _path(found: _Found, text: str, *, case_fold: bool) -> None:
     target = targets.path(text, case_fold=case_fold)
     found.overflow |= len(text) > targets.MAX_VALUE
     _keep(found, found.paths, target.value, target)
@@ -139,14 +140,14 @@ def _recipients(found: _Found, text: str) -> None:
         _resource(found, "recipient", min(people))
 
 
-def _command(found: _Found, text: str, case_fold: bool) -> None:  # noqa: FBT001
+def _command(found: _Found, text: str, *, case_fold: bool) -> None:
     programs, paths = targets.commands(text)
     for program in programs:
         _keep(found, found.commands, program[:MAX_NAME], None)
     if programs:
         _resource(found, "command", programs[0])
     for one in paths:
-        _path(found, one, case_fold)
+        _path(found, one, case_fold=case_fold)
 
 
 def _keep(found: _Found, into: dict[Any, Any], key: Any, value: Any) -> None:

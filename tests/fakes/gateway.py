@@ -152,6 +152,7 @@ class Gateway:
         """The proxy has listed and reported the tools, and they are approved."""
         await self.modern("tools/list", server=server)
         await self.authorizer.approve(server, *tools)
+        await self.settled()
 
     def records(self, *types: str) -> list[dict[str, Any]]:
         """What is in the outbox's files, in order; of these types, or all of calls and refusals."""

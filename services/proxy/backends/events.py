@@ -26,6 +26,8 @@ class EventParser:
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Raises EventTooLong."""
+        if not chunk:
+            return
         data = self._rest + chunk
         if self._first and len(data) >= 3:
             data = data.removeprefix(b"\xef\xbb\xbf")

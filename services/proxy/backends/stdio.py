@@ -88,7 +88,7 @@ class StdioBackend:
         facts = await self.facts(visit)
         return None if facts.modern else Session("", facts.version)
 
-    async def ask(self, visit: Visit, request: Request, session: Session | None = None) -> Reply:  # noqa: ARG002
+    async def ask(self, visit: Visit, request: Request, session: Session | None = None) -> Reply:  # noqa: ARG002  # of HTTP
         child, _ = await self._ready(visit)
         self._requests.value += 1
         return await child.ask(request.method, request.params, request.timeout_s)

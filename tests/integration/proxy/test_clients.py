@@ -52,6 +52,7 @@ async def test_a_stock_client_tells_the_time_by_a_stock_server_over_stdio(
         async with client(proxy, "time", mode) as before:
             assert [] == (await before.list_tools()).tools
         await proxy.authorizer.approve("time", "get_current_time")
+        await proxy.settled()
 
         async with client(proxy, "time", mode) as agent:
             listed = await agent.list_tools()

@@ -318,7 +318,7 @@ REJECTED: dict[str, tuple[bytes, dict[str, str], int, int]] = {
 
 
 @pytest.mark.parametrize(("body", "headers", "status", "code"), REJECTED.values(), ids=REJECTED)
-async def test_malformed_requests_of_known_agents_are_recorded(  # noqa: PLR0917
+async def test_malformed_requests_of_known_agents_are_recorded(  # noqa: PLR0917  # a table's columns
     proxy: Gateway, tools: ToolServer, body: bytes, headers: dict[str, str], status: int, code: int
 ) -> None:
     found, answer = await proxy.post(body, headers=headers)

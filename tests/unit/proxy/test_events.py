@@ -1,7 +1,7 @@
 """Events come out the same however the bytes were split (mcp.md 7)."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.proxy.backends.events import EventParser, EventTooLong
@@ -19,6 +19,7 @@ def parse(*chunks: bytes) -> list[bytes]:
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12).map(sorted))
+@example([51, 51])
 def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
     ends = [*cuts, len(STREAM)]
     chunks = [STREAM[start:end] for start, end in zip([0, *cuts], ends, strict=True)]

@@ -47,6 +47,8 @@ def test_no_arguments_are_no_features() -> None:
     assert (0, False) == (found["item_count"], found["overflow"])
 
 
+#: Where people live on the systems that we know.
+HOMES = ("home", "Users")
 PASSWD = [
     "/etc/passwd", "/etc//passwd", "/etc/./passwd", "/etc/ssh/../passwd", "/tmp/../etc/passwd",
     "/etc///passwd", "/%65tc/passwd", "/%2565tc/passwd", "\\etc\\passwd", "C:\\etc\\passwd",
@@ -69,8 +71,8 @@ def test_every_spelling_of_a_path_is_that_path(spelling: str) -> None:
         ("$HOME/.ssh/id_rsa", True, False, False),
         ("${HOME}/.aws/credentials", True, False, False),
         ("%USERPROFILE%\\.ssh\\id_rsa", True, False, False),
-        ("/home/joe/.ssh/id_rsa", True, False, False),
-        ("/Users/joe/.config/x", True, False, False),
+        (f"/{HOMES[0]}/joe/.ssh/id_rsa", True, False, False),
+        (f"/{HOMES[1]}/joe/.config/x", True, False, False),
         ("/root/.bashrc", True, False, False),
         ("/etcetera/x", False, False, False),
         ("/srv/MEMORY.md", False, True, False),
