@@ -96,7 +96,7 @@ bench-start: ## from a clone and an empty cache to the first denied call
 	python3 tests/perf/bench_start.py $(BENCH_ARGS)
 
 chaos: $(BIN)/python ## kills and long outages under traffic, the long form
-	BEHAVRY_CHAOS=long $(PYTEST) -m chaos $(or $(T),tests)
+	BEHAVRY_CHAOS=long $(PYTEST) -o faulthandler_timeout=0 -m chaos $(or $(T),tests)
 
 # --- running it --------------------------------------------------------------------------------
 

@@ -4,11 +4,12 @@ Compares three witnesses that share nothing: the tool server's own ledger, what 
 told, and the chain. Each process is killed four times; everything heals without a hand.
 """
 
+import contextlib
 import os
 import signal
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,13 @@ KILLS = 17 if LONG else 4  # six processes: a hundred kills and two
 AWAY_S = 60 if LONG else 10
 #: Whoever ends five times within a minute has to wait for half a minute.
 HEALS_WITHIN_S = 45
+Figure = Callable[[str, object], None]
 TARGETS = ("proxy", "authorizer", "engine", "audit", "control", "postgres")
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_kills_under_traffic_lose_nothing_and_double_nothing(
-    running_stack: Stack, tmp_path: Path, name: str
+    running_stack: Stack, tmp_path: Path, record_property: Figure, name: str
 ) -> None:
     ledger = tmp_path / "ledger"
 
@@ -46,16 +48,18 @@ def test_kills_under_traffic_lose_nothing_and_double_nothing(
         for _ in range(KILLS):
             kill(running_stack, name, told)
 
-    compare_all(running_stack, told, ledger)
+    for figure, value in compare_all(running_stack, told, ledger).items():
+        record_property(figure, value)
 
 
 def test_calls_go_on_while_audit_and_database_are_away_and_their_records_arrive(
-    running_stack: Stack, tmp_path: Path
+    running_stack: Stack, tmp_path: Path, record_property: Figure
 ) -> None:
     ledger = tmp_path / "ledger"
 
     with under_traffic(running_stack, ledger) as told:
-        away = [running_stack.pids()[name] for name in ("audit", "postgres")]
+        leaders = [running_stack.pids()[name] for name in ("audit", "postgres")]
+        away = [*leaders, *(pid for leader in leaders for pid in children(leader))]
         began, had = time.monotonic(), answered(told)
         for pid in away:
             os.kill(pid, signal.SIGSTOP)
@@ -63,12 +67,14 @@ def test_calls_go_on_while_audit_and_database_are_away_and_their_records_arrive(
             until(lambda: time.monotonic() - began > AWAY_S, "the outage is over", AWAY_S + 5)
             during = answered(told) - had
         finally:
-            for pid in away:
-                os.kill(pid, signal.SIGCONT)
+            for pid in reversed(away):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     assert during > 10 * AWAY_S
     assert [] == [call for one in told for call in one.nothing]
-    compare_all(running_stack, told, ledger)
+    for figure, value in compare_all(running_stack, told, ledger).items():
+        record_property(figure, value)
 
 
 @contextmanager
@@ -86,13 +92,21 @@ def under_traffic(stack: Stack, ledger: Path) -> Iterator[list[Told]]:
             yield told
 
 
-def compare_all(stack: Stack, told: list[Told], ledger: Path) -> None:
+def compare_all(stack: Stack, told: list[Told], ledger: Path) -> dict[str, int]:
+    """What was compared, counted."""
     ran = read_ledger(ledger)
     assert {} == {call: times for call, times in Counter(ran).items() if times > 1}
     for one in told:
         compare(stack, one, [call for call in ran if call in one.arguments])
     verdict = verified(stack)
     assert "ok" == verdict["verdict"], verdict
+    return {
+        "sent": sum(len(one.arguments) for one in told),
+        "ran": len(ran),
+        "told_allowed": sum(len(one.allowed) for one in told),
+        "told_denied": sum(len(one.denied) for one in told),
+        "told_nothing": sum(len(one.nothing) for one in told),
+    }
 
 
 def kill(stack: Stack, name: str, told: list[Told]) -> None:
@@ -113,11 +127,14 @@ def process(stack: Stack, name: str) -> int | None:
     """The process of that name, once it is ready. The embedded engine is the authorizer's child."""
     known = stack.processes()
     if name == "engine" and stack.up.engine != "opa":
-        threads = Path(f"/proc/{known['authorizer']['pid']}/task").glob("*/children")
-        found = [pid for thread in threads for pid in thread.read_text().split()]
-        return int(found[0]) if found else None
+        return next(iter(children(known["authorizer"]["pid"])), None)
     one = known["opa" if name == "engine" else name]
     return int(one["pid"]) if one["ready"] else None
+
+
+def children(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]
 
 
 def compare(stack: Stack, told: Told, ran: list[str]) -> None:
