@@ -110,26 +110,30 @@ def compare_all(stack: Stack, told: list[Told], ledger: Path) -> dict[str, int]:
 
 
 def kill(stack: Stack, name: str, told: list[Told]) -> None:
-    """Kill -9, then: another process of that name is ready, and calls go through again."""
-    before = process(stack, name)
-    assert before is not None
-    os.kill(before, signal.SIGKILL)
+    """Kill -9, then: others of that name are ready, and calls go through again."""
+    before = ready(stack, name)
+    assert before
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
 
     def healed() -> bool:
-        return process(stack, name) not in {None, before}
+        now = ready(stack, name)
+        return bool(now) and not now & before
 
     until(healed, f"{name} is back", HEALS_WITHIN_S, look_again_s=0.1)
     had = answered(told)
     until(lambda: answered(told) > had + AGENTS, f"calls go on after {name}", HEALS_WITHIN_S)
 
 
-def process(stack: Stack, name: str) -> int | None:
-    """The process of that name, once it is ready. The embedded engine is the authorizer's child."""
+def ready(stack: Stack, name: str) -> frozenset[int]:
+    """The process of that name, if it is ready. The embedded engine is two of the authorizer's
+    children: one that answers, and a warm spare.
+    """
     known = stack.processes()
     if name == "engine" and stack.up.engine != "opa":
-        return next(iter(children(known["authorizer"]["pid"])), None)
+        return frozenset(children(known["authorizer"]["pid"]))
     one = known["opa" if name == "engine" else name]
-    return int(one["pid"]) if one["ready"] else None
+    return frozenset({one["pid"]} if one["ready"] else ())
 
 
 def children(pid: int) -> list[int]:
