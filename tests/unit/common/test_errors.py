@@ -6,26 +6,27 @@ from pathlib import Path
 import grpc
 import pytest
 
+import services
 from behavry.common.v1 import error_reason_pb2
 from services.common.errors import BehavryError
 from services.common.rpc import errors
 from services.common.rpc.errors import Status, known
 
-ROOT = Path(__file__).resolve().parents[3]
+SERVICES = Path(services.__path__[0])
 CATALOGUE = {name.removeprefix("ERROR_REASON_") for name, _ in error_reason_pb2.ErrorReason.items()}
 
 
 def raised_reasons() -> dict[str, str]:
     """Reason -> the place that raises it, for every literal in the services."""
     found: dict[str, str] = {}
-    for file in sorted((ROOT / "services").rglob("*.py")):
+    for file in sorted(SERVICES.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             match node:
                 case ast.Call(
                     func=ast.Name(id="BehavryError" | "Refusal"),
                     args=[ast.Constant(value=str(reason)), *_],
                 ):
-                    found[reason] = f"{file.relative_to(ROOT)}:{node.lineno}"
+                    found[reason] = f"{file.relative_to(SERVICES)}:{node.lineno}"
     return found
 
 

@@ -1,8 +1,7 @@
 """Rules of sessions, audiences, statuses, tools, records and settings as values."""
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from importlib.resources import files
 
 import pytest
 
@@ -209,7 +208,6 @@ def test_behind_an_https_address_any_interface_will_do() -> None:
 
 
 def test_the_outbox_table_is_the_plumbings_own() -> None:
-    root: Any = Path(__file__).resolve().parents[3]
-    ours = (root / "services/control/migrations/0003_outbox.sql").read_text()
+    ours = files("services.control").joinpath("migrations", "0003_outbox.sql").read_text()
 
     assert table_sql() == ours
