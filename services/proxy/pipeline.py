@@ -156,13 +156,14 @@ class Pipeline:
         """
         try:
             caller = await self._authenticate(arrival)  # 1
-            visit = self._visit(arrival, caller)  # 2
         except Unauthenticated as failure:
             return self._unauthenticated(arrival, failure)
         except ControlAway:
             return _unavailable("control_unavailable")
+        try:
+            visit = self._visit(arrival, caller)  # 2
         except Refused as refused:
-            return answers.rejected(None, refused.why)
+            return await self._turn_away(arrival, caller, refused.why)
         owner = (caller.tenant, caller.agent)
         running = self._running.get(owner, 0)
         if running >= AT_ONCE:  # 3
@@ -537,12 +538,26 @@ class Pipeline:
 
     # --- refusals before a decision -------------------------------------------------------------
 
+    async def _turn_away(self, arrival: Arrival, caller: Caller, why: Rejection) -> Answer:
+        """There is no such server for this agent."""
+        record = records.turned_away(
+            caller,
+            known_tenant=caller.tenant in self.snapshot.tenants,
+            server=arrival.server,
+            client_ip=arrival.client_ip,
+            clock=self.clock,
+        )
+        return await self._rejection(record, None, why)
+
     async def _reject(self, visit: Visit, id: Any, method: str, why: Rejection) -> Answer:
-        """An authenticated request that ends early is in the chain too, before its answer."""
-        self._rejected.value += 1
         record = records.rejected(
             visit, method=method, code=why.code, reason=why.reason, clock=self.clock
         )
+        return await self._rejection(record, id, why)
+
+    async def _rejection(self, record: Record, id: Any, why: Rejection) -> Answer:
+        """An authenticated request that ends early is in the chain too, before its answer."""
+        self._rejected.value += 1
         try:
             await self.recorder.put(record)
         except BehavryError as failure:

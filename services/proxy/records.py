@@ -13,7 +13,7 @@ from services.common.clock import Clock, micros
 from services.common.ids import NIL_TENANT, EventId, RequestId, TenantId
 from services.common.outbox.parts import Part, make_part
 from services.common.outbox.record import Record
-from services.proxy.calls import NOTHING, Decision, Resource, Result, Visit
+from services.proxy.calls import NOTHING, Caller, Decision, Resource, Result, Visit
 
 PAYLOAD: Final = {"mode": "metadata_only", "state": "not_stored"}
 _KEPT_TEXT: Final = 1024
@@ -107,6 +107,25 @@ def rejected(visit: Visit, *, method: str, code: int, reason: str, clock: Clock)
         "error": str(code),
     }
     return _record("call.rejected", visit, fields, clock)
+
+
+def turned_away(
+    caller: Caller, *, known_tenant: bool, server: str, client_ip: str, clock: Clock
+) -> Record:
+    """An authenticated request for a server that does not exist for this agent."""
+    return Record(
+        type="call.rejected",
+        tenant=caller.tenant if known_tenant else NIL_TENANT,
+        chain=f"agent:{caller.agent}" if known_tenant else "system",
+        at_us=micros(clock.now_ns()),
+        fields={
+            "actor": {"kind": "agent", "id": caller.agent, "session": caller.session},
+            "client_ip": client_ip or None,
+            "server": server[:40],
+            "verdict": "deny",
+            "reason": "unknown_server",
+        },
+    )
 
 
 def served(visit: Visit, *, visible: int, offered: int, digest: str, clock: Clock) -> Record:

@@ -217,6 +217,9 @@ async def test_unknown_server_and_server_not_granted_read_alike(proxy: Gateway) 
 
     assert (404, 4040) == (unknown[0], unknown[1]["error"]["code"])
     assert unknown == foreign == other_agent == stranger
+    turned_away = await proxy.recorded("call.rejected", count=4)
+    assert {"unknown_server"} == {record["reason"] for record in turned_away}
+    assert ["nobody", "other"] == [record["server"] for record in turned_away][:2]
 
 
 async def test_a_suspended_agent_is_told_so_and_counts_as_no_failed_sign_in(
