@@ -16,7 +16,7 @@ export UV_PYTHON_DOWNLOADS := never
 T ?=
 ARGS ?=
 # make test T=path narrows; a layer that has no test yet is no mistake.
-LAYERS := $(wildcard tests/unit tests/contract tests/integration tests/journeys tests/conformance tests/attacks)
+LAYERS := $(wildcard tests/unit tests/contract tests/integration tests/journeys tests/conformance tests/attacks tests/perf)
 PYTEST := $(BIN)/pytest $(ARGS)
 
 .PHONY: help
