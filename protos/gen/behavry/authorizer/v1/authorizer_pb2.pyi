@@ -124,6 +124,7 @@ class Ask(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     FINDINGS_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    ESCALATION_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Never reused in the worker's life."""
     budget_ms: _builtins.int
@@ -133,6 +134,10 @@ class Ask(_message.Message):
     findings: _builtins.bytes
     arguments_json: _builtins.bytes
     """Canonical JSON of the arguments; empty when over 64 KiB (request.arguments_omitted)."""
+    escalation_id: _builtins.str
+    """The escalation that this call continues: one that ended is told as ended, instead of being
+    opened anew. Empty: a call like any other, matched by what it is.
+    """
     @_builtins.property
     def caller(self) -> Global___Caller: ...
     def __init__(
@@ -145,10 +150,11 @@ class Ask(_message.Message):
         features: _builtins.bytes = ...,
         findings: _builtins.bytes = ...,
         arguments_json: _builtins.bytes = ...,
+        escalation_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "budget_ms", b"budget_ms", "caller", b"caller", "features", b"features", "findings", b"findings", "id", b"id", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "budget_ms", b"budget_ms", "caller", b"caller", "escalation_id", b"escalation_id", "features", b"features", "findings", b"findings", "id", b"id", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,25 +236,92 @@ class DecideResponse(_message.Message):
 
     VERDICTS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    TICKET_CHANGED_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def verdicts(self) -> Global___Verdicts: ...
     @_builtins.property
     def drain(self) -> Global___Drain: ...
+    @_builtins.property
+    def ticket_changed(self) -> Global___TicketChanged: ...
+    @_builtins.property
+    def revoked(self) -> Global___Revoked: ...
     def __init__(
         self,
         *,
         verdicts: Global___Verdicts | None = ...,
         drain: Global___Drain | None = ...,
+        ticket_changed: Global___TicketChanged | None = ...,
+        revoked: Global___Revoked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "message", b"message", "verdicts", b"verdicts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "message", b"message", "revoked", b"revoked", "ticket_changed", b"ticket_changed", "verdicts", b"verdicts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "message", b"message", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "message", b"message", "revoked", b"revoked", "ticket_changed", b"ticket_changed", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["verdicts", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["verdicts", "drain", "ticket_changed", "revoked"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___DecideResponse: _TypeAlias = DecideResponse  # noqa: Y015
+
+@_typing.final
+class TicketChanged(_message.Message):
+    """An escalation left the state pending, or was used up. Wakes held calls, which ask again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ESCALATION_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    escalation_id: _builtins.str
+    state: _builtins.str
+    """approved, denied, expired, cancelled, superseded, consumed, lapsed or revoked."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        escalation_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escalation_id", b"escalation_id", "state", b"state", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TicketChanged: _TypeAlias = TicketChanged  # noqa: Y015
+
+@_typing.final
+class Revoked(_message.Message):
+    """Rights were taken away: held calls of these ask again, their open streams end. Nothing named
+    means everybody of the tenant; no tenant means everybody.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_IDS_FIELD_NUMBER: _builtins.int
+    SESSION_IDS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    @_builtins.property
+    def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        agent_ids: _abc.Iterable[_builtins.str] | None = ...,
+        session_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "session_ids", b"session_ids", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Revoked: _TypeAlias = Revoked  # noqa: Y015
 
 @_typing.final
 class Verdicts(_message.Message):
@@ -320,6 +393,8 @@ class Decision(_message.Message):
     ENGINE_US_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    ESCALATION_FIELD_NUMBER: _builtins.int
     result: Global___DecisionResult.ValueType
     reason_code: _builtins.str
     """ErrorReason name in lower case, or a policy's own code."""
@@ -334,12 +409,20 @@ class Decision(_message.Message):
     action: _builtins.str
     """What the tool table says of the call, for the record."""
     category: _builtins.str
+    retry_after_ms: _builtins.int
+    """After so many milliseconds the same call may be answered otherwise; 0: not said."""
     @_builtins.property
     def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All codes, earliest step first."""
 
     @_builtins.property
     def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def escalation(self) -> Global___Escalation:
+        """With Intercept: the ticket that waits for a person. With Allow: the approval that was used up
+        for this call. With a Deny of an escalation: the one that ended. Else missing.
+        """
+
     def __init__(
         self,
         *,
@@ -354,14 +437,53 @@ class Decision(_message.Message):
         engine_us: _builtins.int = ...,
         action: _builtins.str = ...,
         category: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
+        escalation: Global___Escalation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["escalation", b"escalation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "category", b"category", "codes", b"codes", "engine", b"engine", "engine_us", b"engine_us", "obligations", b"obligations", "policies", b"policies", "reason", b"reason", "reason_code", b"reason_code", "result", b"result", "shadow", b"shadow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "category", b"category", "codes", b"codes", "engine", b"engine", "engine_us", b"engine_us", "escalation", b"escalation", "obligations", b"obligations", "policies", b"policies", "reason", b"reason", "reason_code", b"reason_code", "result", b"result", "retry_after_ms", b"retry_after_ms", "shadow", b"shadow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015
+
+@_typing.final
+class Escalation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DECIDE_BY_MS_FIELD_NUMBER: _builtins.int
+    EXECUTE_BY_MS_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUIDv7; the only thing of it that an agent sees."""
+    state: _builtins.str
+    """pending, consumed, denied, expired, cancelled, superseded, lapsed or revoked."""
+    decide_by_ms: _builtins.int
+    """Unix milliseconds; 0 where the clock does not run."""
+    execute_by_ms: _builtins.int
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The codes that it covers."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        decide_by_ms: _builtins.int = ...,
+        execute_by_ms: _builtins.int = ...,
+        codes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "decide_by_ms", b"decide_by_ms", "execute_by_ms", b"execute_by_ms", "id", b"id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Escalation: _TypeAlias = Escalation  # noqa: Y015
 
 @_typing.final
 class Revision(_message.Message):
@@ -557,6 +679,51 @@ class ReportToolsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportToolsResponse: _TypeAlias = ReportToolsResponse  # noqa: Y015
+
+@_typing.final
+class CancelEscalationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    ESCALATION_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    agent_id: _builtins.str
+    escalation_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        escalation_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "escalation_id", b"escalation_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelEscalationRequest: _TypeAlias = CancelEscalationRequest  # noqa: Y015
+
+@_typing.final
+class CancelEscalationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """The state that it has now; empty where there is no such escalation of this agent."""
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelEscalationResponse: _TypeAlias = CancelEscalationResponse  # noqa: Y015
 
 @_typing.final
 class WatchRequest(_message.Message):

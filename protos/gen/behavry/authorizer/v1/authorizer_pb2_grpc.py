@@ -50,6 +50,11 @@ class AuthorizerServiceStub:
                 request_serializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.ReportToolsRequest.SerializeToString,
                 response_deserializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.ReportToolsResponse.FromString,
                 _registered_method=True)
+        self.CancelEscalation = channel.unary_unary(
+                '/behavry.authorizer.v1.AuthorizerService/CancelEscalation',
+                request_serializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.CancelEscalationRequest.SerializeToString,
+                response_deserializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.CancelEscalationResponse.FromString,
+                _registered_method=True)
 
 
 class AuthorizerServiceServicer:
@@ -78,6 +83,14 @@ class AuthorizerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelEscalation(self, request, context):
+        """The agent's side gives an escalation up; only its own, only while it is pending. Repeating it
+        is harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthorizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +108,11 @@ def add_AuthorizerServiceServicer_to_server(servicer, server):
                     servicer.ReportTools,
                     request_deserializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.ReportToolsRequest.FromString,
                     response_serializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.ReportToolsResponse.SerializeToString,
+            ),
+            'CancelEscalation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelEscalation,
+                    request_deserializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.CancelEscalationRequest.FromString,
+                    response_serializer=behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.CancelEscalationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +197,33 @@ class AuthorizerService:
             '/behavry.authorizer.v1.AuthorizerService/ReportTools',
             behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.ReportToolsRequest.SerializeToString,
             behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.ReportToolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelEscalation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.authorizer.v1.AuthorizerService/CancelEscalation',
+            behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.CancelEscalationRequest.SerializeToString,
+            behavry_dot_authorizer_dot_v1_dot_authorizer__pb2.CancelEscalationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,6 +24,10 @@ class AuthorizerServiceStub:
     """Which of a server's tools an agent may see, by the same rule that Decide applies to a call."""
     ReportTools: _aio.UnaryUnaryMultiCallable[_authorizer_pb2.ReportToolsRequest, _authorizer_pb2.ReportToolsResponse]
     """The tools that a server offered; new and changed ones reach the control plane over the link."""
+    CancelEscalation: _aio.UnaryUnaryMultiCallable[_authorizer_pb2.CancelEscalationRequest, _authorizer_pb2.CancelEscalationResponse]
+    """The agent's side gives an escalation up; only its own, only while it is pending. Repeating it
+    is harmless.
+    """
 
 class AuthorizerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides tool calls. Allowed peer: proxy."""
@@ -53,6 +57,16 @@ class AuthorizerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_authorizer_pb2.ReportToolsRequest, _abc.Awaitable[_authorizer_pb2.ReportToolsResponse]],
     ) -> _abc.Awaitable[_authorizer_pb2.ReportToolsResponse]:
         """The tools that a server offered; new and changed ones reach the control plane over the link."""
+
+    @_abc_1.abstractmethod
+    def CancelEscalation(
+        self,
+        request: _authorizer_pb2.CancelEscalationRequest,
+        context: _aio.ServicerContext[_authorizer_pb2.CancelEscalationRequest, _abc.Awaitable[_authorizer_pb2.CancelEscalationResponse]],
+    ) -> _abc.Awaitable[_authorizer_pb2.CancelEscalationResponse]:
+        """The agent's side gives an escalation up; only its own, only while it is pending. Repeating it
+        is harmless.
+        """
 
 def add_AuthorizerServiceServicer_to_server(servicer: AuthorizerServiceServicer, server: _aio.Server) -> None: ...
 

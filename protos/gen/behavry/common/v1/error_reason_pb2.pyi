@@ -59,6 +59,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SECRET_UNRESOLVED: _ErrorReason.ValueType  # 40
     ERROR_REASON_DELEGATION_INVALID: _ErrorReason.ValueType  # 41
     ERROR_REASON_WORKFLOW_SCOPE: _ErrorReason.ValueType  # 42
+    ERROR_REASON_KILL_SWITCH: _ErrorReason.ValueType  # 43
+    ERROR_REASON_RESTRICTED: _ErrorReason.ValueType  # 44
+    ERROR_REASON_COUNTER_UNAVAILABLE: _ErrorReason.ValueType  # 45
+    ERROR_REASON_APPROVAL_PENDING: _ErrorReason.ValueType  # 46
+    ERROR_REASON_APPROVAL_SUPERSEDED: _ErrorReason.ValueType  # 47
+    ERROR_REASON_ESCALATION_DENIED: _ErrorReason.ValueType  # 48
+    ERROR_REASON_ESCALATION_EXPIRED: _ErrorReason.ValueType  # 49
+    ERROR_REASON_ESCALATION_LIMIT: _ErrorReason.ValueType  # 50
+    ERROR_REASON_ESCALATION_CANCELLED: _ErrorReason.ValueType  # 51
+    """Example: the agent's person declined the elicitation."""
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 60
     """Agent and user edges."""
     ERROR_REASON_INVALID_AUDIENCE: _ErrorReason.ValueType  # 61
@@ -101,6 +111,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_IDEMPOTENCY_KEY_REQUIRED: _ErrorReason.ValueType  # 119
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 120
     ERROR_REASON_IDEMPOTENCY_IN_FLIGHT: _ErrorReason.ValueType  # 121
+    ERROR_REASON_STEP_UP_REQUIRED: _ErrorReason.ValueType  # 122
+    ERROR_REASON_HUMAN_REQUIRED: _ErrorReason.ValueType  # 123
+    """Example: an API key tries to approve."""
+    ERROR_REASON_SELF_APPROVAL_FORBIDDEN: _ErrorReason.ValueType  # 124
+    ERROR_REASON_ESCALATION_CLOSED: _ErrorReason.ValueType  # 125
+    ERROR_REASON_REASON_REQUIRED: _ErrorReason.ValueType  # 126
     ERROR_REASON_BUNDLE_UNSIGNED: _ErrorReason.ValueType  # 140
     """Bundles (deployment.md 3.6)."""
     ERROR_REASON_BUNDLE_UNKNOWN_KEY: _ErrorReason.ValueType  # 141
@@ -174,6 +190,16 @@ ERROR_REASON_CAPACITY: ErrorReason.ValueType  # 39
 ERROR_REASON_SECRET_UNRESOLVED: ErrorReason.ValueType  # 40
 ERROR_REASON_DELEGATION_INVALID: ErrorReason.ValueType  # 41
 ERROR_REASON_WORKFLOW_SCOPE: ErrorReason.ValueType  # 42
+ERROR_REASON_KILL_SWITCH: ErrorReason.ValueType  # 43
+ERROR_REASON_RESTRICTED: ErrorReason.ValueType  # 44
+ERROR_REASON_COUNTER_UNAVAILABLE: ErrorReason.ValueType  # 45
+ERROR_REASON_APPROVAL_PENDING: ErrorReason.ValueType  # 46
+ERROR_REASON_APPROVAL_SUPERSEDED: ErrorReason.ValueType  # 47
+ERROR_REASON_ESCALATION_DENIED: ErrorReason.ValueType  # 48
+ERROR_REASON_ESCALATION_EXPIRED: ErrorReason.ValueType  # 49
+ERROR_REASON_ESCALATION_LIMIT: ErrorReason.ValueType  # 50
+ERROR_REASON_ESCALATION_CANCELLED: ErrorReason.ValueType  # 51
+"""Example: the agent's person declined the elicitation."""
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 60
 """Agent and user edges."""
 ERROR_REASON_INVALID_AUDIENCE: ErrorReason.ValueType  # 61
@@ -216,6 +242,12 @@ ERROR_REASON_METHOD_NOT_ALLOWED: ErrorReason.ValueType  # 118
 ERROR_REASON_IDEMPOTENCY_KEY_REQUIRED: ErrorReason.ValueType  # 119
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 120
 ERROR_REASON_IDEMPOTENCY_IN_FLIGHT: ErrorReason.ValueType  # 121
+ERROR_REASON_STEP_UP_REQUIRED: ErrorReason.ValueType  # 122
+ERROR_REASON_HUMAN_REQUIRED: ErrorReason.ValueType  # 123
+"""Example: an API key tries to approve."""
+ERROR_REASON_SELF_APPROVAL_FORBIDDEN: ErrorReason.ValueType  # 124
+ERROR_REASON_ESCALATION_CLOSED: ErrorReason.ValueType  # 125
+ERROR_REASON_REASON_REQUIRED: ErrorReason.ValueType  # 126
 ERROR_REASON_BUNDLE_UNSIGNED: ErrorReason.ValueType  # 140
 """Bundles (deployment.md 3.6)."""
 ERROR_REASON_BUNDLE_UNKNOWN_KEY: ErrorReason.ValueType  # 141

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#behavry/control/v1/plane_link.proto\x12\x12\x62\x65havry.control.v1\"\xd5\x01\n\x0bOpenRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.behavry.control.v1.HelloH\x00\x12\x32\n\theartbeat\x18\x02 \x01(\x0b\x32\x1d.behavry.control.v1.HeartbeatH\x00\x12\x33\n\ntools_seen\x18\x03 \x01(\x0b\x32\x1d.behavry.control.v1.ToolsSeenH\x00\x12&\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x17.behavry.control.v1.AckH\x00\x42\t\n\x07message\"R\n\x05Hello\x12\x10\n\x08plane_id\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\"p\n\tHeartbeat\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x15\n\rbundle_serial\x18\x02 \x01(\x04\x12\x14\n\x0cpolicy_state\x18\x03 \x01(\t\x12\x14\n\x0c\x62undle_age_s\x18\x04 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\"[\n\tToolsSeen\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12+\n\x05tools\x18\x03 \x03(\x0b\x32\x1c.behavry.control.v1.SeenTool\"A\n\x08SeenTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bschema_hash\x18\x02 \x01(\t\x12\x12\n\ndefinition\x18\x03 \x01(\x0c\"\x18\n\x03\x41\x63k\x12\x11\n\tsignal_id\x18\x01 \x01(\t\"\xe9\x01\n\x0cOpenResponse\x12\x31\n\thello_ack\x18\x01 \x01(\x0b\x32\x1c.behavry.control.v1.HelloAckH\x00\x12\x39\n\rbundle_notify\x18\x02 \x01(\x0b\x32 .behavry.control.v1.BundleNotifyH\x00\x12\x34\n\nrevocation\x18\x03 \x01(\x0b\x32\x1e.behavry.control.v1.RevocationH\x00\x12*\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x19.behavry.control.v1.DrainH\x00\x42\t\n\x07message\"\x1a\n\x08HelloAck\x12\x0e\n\x06issuer\x18\x01 \x01(\t\"\x1e\n\x0c\x42undleNotify\x12\x0e\n\x06serial\x18\x01 \x01(\x04\"n\n\nRevocation\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x11\n\tagent_ids\x18\x03 \x03(\t\x12\x13\n\x0bsession_ids\x18\x04 \x03(\t\x12\x12\n\nmin_serial\x18\x05 \x01(\x04\"\x07\n\x05\x44rain2a\n\x10PlaneLinkService\x12M\n\x04Open\x12\x1f.behavry.control.v1.OpenRequest\x1a .behavry.control.v1.OpenResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#behavry/control/v1/plane_link.proto\x12\x12\x62\x65havry.control.v1\"\xdd\x02\n\x0bOpenRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.behavry.control.v1.HelloH\x00\x12\x32\n\theartbeat\x18\x02 \x01(\x0b\x32\x1d.behavry.control.v1.HeartbeatH\x00\x12\x33\n\ntools_seen\x18\x03 \x01(\x0b\x32\x1d.behavry.control.v1.ToolsSeenH\x00\x12&\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x17.behavry.control.v1.AckH\x00\x12\x41\n\x11\x65scalation_opened\x18\x05 \x01(\x0b\x32$.behavry.control.v1.EscalationOpenedH\x00\x12\x43\n\x12\x65scalation_changed\x18\x06 \x01(\x0b\x32%.behavry.control.v1.EscalationChangedH\x00\x42\t\n\x07message\"R\n\x05Hello\x12\x10\n\x08plane_id\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\"p\n\tHeartbeat\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x15\n\rbundle_serial\x18\x02 \x01(\x04\x12\x14\n\x0cpolicy_state\x18\x03 \x01(\t\x12\x14\n\x0c\x62undle_age_s\x18\x04 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\"[\n\tToolsSeen\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06server\x18\x02 \x01(\t\x12+\n\x05tools\x18\x03 \x03(\x0b\x32\x1c.behavry.control.v1.SeenTool\"A\n\x08SeenTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bschema_hash\x18\x02 \x01(\t\x12\x12\n\ndefinition\x18\x03 \x01(\x0c\"\x18\n\x03\x41\x63k\x12\x11\n\tsignal_id\x18\x01 \x01(\t\"\xef\x02\n\x0cOpenResponse\x12\x31\n\thello_ack\x18\x01 \x01(\x0b\x32\x1c.behavry.control.v1.HelloAckH\x00\x12\x39\n\rbundle_notify\x18\x02 \x01(\x0b\x32 .behavry.control.v1.BundleNotifyH\x00\x12\x34\n\nrevocation\x18\x03 \x01(\x0b\x32\x1e.behavry.control.v1.RevocationH\x00\x12*\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x19.behavry.control.v1.DrainH\x00\x12\x45\n\x13\x65scalation_decision\x18\x05 \x01(\x0b\x32&.behavry.control.v1.EscalationDecisionH\x00\x12=\n\x0f\x65scalation_kept\x18\x06 \x01(\x0b\x32\".behavry.control.v1.EscalationKeptH\x00\x42\t\n\x07message\"\x1a\n\x08HelloAck\x12\x0e\n\x06issuer\x18\x01 \x01(\t\"\x1e\n\x0c\x42undleNotify\x12\x0e\n\x06serial\x18\x01 \x01(\x04\"\x97\x01\n\nRevocation\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x11\n\tagent_ids\x18\x03 \x03(\t\x12\x13\n\x0bsession_ids\x18\x04 \x03(\t\x12\x12\n\nmin_serial\x18\x05 \x01(\x04\x12\'\n\x05stops\x18\x06 \x03(\x0b\x32\x18.behavry.control.v1.Stop\"&\n\x04Stop\x12\r\n\x05scope\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\"\xfb\x03\n\x10\x45scalationOpened\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x12\n\nagent_name\x18\x04 \x01(\t\x12\x13\n\x0b\x61gent_class\x18\x05 \x01(\t\x12\x14\n\x0crequester_id\x18\x06 \x01(\t\x12\x1a\n\x12requester_verified\x18\x07 \x01(\x08\x12\x0e\n\x06server\x18\x08 \x01(\t\x12\x0c\n\x04tool\x18\t \x01(\t\x12\x0e\n\x06method\x18\n \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x0b \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x0c \x01(\t\x12\x10\n\x08resource\x18\r \x01(\t\x12\x15\n\rresource_kind\x18\x0e \x01(\t\x12\r\n\x05\x63odes\x18\x0f \x03(\t\x12\x0e\n\x06reason\x18\x10 \x01(\t\x12\x10\n\x08policies\x18\x11 \x03(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x12 \x01(\x0c\x12\x14\n\x0c\x66inding_tags\x18\x13 \x03(\t\x12\x0f\n\x07\x62inding\x18\x14 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x15 \x01(\t\x12\x0e\n\x06quorum\x18\x16 \x01(\r\x12\x0c\n\x04tier\x18\x17 \x01(\t\x12\x14\n\x0copened_at_ms\x18\x18 \x01(\x03\x12\x14\n\x0c\x64\x65\x63ide_by_ms\x18\x19 \x01(\x03\x12\x15\n\rexecute_for_s\x18\x1a \x01(\r\"t\n\x11\x45scalationChanged\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\x12\x11\n\tuses_left\x18\x05 \x01(\r\x12\x0f\n\x07version\x18\x06 \x01(\x04\"-\n\x0e\x45scalationKept\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\"^\n\x12\x45scalationDecision\x12\x11\n\tsignal_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x15\n\rescalation_id\x18\x03 \x01(\t\x12\x0b\n\x03jws\x18\x04 \x01(\t\"\x07\n\x05\x44rain2a\n\x10PlaneLinkService\x12M\n\x04Open\x12\x1f.behavry.control.v1.OpenRequest\x1a .behavry.control.v1.OpenResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'behavry.control.v1.plane_li
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPENREQUEST']._serialized_start=60
-  _globals['_OPENREQUEST']._serialized_end=273
-  _globals['_HELLO']._serialized_start=275
-  _globals['_HELLO']._serialized_end=357
-  _globals['_HEARTBEAT']._serialized_start=359
-  _globals['_HEARTBEAT']._serialized_end=471
-  _globals['_TOOLSSEEN']._serialized_start=473
-  _globals['_TOOLSSEEN']._serialized_end=564
-  _globals['_SEENTOOL']._serialized_start=566
-  _globals['_SEENTOOL']._serialized_end=631
-  _globals['_ACK']._serialized_start=633
-  _globals['_ACK']._serialized_end=657
-  _globals['_OPENRESPONSE']._serialized_start=660
-  _globals['_OPENRESPONSE']._serialized_end=893
-  _globals['_HELLOACK']._serialized_start=895
-  _globals['_HELLOACK']._serialized_end=921
-  _globals['_BUNDLENOTIFY']._serialized_start=923
-  _globals['_BUNDLENOTIFY']._serialized_end=953
-  _globals['_REVOCATION']._serialized_start=955
-  _globals['_REVOCATION']._serialized_end=1065
-  _globals['_DRAIN']._serialized_start=1067
-  _globals['_DRAIN']._serialized_end=1074
-  _globals['_PLANELINKSERVICE']._serialized_start=1076
-  _globals['_PLANELINKSERVICE']._serialized_end=1173
+  _globals['_OPENREQUEST']._serialized_end=409
+  _globals['_HELLO']._serialized_start=411
+  _globals['_HELLO']._serialized_end=493
+  _globals['_HEARTBEAT']._serialized_start=495
+  _globals['_HEARTBEAT']._serialized_end=607
+  _globals['_TOOLSSEEN']._serialized_start=609
+  _globals['_TOOLSSEEN']._serialized_end=700
+  _globals['_SEENTOOL']._serialized_start=702
+  _globals['_SEENTOOL']._serialized_end=767
+  _globals['_ACK']._serialized_start=769
+  _globals['_ACK']._serialized_end=793
+  _globals['_OPENRESPONSE']._serialized_start=796
+  _globals['_OPENRESPONSE']._serialized_end=1163
+  _globals['_HELLOACK']._serialized_start=1165
+  _globals['_HELLOACK']._serialized_end=1191
+  _globals['_BUNDLENOTIFY']._serialized_start=1193
+  _globals['_BUNDLENOTIFY']._serialized_end=1223
+  _globals['_REVOCATION']._serialized_start=1226
+  _globals['_REVOCATION']._serialized_end=1377
+  _globals['_STOP']._serialized_start=1379
+  _globals['_STOP']._serialized_end=1417
+  _globals['_ESCALATIONOPENED']._serialized_start=1420
+  _globals['_ESCALATIONOPENED']._serialized_end=1927
+  _globals['_ESCALATIONCHANGED']._serialized_start=1929
+  _globals['_ESCALATIONCHANGED']._serialized_end=2045
+  _globals['_ESCALATIONKEPT']._serialized_start=2047
+  _globals['_ESCALATIONKEPT']._serialized_end=2092
+  _globals['_ESCALATIONDECISION']._serialized_start=2094
+  _globals['_ESCALATIONDECISION']._serialized_end=2188
+  _globals['_DRAIN']._serialized_start=2190
+  _globals['_DRAIN']._serialized_end=2197
+  _globals['_PLANELINKSERVICE']._serialized_start=2199
+  _globals['_PLANELINKSERVICE']._serialized_end=2296
 # @@protoc_insertion_point(module_scope)

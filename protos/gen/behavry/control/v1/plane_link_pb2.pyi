@@ -26,6 +26,8 @@ class OpenRequest(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     TOOLS_SEEN_FIELD_NUMBER: _builtins.int
     ACK_FIELD_NUMBER: _builtins.int
+    ESCALATION_OPENED_FIELD_NUMBER: _builtins.int
+    ESCALATION_CHANGED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -34,6 +36,10 @@ class OpenRequest(_message.Message):
     def tools_seen(self) -> Global___ToolsSeen: ...
     @_builtins.property
     def ack(self) -> Global___Ack: ...
+    @_builtins.property
+    def escalation_opened(self) -> Global___EscalationOpened: ...
+    @_builtins.property
+    def escalation_changed(self) -> Global___EscalationChanged: ...
     def __init__(
         self,
         *,
@@ -41,12 +47,14 @@ class OpenRequest(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         tools_seen: Global___ToolsSeen | None = ...,
         ack: Global___Ack | None = ...,
+        escalation_opened: Global___EscalationOpened | None = ...,
+        escalation_changed: Global___EscalationChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "tools_seen", b"tools_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "escalation_changed", b"escalation_changed", "escalation_opened", b"escalation_opened", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "tools_seen", b"tools_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "tools_seen", b"tools_seen"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "escalation_changed", b"escalation_changed", "escalation_opened", b"escalation_opened", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "tools_seen", b"tools_seen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "tools_seen", "ack"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "tools_seen", "ack", "escalation_opened", "escalation_changed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -193,6 +201,8 @@ class OpenResponse(_message.Message):
     BUNDLE_NOTIFY_FIELD_NUMBER: _builtins.int
     REVOCATION_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    ESCALATION_DECISION_FIELD_NUMBER: _builtins.int
+    ESCALATION_KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello_ack(self) -> Global___HelloAck: ...
     @_builtins.property
@@ -201,6 +211,10 @@ class OpenResponse(_message.Message):
     def revocation(self) -> Global___Revocation: ...
     @_builtins.property
     def drain(self) -> Global___Drain: ...
+    @_builtins.property
+    def escalation_decision(self) -> Global___EscalationDecision: ...
+    @_builtins.property
+    def escalation_kept(self) -> Global___EscalationKept: ...
     def __init__(
         self,
         *,
@@ -208,12 +222,14 @@ class OpenResponse(_message.Message):
         bundle_notify: Global___BundleNotify | None = ...,
         revocation: Global___Revocation | None = ...,
         drain: Global___Drain | None = ...,
+        escalation_decision: Global___EscalationDecision | None = ...,
+        escalation_kept: Global___EscalationKept | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_notify", b"bundle_notify", "drain", b"drain", "hello_ack", b"hello_ack", "message", b"message", "revocation", b"revocation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bundle_notify", b"bundle_notify", "drain", b"drain", "escalation_decision", b"escalation_decision", "escalation_kept", b"escalation_kept", "hello_ack", b"hello_ack", "message", b"message", "revocation", b"revocation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_notify", b"bundle_notify", "drain", b"drain", "hello_ack", b"hello_ack", "message", b"message", "revocation", b"revocation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle_notify", b"bundle_notify", "drain", b"drain", "escalation_decision", b"escalation_decision", "escalation_kept", b"escalation_kept", "hello_ack", b"hello_ack", "message", b"message", "revocation", b"revocation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello_ack", "bundle_notify", "revocation", "drain"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello_ack", "bundle_notify", "revocation", "drain", "escalation_decision", "escalation_kept"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -270,6 +286,7 @@ class Revocation(_message.Message):
     AGENT_IDS_FIELD_NUMBER: _builtins.int
     SESSION_IDS_FIELD_NUMBER: _builtins.int
     MIN_SERIAL_FIELD_NUMBER: _builtins.int
+    STOPS_FIELD_NUMBER: _builtins.int
     signal_id: _builtins.str
     """Replayed after a reconnect until acknowledged; applying twice is harmless."""
     tenant_id: _builtins.str
@@ -279,6 +296,10 @@ class Revocation(_message.Message):
     def agent_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def stops(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stop]:
+        """Kill switches that were thrown; tenant_id is empty where one of them is the fleet's."""
+
     def __init__(
         self,
         *,
@@ -287,14 +308,245 @@ class Revocation(_message.Message):
         agent_ids: _abc.Iterable[_builtins.str] | None = ...,
         session_ids: _abc.Iterable[_builtins.str] | None = ...,
         min_serial: _builtins.int = ...,
+        stops: _abc.Iterable[Global___Stop] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "min_serial", b"min_serial", "session_ids", b"session_ids", "signal_id", b"signal_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_ids", b"agent_ids", "min_serial", b"min_serial", "session_ids", b"session_ids", "signal_id", b"signal_id", "stops", b"stops", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Revocation: _TypeAlias = Revocation  # noqa: Y015
+
+@_typing.final
+class Stop(_message.Message):
+    """What stands still while a kill switch is on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """agent, class, server, tenant or fleet."""
+    subject: _builtins.str
+    """Agent id, class name, server slug; empty for tenant and fleet."""
+    def __init__(
+        self,
+        *,
+        scope: _builtins.str = ...,
+        subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stop: _TypeAlias = Stop  # noqa: Y015
+
+@_typing.final
+class EscalationOpened(_message.Message):
+    """A call waits for a person. Sent until it is kept; the same id twice is one. Never a payload."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_NAME_FIELD_NUMBER: _builtins.int
+    AGENT_CLASS_FIELD_NUMBER: _builtins.int
+    REQUESTER_ID_FIELD_NUMBER: _builtins.int
+    REQUESTER_VERIFIED_FIELD_NUMBER: _builtins.int
+    SERVER_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    RESOURCE_KIND_FIELD_NUMBER: _builtins.int
+    CODES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    FINDING_TAGS_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    POLICY_REVISION_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    OPENED_AT_MS_FIELD_NUMBER: _builtins.int
+    DECIDE_BY_MS_FIELD_NUMBER: _builtins.int
+    EXECUTE_FOR_S_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    tenant_id: _builtins.str
+    agent_id: _builtins.str
+    agent_name: _builtins.str
+    agent_class: _builtins.str
+    requester_id: _builtins.str
+    requester_verified: _builtins.bool
+    server: _builtins.str
+    tool: _builtins.str
+    method: _builtins.str
+    action: _builtins.str
+    category: _builtins.str
+    resource: _builtins.str
+    resource_kind: _builtins.str
+    reason: _builtins.str
+    """What the policy says to people."""
+    features: _builtins.bytes
+    """JSON of the envelope's features."""
+    binding: _builtins.str
+    """What the approval will be valid for; opaque here, repeated in the decision."""
+    policy_revision: _builtins.str
+    quorum: _builtins.int
+    tier: _builtins.str
+    """Risk tier of the agent at opening."""
+    opened_at_ms: _builtins.int
+    """Unix milliseconds."""
+    decide_by_ms: _builtins.int
+    execute_for_s: _builtins.int
+    """How long an approval may be used, in seconds."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def policies(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def finding_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        agent_name: _builtins.str = ...,
+        agent_class: _builtins.str = ...,
+        requester_id: _builtins.str = ...,
+        requester_verified: _builtins.bool = ...,
+        server: _builtins.str = ...,
+        tool: _builtins.str = ...,
+        method: _builtins.str = ...,
+        action: _builtins.str = ...,
+        category: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        resource_kind: _builtins.str = ...,
+        codes: _abc.Iterable[_builtins.str] | None = ...,
+        reason: _builtins.str = ...,
+        policies: _abc.Iterable[_builtins.str] | None = ...,
+        features: _builtins.bytes = ...,
+        finding_tags: _abc.Iterable[_builtins.str] | None = ...,
+        binding: _builtins.str = ...,
+        policy_revision: _builtins.str = ...,
+        quorum: _builtins.int = ...,
+        tier: _builtins.str = ...,
+        opened_at_ms: _builtins.int = ...,
+        decide_by_ms: _builtins.int = ...,
+        execute_for_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "agent_class", b"agent_class", "agent_id", b"agent_id", "agent_name", b"agent_name", "binding", b"binding", "category", b"category", "codes", b"codes", "decide_by_ms", b"decide_by_ms", "execute_for_s", b"execute_for_s", "features", b"features", "finding_tags", b"finding_tags", "id", b"id", "method", b"method", "opened_at_ms", b"opened_at_ms", "policies", b"policies", "policy_revision", b"policy_revision", "quorum", b"quorum", "reason", b"reason", "requester_id", b"requester_id", "requester_verified", b"requester_verified", "resource", b"resource", "resource_kind", b"resource_kind", "server", b"server", "tenant_id", b"tenant_id", "tier", b"tier", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscalationOpened: _TypeAlias = EscalationOpened  # noqa: Y015
+
+@_typing.final
+class EscalationChanged(_message.Message):
+    """What became of an escalation in the plane. Sent until it is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    AT_MS_FIELD_NUMBER: _builtins.int
+    USES_LEFT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    tenant_id: _builtins.str
+    state: _builtins.str
+    """approved, denied, consumed, expired, cancelled, superseded, lapsed or revoked."""
+    at_ms: _builtins.int
+    uses_left: _builtins.int
+    """Uses that are left of a grant."""
+    version: _builtins.int
+    """Rises with each change of one escalation; an older one changes nothing."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        at_ms: _builtins.int = ...,
+        uses_left: _builtins.int = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_ms", b"at_ms", "id", b"id", "state", b"state", "tenant_id", b"tenant_id", "uses_left", b"uses_left", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscalationChanged: _TypeAlias = EscalationChanged  # noqa: Y015
+
+@_typing.final
+class EscalationKept(_message.Message):
+    """Control has stored this version of the escalation; 0: its opening."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    version: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscalationKept: _TypeAlias = EscalationKept  # noqa: Y015
+
+@_typing.final
+class EscalationDecision(_message.Message):
+    """What people decided. Replayed until acknowledged (Ack.signal_id); the plane believes the
+    signature and the binding, not the link.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ESCALATION_ID_FIELD_NUMBER: _builtins.int
+    JWS_FIELD_NUMBER: _builtins.int
+    signal_id: _builtins.str
+    tenant_id: _builtins.str
+    escalation_id: _builtins.str
+    jws: _builtins.str
+    """Compact JWS, ES256 by the trust root's role `decision`, of canonical JSON
+    behavry.escalation-decision/1: {v, plane, tenant, escalation, binding, verdict, uses,
+    decided_at_ms, execute_by_ms, approvers}.
+    """
+    def __init__(
+        self,
+        *,
+        signal_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+        escalation_id: _builtins.str = ...,
+        jws: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escalation_id", b"escalation_id", "jws", b"jws", "signal_id", b"signal_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscalationDecision: _TypeAlias = EscalationDecision  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):
