@@ -59,6 +59,10 @@ class PlaneLinkServicer(plane_link_pb2_grpc.PlaneLinkServiceServicer):
                                 tenant_id=signal.tenant,
                                 agent_ids=signal.agents,
                                 session_ids=signal.sessions,
+                                stops=[
+                                    wire.Stop(scope=stop.scope, subject=stop.subject)
+                                    for stop in signal.stops
+                                ],
                                 min_serial=signal.min_serial,
                             )
                         )

@@ -13,6 +13,16 @@ from services.common.ids import AgentId, SessionId, TenantId, uuid7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """A kill switch that was thrown: an agent's id, a class's name or a server's slug; a tenant's
+    has no subject.
+    """
+
+    scope: str
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationSignal:
     """`min_serial`: the first bundle that is sure to say the same."""
 
@@ -20,6 +30,7 @@ class RevocationSignal:
     tenant: TenantId
     agents: tuple[AgentId, ...]
     sessions: tuple[SessionId, ...]
+    stops: tuple[Stop, ...] = ()
     min_serial: int
 
 
@@ -51,10 +62,11 @@ class Signals:
         *,
         agents: Iterable[AgentId] = (),
         sessions: Iterable[SessionId] = (),
+        stops: Iterable[Stop] = (),
     ) -> None:
         """The rights of these end now; the change is committed. Also touches."""
-        ended_agents, ended_sessions = tuple(agents), tuple(sessions)
-        if not (ended_agents or ended_sessions):
+        ended_agents, ended_sessions, thrown = tuple(agents), tuple(sessions), tuple(stops)
+        if not (ended_agents or ended_sessions or thrown):
             return
         # A bundle that is being read now may have been read before the change.
         min_serial = self.serial + (2 if self.building else 1)
@@ -63,6 +75,7 @@ class Signals:
             tenant=tenant,
             agents=ended_agents,
             sessions=ended_sessions,
+            stops=thrown,
             min_serial=min_serial,
         )
         self._revocations[signal.id] = signal
