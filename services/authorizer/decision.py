@@ -37,6 +37,8 @@ class EngineSaid:
     shadow: bytes
     engine: str
     engine_us: int
+    #: How many people the policies want to agree before a held call may run.
+    quorum: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,19 @@ class EngineFailed:
     code: str
     engine: str
     engine_us: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalation:
+    """The ticket behind a verdict: the one that waits, the approval used up, or the one that ended.
+    Times are Unix milliseconds, 0 where the clock does not run.
+    """
+
+    id: str
+    state: str
+    decide_by_ms: int
+    execute_by_ms: int
+    codes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +76,8 @@ class Verdict:
     engine_us: int = 0
     action: str = "unclassified"
     category: str = ""
+    quorum: int = 1
+    escalation: Escalation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +117,12 @@ REASONS: Final[dict[str, str]] = {
     "revision_mismatch": "the policy changed while the call was judged",
     "obligation_unknown": "the policy asks for something that cannot be enforced here",
     "capacity": "too many calls wait for a decision",
+    "approval_pending": "the call waits for a person's decision",
+    "escalation_denied": "a person denied the call",
+    "escalation_expired": "nobody decided in time, or the approval was not used in time",
+    "escalation_cancelled": "the request for approval was given up",
+    "escalation_limit": "too many calls wait for a person's decision",
+    "escalation_unavailable": "nobody can be asked for a decision now",
 }
 
 
@@ -189,6 +212,7 @@ def conclude(admitted: Admitted, answer: EngineSaid | EngineFailed) -> Verdict:
         engine_us=answer.engine_us,
         action=admitted.action,
         category=admitted.category,
+        quorum=answer.quorum,
     )
 
 

@@ -102,6 +102,7 @@ def _translated(said: Said) -> EngineSaid | EngineFailed:
                 shadow=msgspec.json.encode(decision.shadow) if decision.shadow else b"",
                 engine=said.engine,
                 engine_us=said.engine_us,
+                quorum=decision.quorum,
             )
 
 

@@ -17,6 +17,7 @@ from msgspec import Meta, Raw, Struct
 Result = Literal["allow", "deny", "intercept"]
 
 MAX_VERDICTS: Final = 1024
+MAX_QUORUM: Final = 5
 
 #: Obligations that the proxy carries out. None yet: each joins in the change that enforces it.
 ENFORCED: Final[frozenset[str]] = frozenset()
@@ -37,6 +38,8 @@ class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
     code: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,63}$")]
     reason: Annotated[str, Meta(max_length=256)]
     obligations: Annotated[tuple[Raw, ...], Meta(max_length=32)]
+    #: How many people must agree where the call is held; out of these bounds spoils the decision.
+    quorum: Annotated[int, Meta(ge=1, le=MAX_QUORUM)] = 1
 
 
 PolicyKey = Annotated[str, Meta(min_length=1, max_length=80)]
@@ -61,6 +64,7 @@ class Decision:
     codes: tuple[str, ...] = ()
     obligations: tuple[bytes, ...] = ()
     shadow: tuple[ShadowVerdict, ...] = ()
+    quorum: int = 1
 
 
 class AnswerInvalid(Exception):
@@ -81,7 +85,8 @@ DEFAULT_DENY: Final = Decision(
 
 def decide(said: Sequence[Said]) -> Decision:
     """1. nothing said: default_deny  2. strongest result  3. its reasons, the first by policy and
-    code leads; a denial names the intercepts too  4. all obligations, each enforced.
+    code leads; a denial names the intercepts too  4. all obligations, each enforced  5. the
+    largest quorum that any verdict asks for.
     """
     if not said:  # 1
         return DEFAULT_DENY
@@ -98,6 +103,7 @@ def decide(said: Sequence[Said]) -> Decision:
         policies=tuple(dict.fromkeys(policy for policy, _ in counted)),
         codes=tuple(dict.fromkeys(verdict.code for _, verdict in counted)),
         obligations=obligations,
+        quorum=max(verdict.quorum for _, verdict in said),  # 5
     )
 
 
