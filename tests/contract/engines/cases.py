@@ -61,6 +61,7 @@ def seen(said: Said, wanted: dict[str, Any]) -> dict[str, Any]:
         "reason": decision.reason,
         "codes": list(decision.codes),
         "policies": list(decision.policies),
+        "quorum": decision.quorum,
         "shadow": [
             {"policy": one.policy, "result": one.result, "code": one.code}
             for one in decision.shadow
