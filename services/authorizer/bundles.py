@@ -40,11 +40,14 @@ class BundleRefused(BehavryError):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The bundle keys of trust.json, by key id, and the scope that this plane accepts."""
+    """The keys of trust.json, by key id, and the scope that this plane accepts: `keys` sign bundles,
+    `decision_keys` what people decided about escalations. A trust root may lack the latter.
+    """
 
     keys: dict[str, dict[str, Any]]
     plane_id: str
     environment: str
+    decision_keys: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def scope(self) -> str:
@@ -96,11 +99,12 @@ class _Signed(msgspec.Struct, frozen=True):
 def trust_from(document: bytes, *, plane_id: str, environment: str) -> Trust:
     """The trust root of trust.json version 1. Raises BundleRefused BUNDLE_MALFORMED."""
     try:
-        keys = json.loads(document)["roles"]["bundle"]["keys"]
-        by_id = {str(key["kid"]): key for key in keys}
-    except (ValueError, KeyError, TypeError) as bad:
+        roles = json.loads(document)["roles"]
+        by_id = {str(key["kid"]): key for key in roles["bundle"]["keys"]}
+        deciding = {str(key["kid"]): key for key in roles.get("decision", {"keys": ()})["keys"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as bad:
         raise BundleRefused("BUNDLE_MALFORMED", "the trust root cannot be read") from bad
-    return Trust(by_id, plane_id, environment)
+    return Trust(by_id, plane_id, environment, deciding)
 
 
 def verify(archive: bytes, trust: Trust, *, now_s: int) -> VerifiedBundle:
