@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from services.authorizer import kill_switch
 from services.authorizer.bundles import VerifiedBundle
+from services.authorizer.kill_switch import KillSwitch
 from services.authorizer.plane_state import Tenant
 from services.authorizer.revocations import Revocations
 from services.authorizer.staleness import Freshness, freshness
@@ -22,6 +24,7 @@ class ActivePolicy:
     confirmed_s: int = 0
     mark_s: int = 0
     revocations: Revocations = field(default_factory=Revocations)
+    kill_switch: KillSwitch = field(default_factory=KillSwitch)
     #: Rises with every change that a snapshot's reader must hear of.
     version: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -53,6 +56,11 @@ class ActivePolicy:
         self.mark_s = max(self.mark_s, now_s)
         return age
 
+    def activated(self, *, oldest_serial: int) -> None:
+        """`bundle` is another one; a restart could fall back to none older than `oldest_serial`."""
+        self.revocations.settle(self.serial, oldest_serial=oldest_serial)
+        self.changed()
+
     def begin_switch(self) -> None:
         self._settled.clear()
 
@@ -64,7 +72,9 @@ class ActivePolicy:
         await self._settled.wait()
 
     def changed(self) -> None:
-        """Wakes everybody who waits for the next version."""
+        """Wakes everybody who waits for the next version. What is stopped follows first."""
+        bundled = kill_switch.of_bundle(self.bundle.state) if self.bundle else ()
+        self.kill_switch.set_all({"link": self.revocations.stops(), "bundle": bundled})
         self.version += 1
         self._changed.set()
         self._changed = asyncio.Event()

@@ -20,7 +20,7 @@ from services.authorizer.link_token import LinkTokens
 from services.common.clock import Clock
 from services.common.ids import TenantId
 from services.common.telemetry.counters import Counters
-from services.common.telemetry.logging import Log
+from services.common.telemetry.logging import Log, describe
 
 JITTER: Final = 0.1
 FETCH_TIMEOUT_S: Final = 20.0
@@ -81,7 +81,7 @@ class BundleFeed:
                 await self._reject(refused, serial=0)
                 continue
             self.active.confirmed_s = marks.confirmed_s
-            self.active.changed()
+            self.active.activated(oldest_serial=self.store.oldest_serial())
             await self.journal.bundle_activated(bundle, from_disk=True)
             return
 
@@ -91,6 +91,7 @@ class BundleFeed:
             self._poke.clear()
             try:
                 await self._poll()
+                await self._forget_revocations()
             except (aiohttp.ClientError, TimeoutError) as away:
                 self.log.warning("bundle_fetch_failed", error=type(away).__name__)
             except BundleRefused as refused:
@@ -131,15 +132,20 @@ class BundleFeed:
             raise BundleRefused("BUNDLE_EQUIVOCATION", "two bundles carry the same serial")
         if self.active.bundle is None or bundle.digest != self.active.bundle.digest:
             await self._switch(bundle)
+            self.active.activated(oldest_serial=self.store.oldest_serial())
             self.store.keep(bundle.serial, archive, self._marks(bundle))
             self._confirm()
-            self.active.revocations.settle(bundle.serial)
-            self.active.changed()
             self.counters.counter("authorizer.bundles.activated").value += 1
             self.log.info("bundle_activated", serial=bundle.serial, revision=bundle.revision)
             await self.journal.bundle_activated(bundle, from_disk=False)
         else:
             self._confirm()
+
+    async def _forget_revocations(self) -> None:
+        try:
+            await self.active.revocations.save()
+        except OSError as failure:  # they stay in the file a little longer
+            self.log.warning("revocations_not_saved", error=describe(failure))
 
     async def _switch(self, bundle: VerifiedBundle) -> None:
         """The engine first, then our own view; back to the previous one if a canary fails."""
@@ -183,6 +189,8 @@ class BundleFeed:
     def _confirm(self) -> None:
         self.active.confirmed_s = self._now_s()
         self.active.mark_s = self.active.confirmed_s
+        if self.active.revocations.confirm(now_ns=self.clock.monotonic_ns()):
+            self.active.changed()
         if self.active.bundle:
             self.store.mark(self._marks(self.active.bundle))
 

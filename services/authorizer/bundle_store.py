@@ -6,11 +6,12 @@ Write, fsync, atomic rename, 0600; five are kept. What is read back is verified 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from services.common import durable_file
 
 KEPT: Final = 5
 
@@ -31,14 +32,14 @@ class BundleStore:
         self._directory = directory
 
     def keep(self, serial: int, archive: bytes, marks: Marks) -> None:
-        self._write(f"{serial:020d}.tar.gz", archive)
+        durable_file.replace(self._directory / f"{serial:020d}.tar.gz", archive)
         self.mark(marks)
         for old in self._archives()[:-KEPT]:
             old.unlink(missing_ok=True)
 
     def mark(self, marks: Marks) -> None:
         document = {name: getattr(marks, name) for name in Marks.__slots__}
-        self._write("marks.json", json.dumps(document).encode())
+        durable_file.replace(self._directory / "marks.json", json.dumps(document).encode())
 
     def marks(self) -> Marks:
         """The stored marks; empty ones where none can be read."""
@@ -51,20 +52,10 @@ class BundleStore:
         for path in reversed(self._archives()):
             yield path.read_bytes()
 
+    def oldest_serial(self) -> int:
+        """The oldest bundle that a restart could fall back to; 0 where there is none."""
+        archives = self._archives()
+        return int(archives[0].name.partition(".")[0]) if archives else 0
+
     def _archives(self) -> list[Path]:
         return sorted(self._directory.glob("*.tar.gz"))
-
-    def _write(self, name: str, content: bytes) -> None:
-        path = self._directory / name
-        temporary = path.with_suffix(".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

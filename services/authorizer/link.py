@@ -18,12 +18,13 @@ from behavry.control.v1 import plane_link_pb2_grpc
 from services.authorizer.active import ActivePolicy
 from services.authorizer.bundle_feed import BundleFeed
 from services.authorizer.jwks_feed import JwksFeed
+from services.authorizer.kill_switch import switch
 from services.authorizer.link_token import LinkTokens
 from services.authorizer.revocations import Revocation
 from services.common.ids import PlaneId
 from services.common.rpc.client import OPTIONS
 from services.common.rpc.peers import PEER_KEY, TOKEN_KEY
-from services.common.telemetry.logging import Log
+from services.common.telemetry.logging import Log, describe
 
 HEARTBEAT_S: Final = 30.0
 FIRST_RETRY_S: Final = 0.2
@@ -82,7 +83,7 @@ class PlaneLink:
                 metadata = ((PEER_KEY, "plane"), (TOKEN_KEY, self.tokens.bearer()))
                 stub = plane_link_pb2_grpc.PlaneLinkServiceStub(channel)
                 async for message in stub.Open(self._outgoing(self._stream), metadata=metadata):
-                    self._receive(message)
+                    await self._receive(message)
         finally:
             self._stream += 1
             self._wake.set()  # lets what fed the dead stream end
@@ -117,7 +118,7 @@ class PlaneLink:
             engine="up" if self.engine_up else "down",
         )
 
-    def _receive(self, message: wire.OpenResponse) -> None:
+    async def _receive(self, message: wire.OpenResponse) -> None:
         match message.WhichOneof("message"):
             case "hello_ack":
                 self.log.info("control_link_up")
@@ -128,20 +129,29 @@ class PlaneLink:
                 if message.bundle_notify.serial > self.active.serial:
                     self.feed.poke()
             case "revocation":
-                self._revoke(message.revocation)
+                await self._revoke(message.revocation)
             case _:  # drain, or a message of a newer control: the stream's end says the rest
                 return
 
-    def _revoke(self, signal: wire.Revocation) -> None:
+    async def _revoke(self, signal: wire.Revocation) -> None:
+        """In effect at once; acknowledged when no restart can forget it."""
         revocation = Revocation(
             signal_id=signal.signal_id,
             tenant=signal.tenant_id,
             agents=frozenset(signal.agent_ids),
             sessions=frozenset(signal.session_ids),
+            stops=frozenset(
+                switch(stop.scope, signal.tenant_id, stop.subject) for stop in signal.stops
+            ),
             min_serial=signal.min_serial,
         )
         self.active.revocations.add(revocation, active_serial=self.active.serial)
         self.active.changed()
+        try:
+            await self.active.revocations.save()
+        except OSError as failure:  # control sends it again on the next stream
+            self.log.error("revocation_not_kept", error=describe(failure))
+            return
         self._send(wire.OpenRequest(ack=wire.Ack(signal_id=signal.signal_id)))
 
     def _send(self, message: wire.OpenRequest) -> None:
