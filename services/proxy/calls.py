@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from services.common.ids import AgentId, RequestId, ServerSlug, SessionId, TenantId
+from services.common.ids import AgentId, EventId, RequestId, ServerSlug, SessionId, TenantId
+from services.common.outbox.parts import Part
+from services.common.outbox.record import Record
 from services.proxy.features import ResourceKind
 from services.proxy.snapshot import Agent, Server, Tenant
 
@@ -119,3 +122,12 @@ class Decider(Protocol):
 
     async def view(self, visit: Visit, tools: tuple[Offered, ...]) -> frozenset[str]:
         """Names that the agent may see. Raises BehavryError when that cannot be told."""
+
+
+class Recorder(Protocol):
+    """The outbox, as the pipeline sees it."""
+
+    async def put(
+        self, record: Record, *, parts: Sequence[Part] = (), durable: bool = True
+    ) -> EventId:
+        """Raises BehavryError when it cannot be recorded."""

@@ -14,8 +14,14 @@ import msgspec
 from services.common.ids import RequestId
 from services.proxy import features, messages
 from services.proxy.answers import Rejection, bad_params
-from services.proxy.calls import Ask, Resource, Visit
+from services.proxy.backends.upstream import Backend
+from services.proxy.bridge import Facts
+from services.proxy.calls import Ask, Decision, Resource, Visit
+from services.proxy.catalog import Tool
+from services.proxy.eras import Route
 from services.proxy.messages import Message
+from services.proxy.records import Subject
+from services.proxy.sessions import Session
 
 TOOL: Final = "tools/call"
 METHODS: Final = frozenset({TOOL, "resources/read", "prompts/get"})
@@ -39,6 +45,31 @@ class Question:
     @property
     def is_tool(self) -> bool:
         return self.method == TOOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """A server and a tool as they are now, or why that cannot be told."""
+
+    backend: Backend | None = None
+    facts: Facts | None = None
+    tool: Tool | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What is known of one call after it was decided."""
+
+    subject: Subject
+    decision: Decision
+    message: Message
+    route: Route
+    asked: Question
+    session: Session | None
+    live: Live
+    began_ns: int
+    decided_ns: int
 
 
 class _Request(msgspec.Struct, frozen=True, gc=False):

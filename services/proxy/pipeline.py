@@ -9,54 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, assert_never
+from typing import Final, assert_never
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError
-from services.common.ids import AgentId, EventId, RequestId, TenantId, uuid7
+from services.common.ids import AgentId, RequestId, TenantId, uuid7
 from services.common.outbox.digests import Digester
-from services.common.outbox.parts import Part
-from services.common.outbox.record import Record
 from services.common.telemetry.counters import Counter, Counters
 from services.common.telemetry.logging import Log
 from services.common.telemetry.otel import CallSpan, CallSpans
-from services.proxy import answers, bridge, eras, governed, headers, local, messages, records
+from services.proxy import answers, encodings, eras, governed, headers, local, messages, records
 from services.proxy.answers import Answer, Rejection
-from services.proxy.backends.upstream import (
-    Backend,
-    Backends,
-    Reply,
-    Request,
-    SessionGone,
-    UpstreamFailed,
-)
-from services.proxy.bridge import Facts, Untranslatable
-from services.proxy.calls import Ask, Caller, Decider, Decision, Result, Visit, denied
-from services.proxy.catalog import NAME, Catalog, Tool
+from services.proxy.backends.upstream import Backends, UpstreamFailed
+from services.proxy.calls import Ask, Caller, Decider, Decision, Recorder, Result, Visit, denied
+from services.proxy.catalog import NAME, Catalog
 from services.proxy.eras import Route
-from services.proxy.failures import Failure, Failures
-from services.proxy.governed import Question
+from services.proxy.failures import Failures
+from services.proxy.forwarding import Forwarding
+from services.proxy.governed import Call, Live, Question
 from services.proxy.identity import ControlAway, Identity, Unauthenticated
 from services.proxy.local import Local, Refused
 from services.proxy.messages import Kind, Malformed, Message
 from services.proxy.records import Subject
+from services.proxy.refusals import Refusals, unavailable
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import EMPTY, Snapshot
 
 AT_ONCE: Final = 64
-HIDDEN: Final = frozenset({"tool_hidden", "tool_schema_changed"})
 
 
 class TooLarge(Exception):
     """The body is over the cap."""
-
-
-class Recorder(Protocol):
-    async def put(
-        self, record: Record, *, parts: Sequence[Part] = (), durable: bool = True
-    ) -> EventId:
-        """Raises BehavryError when it cannot be recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,42 +59,6 @@ class Arrival:
     raw_headers: Sequence[tuple[bytes, bytes]]
     client_ip: str
     read: Callable[[], Awaitable[bytes]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Live:
-    """A server and a tool as they are now, or why that cannot be told."""
-
-    backend: Backend | None = None
-    facts: Facts | None = None
-    tool: Tool | None = None
-    failure: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Call:
-    """What `govern` knows of one call after it was decided."""
-
-    subject: Subject
-    decision: Decision
-    message: Message
-    route: Route
-    asked: Question
-    session: Session | None
-    live: _Live
-    began_ns: int
-    decided_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """How the run ended. `encoded` is a result for the agent, `answer` something else for it."""
-
-    status: str
-    error: str
-    status_code: int | None = None
-    encoded: bytes = b""
-    answer: Answer | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,8 +82,8 @@ class Pipeline:
     _calls: Counter = field(init=False)
     _allowed: Counter = field(init=False)
     _denied: Counter = field(init=False)
-    _rejected: Counter = field(init=False)
-    _auth_failed: Counter = field(init=False)
+    _refusals: Refusals = field(init=False)
+    _forwarding: Forwarding = field(init=False)
 
     def __post_init__(self) -> None:
         self._local = Local(
@@ -147,8 +95,20 @@ class Pipeline:
         self._calls = self.counters.counter("proxy.calls")
         self._allowed = self.counters.counter("proxy.allowed")
         self._denied = self.counters.counter("proxy.denied")
-        self._rejected = self.counters.counter("proxy.rejected")
-        self._auth_failed = self.counters.counter("proxy.auth.failed")
+        self._refusals = Refusals(
+            recorder=self.recorder,
+            failures=self.failures,
+            counters=self.counters,
+            clock=self.clock,
+            log=self.log,
+        )
+        self._forwarding = Forwarding(
+            recorder=self.recorder,
+            sessions=self.sessions,
+            digester=self.digester,
+            clock=self.clock,
+            log=self.log,
+        )
 
     async def serve(self, arrival: Arrival) -> Answer:
         """1. the credential  2. server and agent  3. one of 64 places  4. the body
@@ -157,17 +117,29 @@ class Pipeline:
         try:
             caller = await self._authenticate(arrival)  # 1
         except Unauthenticated as failure:
-            return self._unauthenticated(arrival, failure)
+            return self._refusals.unauthenticated(
+                failure,
+                snapshot=self.snapshot,
+                server=arrival.server,
+                client_ip=arrival.client_ip,
+                metadata_url=arrival.metadata_url if arrival.discovering else "",
+            )
         except ControlAway:
-            return _unavailable("control_unavailable")
+            return unavailable("control_unavailable")
         try:
             visit = self._visit(arrival, caller)  # 2
         except Refused as refused:
-            return await self._turn_away(arrival, caller, refused.why)
+            return await self._refusals.turn_away(
+                caller,
+                refused.why,
+                snapshot=self.snapshot,
+                server=arrival.server,
+                client_ip=arrival.client_ip,
+            )
         owner = (caller.tenant, caller.agent)
         running = self._running.get(owner, 0)
         if running >= AT_ONCE:  # 3
-            return await self._reject(visit, None, "", local.failed("rate_limited"))
+            return await self._refusals.reject(visit, None, "", local.failed("rate_limited"))
         self._running[owner] = running + 1
         try:
             return await self._admitted(arrival, visit)
@@ -191,12 +163,12 @@ class Pipeline:
         except TooLarge:
             why = Rejection(status=413, code=messages.INVALID_REQUEST, message="body too large",
                             reason="body_too_large")  # fmt: skip
-            return await self._reject(visit, None, "", why)
+            return await self._refusals.reject(visit, None, "", why)
         except Malformed as bad:
-            return await self._reject(visit, bad.id, "", answers.malformed(bad))
+            return await self._refusals.reject(visit, bad.id, "", answers.malformed(bad))
         except Refused as refused:
             given, method = (message.id, message.method) if message else (None, "")
-            return await self._reject(visit, given, method, refused.why)
+            return await self._refusals.reject(visit, given, method, refused.why)
 
     async def govern(
         self,
@@ -225,7 +197,7 @@ class Pipeline:
         decision = await self._decide(ask, asked, live)
         spans = self.spans
         span = self._span(spans, asked, live, message, began_ns) if spans is not None else None
-        call = _Call(
+        call = Call(
             subject=Subject(
                 visit=visit,
                 id=request_id,
@@ -250,10 +222,10 @@ class Pipeline:
         refusal = await self._record(call, refusal) or refusal  # 5
         if refusal:  # 6
             self._denied.value += 1
-            answer = self._denial(call, refusal)
+            answer = encodings.denial(call, refusal)
         else:
             self._allowed.value += 1
-            answer = await self._run(call)  # 7-10
+            answer = await self._forwarding.run(call)  # 7-10
         if span is not None:
             span.end(
                 decision="deny" if refusal else "allow",
@@ -382,27 +354,27 @@ class Pipeline:
 
     # --- steps of govern ------------------------------------------------------------------------
 
-    async def _live(self, arrival: Arrival, visit: Visit, asked: Question, route: Route) -> _Live:
+    async def _live(self, arrival: Arrival, visit: Visit, asked: Question, route: Route) -> Live:
         """The server and the tool as they are offered now."""
         if not _let_in(visit):
-            return _Live()  # nobody asks a tool server on behalf of such an agent
+            return Live()  # nobody asks a tool server on behalf of such an agent
         try:
             backend = self.backends.of(visit.server)
             if not asked.is_tool:
-                return _Live(backend=backend, facts=await backend.facts(visit))
+                return Live(backend=backend, facts=await backend.facts(visit))
             listing = await self.catalog.listing(visit, backend)
             tool = listing.tools.get(asked.tool)
             if tool is None and NAME.fullmatch(asked.tool):
                 tool = await self.catalog.find(visit, backend, asked.tool)
         except UpstreamFailed as failure:
-            return _Live(failure=failure.reason)
+            return Live(failure=failure.reason)
         if tool is not None and tool.params and route.modern:
             mismatch = headers.agree_params(tool.params, arrival.headers, asked.arguments)
             if mismatch is not None:
                 raise Refused(mismatch)
-        return _Live(backend=backend, facts=listing.facts, tool=tool)
+        return Live(backend=backend, facts=listing.facts, tool=tool)
 
-    async def _decide(self, ask: Ask, asked: Question, live: _Live) -> Decision:
+    async def _decide(self, ask: Ask, asked: Question, live: Live) -> Decision:
         if live.failure:
             return denied(live.failure)  # nobody can say which tool this would be
         if asked.is_tool and NAME.fullmatch(asked.tool) is None:
@@ -410,14 +382,14 @@ class Pipeline:
         return await self.decider.decide(ask)
 
     def _span(
-        self, spans: CallSpans, asked: Question, live: _Live, message: Message, began_ns: int
+        self, spans: CallSpans, asked: Question, live: Live, message: Message, began_ns: int
     ) -> CallSpan:
         """Names a tool only if it exists: any other name is the agent's own text."""
         started_ns = self.clock.now_ns() - (self.clock.monotonic_ns() - began_ns)
         tool = asked.tool if live.tool else "_OTHER" if asked.is_tool else ""
         return spans.begin(asked.method, tool, message.params, started_ns=started_ns)
 
-    async def _record(self, call: _Call, refusal: str) -> str:
+    async def _record(self, call: Call, refusal: str) -> str:
         """Durable when this returns. A reason, if it could not be: then nothing may run."""
         decision = call.decision
         if refusal and refusal not in decision.codes:
@@ -436,160 +408,6 @@ class Pipeline:
             return refusal or "audit_unavailable"
         return ""
 
-    def _denial(self, call: _Call, reason: str) -> Answer:
-        if reason in HIDDEN and call.asked.is_tool:
-            return answers.error(
-                call.message.id, messages.INVALID_PARAMS, answers.unknown_tool(call.asked.tool)
-            )
-        said = call.decision.reason if reason == call.decision.reason_code else ""
-        return self._no(call, "deny", reason, f"Denied: {said or reason}.")
-
-    async def _run(self, call: _Call) -> Answer:
-        """Whatever happens, the intent gets its outcome."""
-        outcome = _Outcome("indeterminate", "internal")
-        sent_ns = self.clock.monotonic_ns()
-        try:
-            outcome = await self._forward(call)
-        finally:
-            now_ns = self.clock.monotonic_ns()
-            record = self._outcome(call, outcome, upstream_ns=now_ns - sent_ns, now_ns=now_ns)
-            try:
-                await self.recorder.put(record, durable=False)
-            except BehavryError as failure:
-                self.log.error("outcome_not_recorded", reason=failure.code)
-        if outcome.answer is not None:
-            return outcome.answer
-        if outcome.encoded:
-            return answers.result(call.message.id, outcome.encoded)
-        return self._no(call, "allow", outcome.error, f"Failed: {outcome.error}.")
-
-    async def _forward(self, call: _Call) -> _Outcome:
-        asked, facts, backend = call.asked, call.live.facts, call.live.backend
-        if facts is None or backend is None:
-            return _Outcome("upstream_error", "upstream_unreachable")
-        params = bridge.outgoing(
-            call.message.params, facts, arguments=asked.canonical if asked.is_tool else None
-        )
-        tool = call.live.tool
-        extra = tuple(headers.param_headers(tool.params, asked.arguments)) if tool else ()
-        request = Request(method=asked.method, params=params, name=asked.name, headers=extra)
-        upstream = local.upstream_session(call.session)
-        try:
-            reply = await backend.ask(call.subject.visit, request, upstream)
-            return self._translated(call, reply, facts)
-        except SessionGone:
-            if call.session is not None:
-                self.sessions.end(call.subject.visit, call.session)
-            gone = answers.rejected(call.message.id, local.failed("unknown_session"))
-            return _Outcome("upstream_error", "unknown_session", status_code=404, answer=gone)
-        except UpstreamFailed as failure:
-            status = "indeterminate" if failure.ran is None else "upstream_error"
-            if failure.reason == "inbound_blocked":
-                status = "blocked"
-            return _Outcome(status, failure.reason, status_code=failure.status)
-        except Untranslatable as odd:
-            return _Outcome("upstream_error", odd.reason)
-
-    def _translated(self, call: _Call, reply: Reply, facts: Facts) -> _Outcome:
-        method, modern = call.asked.method, call.route.modern
-        if reply.result is None:
-            error = dict(reply.error or {})
-            error["code"] = bridge.error_code(error["code"], method, facts, to_modern=modern)
-            relayed = local.relay_error(call.message, error, messages.INTERNAL_ERROR)
-            return _Outcome("tool_error", str(error["code"]), reply.status, answer=relayed)
-        result = bridge.result(reply.result, method, facts, to_modern=modern)
-        failed = call.asked.is_tool and result.get("isError") is True
-        encoded = messages.encode(result)
-        return _Outcome("tool_error" if failed else "ok", "", reply.status, encoded)
-
-    def _outcome(self, call: _Call, outcome: _Outcome, *, upstream_ns: int, now_ns: int) -> Record:
-        total_ns, decision_ns = now_ns - call.began_ns, call.decided_ns - call.began_ns
-        tenant = call.subject.visit.caller.tenant
-        encoded = outcome.encoded
-        return records.outcome(
-            call.subject,
-            status=outcome.status,
-            clock=self.clock,
-            error=outcome.error or None,
-            upstream_status=outcome.status_code,
-            result_digest=self.digester.make(tenant, "result", encoded) if encoded else None,
-            result_size=len(encoded),
-            latency_us={
-                "overhead": (total_ns - decision_ns - upstream_ns) // 1000,
-                "decision": decision_ns // 1000,
-                "engine": call.decision.engine_us,
-                "upstream": upstream_ns // 1000,
-                "total": total_ns // 1000,
-            },
-        )
-
-    def _no(self, call: _Call, verdict: str, reason: str, text: str) -> Answer:
-        revision = call.decision.revision.policy_revision or call.subject.visit.revision
-        data = answers.decision_data(
-            verdict=verdict, reason=reason, decision_id=call.subject.id, revision=revision
-        )
-        return answers.refusal(
-            call.message.id,
-            tool=call.asked.is_tool,
-            text=f"{text} Decision {call.subject.id}.",
-            data=data,
-            modern=call.route.modern,
-        )
-
-    # --- refusals before a decision -------------------------------------------------------------
-
-    async def _turn_away(self, arrival: Arrival, caller: Caller, why: Rejection) -> Answer:
-        """There is no such server for this agent."""
-        record = records.turned_away(
-            caller,
-            known_tenant=caller.tenant in self.snapshot.tenants,
-            server=arrival.server,
-            client_ip=arrival.client_ip,
-            clock=self.clock,
-        )
-        return await self._rejection(record, None, why)
-
-    async def _reject(self, visit: Visit, id: Any, method: str, why: Rejection) -> Answer:
-        record = records.rejected(
-            visit, method=method, code=why.code, reason=why.reason, clock=self.clock
-        )
-        return await self._rejection(record, id, why)
-
-    async def _rejection(self, record: Record, id: Any, why: Rejection) -> Answer:
-        """An authenticated request that ends early is in the chain too, before its answer."""
-        self._rejected.value += 1
-        try:
-            await self.recorder.put(record)
-        except BehavryError as failure:
-            self.log.error("not_recorded", reason=failure.code)
-        return answers.rejected(id, why)
-
-    def _unauthenticated(self, arrival: Arrival, failure: Unauthenticated) -> Answer:
-        self._auth_failed.value += 1
-        claimed = TenantId(failure.claimed)
-        known = claimed in self.snapshot.tenants
-        self.failures.add(
-            Failure(
-                address=arrival.client_ip,
-                reason=failure.reason,
-                tenant=claimed if known else None,
-                agent="",
-                server=arrival.server,
-            )
-        )
-        challenge = "Bearer"
-        if arrival.discovering:
-            challenge += f' resource_metadata="{arrival.metadata_url}", scope="mcp"'
-        if failure.presented:
-            challenge += (", " if arrival.discovering else " ") + 'error="invalid_token"'
-        return answers.error(
-            None,
-            answers.CODES["unauthenticated"],
-            "unauthenticated",
-            status=401,
-            headers=((b"www-authenticate", challenge.encode("latin-1")),),
-        )
-
 
 def enforce(decision: Decision) -> str:
     """The reason of the refusal; empty for Allow and for nothing else."""
@@ -606,9 +424,3 @@ def enforce(decision: Decision) -> str:
 
 def _let_in(visit: Visit) -> bool:
     return visit.agent.active and visit.tenant.status == "active"
-
-
-def _unavailable(reason: str) -> Answer:
-    return answers.error(
-        None, answers.CODES["capacity"], reason, status=503, headers=((b"retry-after", b"5"),)
-    )

@@ -1,0 +1,124 @@
+"""From an Allow to the tool server and back: the steps of `govern` after the intent is durable.
+
+Decides nothing about whether a call may run. Guards that every intent gets its outcome, and that an
+agent reads an answer in its own dialect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.common.clock import Clock
+from services.common.errors import BehavryError
+from services.common.outbox.digests import Digester
+from services.common.outbox.record import Record
+from services.common.telemetry.logging import Log
+from services.proxy import answers, bridge, encodings, headers, local, messages, records
+from services.proxy.answers import Answer
+from services.proxy.backends.upstream import Reply, Request, SessionGone, UpstreamFailed
+from services.proxy.bridge import Facts, Untranslatable
+from services.proxy.calls import Recorder
+from services.proxy.governed import Call
+from services.proxy.sessions import Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How the run ended. `encoded` is a result for the agent, `answer` something else for it."""
+
+    status: str
+    error: str
+    status_code: int | None = None
+    encoded: bytes = b""
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwarding:
+    recorder: Recorder
+    sessions: Sessions
+    digester: Digester
+    clock: Clock
+    log: Log
+
+    async def run(self, call: Call) -> Answer:
+        """1. the tool server  2. its answer in the agent's dialect  3. the outcome's record,
+        whatever happens  4. the answer.
+        """
+        outcome = _Outcome("indeterminate", "internal")
+        sent_ns = self.clock.monotonic_ns()
+        try:
+            outcome = await self._forward(call)  # 1, 2
+        finally:
+            now_ns = self.clock.monotonic_ns()
+            record = self._record(call, outcome, upstream_ns=now_ns - sent_ns, now_ns=now_ns)
+            try:
+                await self.recorder.put(record, durable=False)  # 3
+            except BehavryError as failure:
+                self.log.error("outcome_not_recorded", reason=failure.code)
+        if outcome.answer is not None:  # 4
+            return outcome.answer
+        if outcome.encoded:
+            return answers.result(call.message.id, outcome.encoded)
+        return encodings.failure(call, outcome.error)
+
+    async def _forward(self, call: Call) -> _Outcome:
+        asked, facts, backend = call.asked, call.live.facts, call.live.backend
+        if facts is None or backend is None:
+            return _Outcome("upstream_error", "upstream_unreachable")
+        params = bridge.outgoing(
+            call.message.params, facts, arguments=asked.canonical if asked.is_tool else None
+        )
+        tool = call.live.tool
+        extra = tuple(headers.param_headers(tool.params, asked.arguments)) if tool else ()
+        request = Request(method=asked.method, params=params, name=asked.name, headers=extra)
+        upstream = local.upstream_session(call.session)
+        try:
+            reply = await backend.ask(call.subject.visit, request, upstream)
+            return _translated(call, reply, facts)
+        except SessionGone:
+            if call.session is not None:
+                self.sessions.end(call.subject.visit, call.session)
+            gone = answers.rejected(call.message.id, local.failed("unknown_session"))
+            return _Outcome("upstream_error", "unknown_session", status_code=404, answer=gone)
+        except UpstreamFailed as failure:
+            status = "indeterminate" if failure.ran is None else "upstream_error"
+            if failure.reason == "inbound_blocked":
+                status = "blocked"
+            return _Outcome(status, failure.reason, status_code=failure.status)
+        except Untranslatable as odd:
+            return _Outcome("upstream_error", odd.reason)
+
+    def _record(self, call: Call, outcome: _Outcome, *, upstream_ns: int, now_ns: int) -> Record:
+        total_ns, decision_ns = now_ns - call.began_ns, call.decided_ns - call.began_ns
+        tenant = call.subject.visit.caller.tenant
+        encoded = outcome.encoded
+        return records.outcome(
+            call.subject,
+            status=outcome.status,
+            clock=self.clock,
+            error=outcome.error or None,
+            upstream_status=outcome.status_code,
+            result_digest=self.digester.make(tenant, "result", encoded) if encoded else None,
+            result_size=len(encoded),
+            latency_us={
+                "overhead": (total_ns - decision_ns - upstream_ns) // 1000,
+                "decision": decision_ns // 1000,
+                "engine": call.decision.engine_us,
+                "upstream": upstream_ns // 1000,
+                "total": total_ns // 1000,
+            },
+        )
+
+
+def _translated(call: Call, reply: Reply, facts: Facts) -> _Outcome:
+    method, modern = call.asked.method, call.route.modern
+    if reply.result is None:
+        error = dict(reply.error or {})
+        error["code"] = bridge.error_code(error["code"], method, facts, to_modern=modern)
+        relayed = local.relay_error(call.message, error, messages.INTERNAL_ERROR)
+        return _Outcome("tool_error", str(error["code"]), reply.status, answer=relayed)
+    result = bridge.result(reply.result, method, facts, to_modern=modern)
+    failed = call.asked.is_tool and result.get("isError") is True
+    encoded = messages.encode(result)
+    return _Outcome("tool_error" if failed else "ok", "", reply.status, encoded)
