@@ -72,6 +72,10 @@ imports: $(BIN)/python ## who may import whom
 rego: ## policies: format, strict check, tests (needs `make tools`)
 	dev/rego.sh check
 
+.PHONY: models
+models: ## the ticket's protocol, checked with spin, and its seeded faults found
+	dev/models.sh
+
 # --- tests -------------------------------------------------------------------------------------
 
 .PHONY: test unit contract integration journeys attacks wheel bench bench-start chaos
