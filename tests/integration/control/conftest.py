@@ -4,8 +4,10 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import aiohttp
 import asyncpg
@@ -14,9 +16,12 @@ import pytest
 
 from services.cli import secrets_made
 from services.cli.state import open_state
+from services.common.ids import TenantId
+from services.common.postgres.pool import tenant_tx
 from services.common.settings import load
-from services.control import app
+from services.control import api_keys, app
 from services.control.settings import ControlSettings
+from services.control.store import keys
 from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
 
@@ -172,3 +177,26 @@ async def rest(
 ) -> AsyncIterator[Rest]:
     async with opened(settings, clock, control_database) as running:
         yield running
+
+
+@pytest.fixture
+async def other_key(rest: Rest) -> str:
+    """The API key of a second tenant's admin."""
+    key, tenant = api_keys.new_key("local"), uuid4()
+    connection = await asyncpg.connect(rest.database.admin_dsn)
+    now = datetime.fromtimestamp(rest.clock.now_ns() / 1e9, UTC)
+    await connection.execute(
+        "INSERT INTO control.tenants VALUES ($1, 'second', 'Second', 'active', $2)", tenant, now
+    )
+    await connection.execute(
+        "INSERT INTO control.agent_classes VALUES ($1, 'default', true)", tenant
+    )
+    await connection.close()
+    pool = rest.running.control.pool
+    async with tenant_tx(pool, str(tenant)) as transaction:
+        made = await keys.insert(
+            transaction, TenantId(str(tenant)), key, name="second", role="admin", created_by="test",
+            now=now, expires_at=now + timedelta(days=1),
+        )  # fmt: skip
+    assert made
+    return key.text

@@ -1,43 +1,17 @@
 """Two tenants side by side: neither sees, changes or guesses anything of the other."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from services.common.ids import ServerSlug, TenantId
-from services.common.postgres.pool import open_pool, tenant_tx
-from services.control import api_keys
-from services.control.store import agents, keys, people, servers
+from services.common.ids import ServerSlug
+from services.common.postgres.pool import open_pool
+from services.control.store import agents, people, servers
 from tests.integration.control.conftest import Rest
 from tests.promises import promise
 
 HASH = "sha256:" + "a" * 64
-
-
-@pytest.fixture
-async def other_key(rest: Rest) -> str:
-    """The API key of a second tenant's admin."""
-    key, tenant = api_keys.new_key("local"), uuid4()
-    connection = await asyncpg.connect(rest.database.admin_dsn)
-    now = datetime.fromtimestamp(rest.clock.now_ns() / 1e9, UTC)
-    await connection.execute(
-        "INSERT INTO control.tenants VALUES ($1, 'second', 'Second', 'active', $2)", tenant, now
-    )
-    await connection.execute(
-        "INSERT INTO control.agent_classes VALUES ($1, 'default', true)", tenant
-    )
-    await connection.close()
-    pool = rest.running.control.pool
-    async with tenant_tx(pool, str(tenant)) as transaction:
-        made = await keys.insert(
-            transaction, TenantId(str(tenant)), key, name="second", role="admin", created_by="test",
-            now=now, expires_at=now + timedelta(days=1),
-        )  # fmt: skip
-    assert made
-    return key.text
 
 
 @promise("tenancy:others-are-not-found")
