@@ -78,7 +78,7 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 
 # --- tests -------------------------------------------------------------------------------------
 
-.PHONY: test unit contract integration journeys attacks wheel bench bench-start chaos
+.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-start chaos
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
 	$(PYTEST) $(or $(T),$(LAYERS))
 
@@ -95,6 +95,9 @@ wheel: setup ## the unit layer against the built wheel, sources out of reach (do
 
 bench: $(BIN)/python ## latency, throughput, CPU per call; BENCH_ARGS="--seconds --concurrency --rate --short"
 	$(BIN)/python -m tests.perf.bench $(BENCH_ARGS)
+
+bench-against: $(BIN)/python ## this tree against another commit, in turns: BASE=commit BENCH_ARGS="--pairs --seconds"
+	$(BIN)/python -m tests.perf.against $(BASE) $(BENCH_ARGS)
 
 bench-start: ## from a clone and an empty cache to the first denied call
 	python3 tests/perf/bench_start.py $(BENCH_ARGS)
