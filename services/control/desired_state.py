@@ -1,7 +1,8 @@
 """Puts rows together as a tenant's part of the bundle. Pure; reading them is store/desired.py's.
 
-A decision's `policy_revision` covers policies, limits and the tool table: enrolling an agent
-changes the bundle's serial alone.
+A decision's `policy_revision` covers policies, limits and the classified tools: enrolling or
+restricting an agent, a stop, or a tool that was seen for the first time changes the bundle's serial
+alone, and so supersedes no approval.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from services.common.rego.authz import ActivePolicy, authz_module
 from services.common.rego.guards import Guards
 from services.common.rego.names import Path, PolicyRef, policy_package, tenant_segment
 from services.common.rego.references import reads_for
+from services.control import tenant_limits
 from services.control.bundles import TenantContent
 
 
@@ -47,6 +49,13 @@ class TenantRows:
     servers: Mapping[str, Any]
     tools: Mapping[str, Mapping[str, Any]]
     policies: Sequence[PolicyRow]
+    #: What agents and sessions are held to, by their ids.
+    restrictions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    restricted_sessions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Kill switches that are on: scope and subject.
+    stops: Sequence[Mapping[str, str]] = ()
+    #: The document of `settings/limits`.
+    limits: Mapping[str, Any] = field(default_factory=lambda: tenant_limits.SHIPPED)
 
 
 def tenant_content(rows: TenantRows, modes: Mapping[str, str]) -> TenantContent:
@@ -60,8 +69,15 @@ def tenant_content(rows: TenantRows, modes: Mapping[str, str]) -> TenantContent:
         "modes": dict(modes),
         "classes": rows.classes,
         "roles": rows.roles,
-        "agents": rows.agents,
+        "agents": {
+            agent_id: {**agent, "restriction": rows.restrictions.get(agent_id)}
+            for agent_id, agent in rows.agents.items()
+        },
         "revoked_sessions": rows.revoked_sessions,
+        "restricted_sessions": rows.restricted_sessions,
+        "stops": rows.stops,
+        "limits": rows.limits["rates"],
+        "escalations": rows.limits["escalations"],
         "servers": rows.servers,
         "tools": rows.tools,
         "policies": [
@@ -104,10 +120,21 @@ def policy_revision(rows: TenantRows) -> str:
         "servers": {
             slug: [server["domain"], server["trust"]] for slug, server in rows.servers.items()
         },
-        "tools": rows.tools,
+        "tools": _classified(rows.tools),
+        "limits": rows.limits["rates"],
     }
     encoded = json.dumps(decides, separators=(",", ":"), sort_keys=True).encode()
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+
+
+def _classified(tools: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """An unclassified tool is denied like one that does not exist."""
+    return [
+        [slug, name, tool]
+        for slug, named in tools.items()
+        for name, tool in named.items()
+        if tool["state"] != "unclassified"
+    ]
 
 
 def _active(tenant: TenantId, policy: PolicyRow) -> ActivePolicy:

@@ -6,10 +6,10 @@ No deferred annotations here (see guards).
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from fastapi import Depends
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from services.control.problems import FieldError, Refusal
@@ -26,6 +26,9 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+
+#: Why somebody does what others will ask about.
+Reason = Annotated[str, StringConstraints(min_length=8, max_length=500, strip_whitespace=True)]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -153,6 +156,12 @@ CODES: Final = {
     "string_type": "not_a_string",
     "int_type": "not_an_integer",
     "int_from_float": "not_an_integer",
+    "float_type": "not_a_number",
+    "finite_number": "not_a_number",
+    "datetime_type": "not_a_time",
+    "datetime_parsing": "not_a_time",
+    "datetime_from_date_parsing": "not_a_time",
+    "timezone_aware": "not_a_time",
     "bool_type": "not_a_boolean",
     "list_type": "not_a_list",
     "dict_type": "not_an_object",
