@@ -1,4 +1,4 @@
-"""This tree against another commit: the bench of both, in turns, and the medians side by side.
+"""The bench of this tree and of another commit, in turns, and the medians side by side.
 
 A figure of one run means little on a machine that does other things; pairs that take turns, and the
 median of what each pair says, mean more. The other commit is cloned and set up in a directory of
