@@ -24,6 +24,8 @@ from tests.fakes.children import ROOT
 
 READY_TIMEOUT_S: Final = 90
 STOP_TIMEOUT_S: Final = 30
+LIMITS: Final = "/api/v1/settings/limits"
+MAX_PER_MINUTE: Final = 1_000_000
 
 
 class AdminFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +174,15 @@ class Stack:
             "credential": {"kind": "none"},
         }
         self.rest.post("/api/v1/servers", body)
+
+    def raise_limits(self) -> None:
+        """For whoever calls faster than any agent should. The limits stay on; they are in force
+        with whatever is changed after this and then seen to hold.
+        """
+        held = self.rest.get(LIMITS)
+        names = ("agent_per_minute", "agent_burst", "tenant_per_minute")
+        rates = {**held["rates"], **dict.fromkeys(names, MAX_PER_MINUTE)}
+        self.rest.put(LIMITS, {**held, "rates": rates}, headers={"if-match": "*"})
 
     def tool_states(self, slug: str) -> dict[str, str]:
         items = self.rest.get(f"/api/v1/servers/{slug}/tools")["items"]

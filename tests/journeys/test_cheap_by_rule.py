@@ -44,6 +44,7 @@ def echo_url() -> Iterator[str]:
 async def test_a_thousand_calls_cost_a_thousand_round_trips_and_syncs_and_nothing_else(
     running_stack: Stack, echo_url: str
 ) -> None:
+    running_stack.raise_limits()
     running_stack.add_http_server(SLUG, echo_url)
     agent = register(running_stack, SLUG, f"{SLUG}:read")
     running_stack.approve(SLUG, agent.token, {"echo": "read"}, category=SLUG)

@@ -82,6 +82,7 @@ def under_traffic(stack: Stack, ledger: Path) -> Iterator[list[Told]]:
     """Four agents calling an approved tool of a server that keeps a ledger."""
     with child("tests.fakes.mcp_echo", "--ledger", str(ledger)) as (_, server):
         slug = f"fire-{uuid4().hex[:8]}"
+        stack.raise_limits()
         stack.add_http_server(slug, server["url"])
         agents = [register(stack, f"{slug}-{number}", f"{slug}:read") for number in range(AGENTS)]
         stack.approve(slug, agents[0].token, {"echo": "read"}, category=slug)

@@ -90,6 +90,7 @@ def behavry(
 ) -> Iterator[tuple[Stack, Callable[[], list[str]]]]:
     """A fresh installation with one engine, ready to be called; with it, how to get its tokens."""
     with running(scratch / engine, engine=engine) as stack:
+        stack.raise_limits()
         stack.rest.put(f"/api/v1/roles/{ROLE}", {"permissions": [f"{SLUG}:read"]})
         agents = [stack.add_agent(f"bench-{number}", [ROLE]) for number in range(AGENTS)]
         stack.add_http_server(SLUG, upstream)

@@ -84,5 +84,10 @@ def test_a_custom_one_must_take_something_away() -> None:
 
     assert not bare.restricts()
     assert READ_ONLY.restricts()
-    for taken in ({"tools": ()}, {"resources": ()}, {"max_arg_bytes": 0}, {"rate_factor_milli": 1}):
-        assert replace(bare, **taken).restricts()  # type: ignore[arg-type]
+    for taking in (
+        replace(bare, tools=()),
+        replace(bare, resources=()),
+        replace(bare, max_arg_bytes=0),
+        replace(bare, rate_factor_milli=1),
+    ):
+        assert taking.restricts()
