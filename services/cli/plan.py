@@ -185,6 +185,7 @@ def own_settings(plan: Plan, name: str, dsns: Mapping[str, str]) -> dict[str, st
                 "BEHAVRY_CONTROL_HTTP_LISTEN": f"127.0.0.1:{plan.remembered.control_port}",
                 "BEHAVRY_CONTROL_TOKEN_KEY": str(keys / "jwt.pem"),
                 "BEHAVRY_CONTROL_BUNDLE_KEY": str(keys / "bundle.pem"),
+                "BEHAVRY_CONTROL_DECISION_KEY": str(keys / "decision.pem"),
                 "BEHAVRY_CONTROL_PLANE_KEYS": str(plan.state.plane_keys),
             }
         case "authorizer":

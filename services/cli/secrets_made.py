@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from joserfc.jwk import ECKey
 
-from services.cli.state import State
+from services.cli.state import State, write_text
 from services.common.postgres.embedded import write_secret
 
+#: Whose signatures a plane believes: policy bundles, what people decided.
+TRUST_ROLES = ("bundle", "decision")
 PEERS = ("proxy", "authorizer", "audit", "control", "entitlements", "operator")
 _PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -29,10 +31,11 @@ def make_all(state: State, *, plane_id: str) -> None:
     for name in ("digest.keys", "seal.keys", "page.keys"):
         _once(state.keys / name, lambda: secrets.token_hex(32))
     _once(state.keys / "jwt.pem", lambda: _pem(rsa.generate_private_key(65537, 2048)))
-    for name in ("bundle.pem", "link.pem"):
+    for name in ("bundle.pem", "link.pem", "decision.pem"):
         _once(state.keys / name, lambda: _pem(ec.generate_private_key(ec.SECP256R1())))
     _once(state.plane_keys, lambda: _plane_keys(state.keys / "link.pem", plane_id))
-    _once(state.trust, lambda: _trust_root(state.keys / "bundle.pem"))
+    _once(state.trust, lambda: _trust_root(state.keys))
+    _complete_trust(state)
     _once(state.admin_password, lambda: secrets.token_urlsafe(18))
     _once(state.admin_api_key, _api_key)
 
@@ -65,10 +68,23 @@ def _public_jwk(private: Path, *, kid: str | None = None) -> dict[str, object]:
     return {**key.as_dict(private=False), "kid": kid, "use": "sig", "alg": "ES256"}
 
 
-def _trust_root(bundle_key: Path) -> str:
-    """Version 1: threshold 1, one key. The key is named by its RFC 7638 thumbprint."""
-    roles = {"bundle": {"threshold": 1, "keys": [_public_jwk(bundle_key)]}}
+def _trust_root(keys: Path) -> str:
+    """Version 1: per role, threshold 1 and one key, named by its RFC 7638 thumbprint."""
+    roles = {role: _role(keys / f"{role}.pem") for role in TRUST_ROLES}
     return json.dumps({"version": 1, "roles": roles}, sort_keys=True)
+
+
+def _role(key: Path) -> dict[str, object]:
+    return {"threshold": 1, "keys": [_public_jwk(key)]}
+
+
+def _complete_trust(state: State) -> None:
+    """An installation of an earlier release gets the roles that it lacks; what it has stays."""
+    document = json.loads(state.trust.read_bytes())
+    missing = [role for role in TRUST_ROLES if role not in document["roles"]]
+    if missing:
+        document["roles"] |= {role: _role(state.keys / f"{role}.pem") for role in missing}
+        write_text(state.trust, json.dumps(document, sort_keys=True) + "\n")
 
 
 def bundle_keys(trust: Path) -> dict[str, str]:

@@ -49,7 +49,9 @@ from services.control.servicer import PlaneLinkServicer
 from services.control.sessions import Origins
 from services.control.settings import ControlSettings
 from services.control.signals import Signals
+from services.control.signed_decisions import DecisionKey
 from services.control.store import first_start
+from services.control.store.escalation_inbox import EscalationInbox
 from services.control.store.sightings import ToolInbox
 from services.control.store.tenants import Tenant
 from services.control.tokens import Audiences, Issuer
@@ -86,6 +88,7 @@ async def running(
         signing_key = SigningKey.from_file(settings.token_key)  # 1
         page_tokens = PageTokens.from_file(settings.page_key)
         bundle_key = ECKey.import_key(settings.bundle_key.read_bytes())
+        decision_key = DecisionKey.from_file(settings.decision_key)
         planes = Planes.from_file(settings.plane_keys, audience=settings.public_url, clock=clock)
         pool = await stack.enter_async_context(  # 2
             open_pool(settings.db_url, max_size=20, application_name="behavry-control")
@@ -148,6 +151,7 @@ async def running(
             recorder=recorder,
             passwords=passwords,
             pages=page_tokens,
+            decision_key=decision_key,
             key_set=KeySet.of(signing_key),
             issuer=Issuer(settings.public_url, signing_key),
             audiences=Audiences(
@@ -164,9 +168,14 @@ async def running(
             verify_jobs=verifications,
         )
         tool_inbox = ToolInbox(pool, clock, signals, recorder, log)
+        peers = ControlPeers(TokenPeers(settings.peers_dir), planes)
         link = PlaneLinkServicer(
             signals=signals,
             tools=tool_inbox,
+            escalations=EscalationInbox(
+                pool=pool, clock=clock, signals=signals, plane=settings.plane_id, log=log
+            ),
+            plane_of=peers.plane_of,
             issuer=settings.public_url,
             supervisor=supervisor,
             log=log,
@@ -175,7 +184,7 @@ async def running(
             serve(
                 listen=settings.grpc_listen,
                 register=partial(_register, link),
-                authenticator=ControlPeers(TokenPeers(settings.peers_dir), planes),
+                authenticator=peers,
                 counters=counters,
                 log=log,
             )

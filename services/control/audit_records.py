@@ -55,8 +55,12 @@ def admin(
     resource: str,
     resource_id: str,
     changes: Sequence[Mapping[str, Any]] = (),
+    reason: str | None = None,
+    step_up: bool | None = None,
 ) -> Record:
-    """`type` is `admin.<resource>.<verb>`."""
+    """`type` is `admin.<resource>.<verb>`. `step_up`: whether the password had just been given;
+    None where nobody asks.
+    """
     return Record(
         type=type,
         tenant=tenant,
@@ -67,6 +71,8 @@ def admin(
             "resource": resource,
             "resource_id": resource_id,
             "changes": [dict(entry) for entry in changes] or None,
+            "reason": reason or None,
+            "step_up": step_up,
         },
     )
 

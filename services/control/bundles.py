@@ -28,8 +28,8 @@ ROOT: Final = "behavry"
 LIFE_S: Final = 30 * 86_400
 #: What a secret looks like; the whole of the data is searched before it is signed.
 _SECRETS: Final = re.compile(
-    r"bhv_(?:ak|sk|enr|join)_[A-Za-z0-9]|-----BEGIN [A-Z ]*PRIVATE KEY|eyJ[\w-]{10,}\.[\w-]{10,}\."
-    r"|AKIA[0-9A-Z]{16}|(?i:bearer)\s+[\w.~+/-]{16,}|://[^/\s:@]+:[^/\s@]+@"
+    r"bhv_(?:ak|sk|us|enr|join)_[A-Za-z0-9]|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.|AKIA[0-9A-Z]{16}|(?i:bearer)\s+[\w.~+/-]{16,}|://[^/\s:@]+:[^/\s@]+@"
 )
 
 

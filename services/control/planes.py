@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey
 from services.common.clock import Clock
 from services.common.errors import BehavryError
 from services.common.ids import PlaneId
-from services.common.rpc.peers import TokenPeers, unauthenticated
+from services.common.rpc.peers import Metadata, TokenPeers, claimed, unauthenticated
 
 MAX_LIFE_S: Final = 300
 LEEWAY_S: Final = 30
@@ -72,8 +72,16 @@ class ControlPeers:
         if peer != PLANE_PEER:
             self.tokens.verify(peer, token)
             return
+        self._plane(token)
+
+    def plane_of(self, metadata: Metadata | None) -> PlaneId:
+        """Which plane calls. Raises PEER_UNAUTHENTICATED."""
+        _, token = claimed(metadata)
+        return self._plane(token)
+
+    def _plane(self, token: str) -> PlaneId:
         try:
-            self.planes.authenticate(token)
+            return self.planes.authenticate(token)
         except BehavryError as refused:
             raise unauthenticated() from refused
 

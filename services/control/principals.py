@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from services.common.ids import TenantId
@@ -19,9 +20,16 @@ class Principal:
     role: Role
     tenant: TenantId
     tenant_slug: str
-    #: A browser's session, by the hash of its token; None for machines.
+    #: A person's session, by the hash of its token; None for machines.
     session_sha256: bytes | None = field(default=None, repr=False)
+    #: When the password was last given in it.
+    proven_at: datetime | None = None
+    #: Only a browser's session has one.
     csrf_token: str | None = field(default=None, repr=False)
+
+    @property
+    def is_human(self) -> bool:
+        return self.session_sha256 is not None
 
     @property
     def label(self) -> str:

@@ -1,7 +1,8 @@
-"""Browser sessions of people: their cookie, how long they live, and the token that guards writes.
+"""Sessions of people: a browser's cookie or a command line's bearer token, how long they live, and
+the token that guards a browser's writes.
 
-The session itself is a row (store/people.py), found by the hash of the cookie's value. The CSRF
-token is derived from that value, so it needs no storage and is worth nothing without the cookie.
+The session itself is a row (store/people.py), found by the hash of its token. The CSRF token is
+derived from the cookie's value, so it needs no storage and is worth nothing without the cookie.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hmac
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 ABSOLUTE: Final = timedelta(hours=12)
@@ -22,11 +23,14 @@ TOUCH_AFTER: Final = timedelta(seconds=60)
 COOKIE_SECURE: Final = "__Host-behavry"
 COOKIE_LOOPBACK: Final = "behavry_local"
 CSRF_HEADER: Final = "x-csrf-token"
+BEARER_PREFIX: Final = "bhv_us_"
+#: A cookie is never a bearer token, nor the reverse.
+Kind = Literal["browser", "bearer"]
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-def new_token() -> str:
-    return secrets.token_urlsafe(32)
+def new_token(kind: Kind = "browser") -> str:
+    return (BEARER_PREFIX if kind == "bearer" else "") + secrets.token_urlsafe(32)
 
 
 def stored(token: str) -> bytes:

@@ -34,6 +34,10 @@ class ControlSettings(ServiceSettings):
     bundle_key: Path = setting(
         "BEHAVRY_CONTROL_BUNDLE_KEY", derived=under("state_dir", "keys", "bundle.pem")
     )
+    #: Signs what people decide; its public half is the trust root's role `decision`.
+    decision_key: Path = setting(
+        "BEHAVRY_CONTROL_DECISION_KEY", derived=under("state_dir", "keys", "decision.pem")
+    )
     #: `{plane_id: public JWK of its link key}`.
     plane_keys: Path = setting(
         "BEHAVRY_CONTROL_PLANE_KEYS", derived=under("state_dir", "plane-keys.json")

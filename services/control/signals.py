@@ -42,6 +42,8 @@ class Signals:
     building: bool = False
     #: How often desired state changed since the start.
     changes: int = 0
+    #: How often an escalation was opened, decided or reported on since the start.
+    escalations: int = 0
     _revocations: dict[str, RevocationSignal] = field(default_factory=dict)
     _touched: asyncio.Event = field(default_factory=asyncio.Event)
     _listeners: set[asyncio.Event] = field(default_factory=set)
@@ -80,6 +82,13 @@ class Signals:
         )
         self._revocations[signal.id] = signal
         self.touch()
+        self._tell()
+
+    def escalation(self) -> None:
+        """An escalation changed and that is committed: links look for decisions to send, and who
+        tells people of escalations looks at what there is (store/escalations.py).
+        """
+        self.escalations += 1
         self._tell()
 
     def published(self, serial: int) -> None:

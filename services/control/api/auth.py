@@ -1,7 +1,9 @@
-"""Sign-in and sign-out of people, and who one is.
+"""Sign-in and sign-out of people, the password given again, and who one is.
 
 Sign-in: 1. limits  2. the password, at the same price for an unknown user  3. a new session and its
 record in one transaction. A failed try is recorded too, in the account's tenant where there is one.
+A session's id is new after each proof of the password: one that was planted or seen before is worth
+nothing after it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from services.control import audit_records, limits, sessions
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone, needs
-from services.control.api.shapes import Answer
+from services.control.api.shapes import Answer, Time
+from services.control.escalations import STEP_UP
 from services.control.problems import Refusal
 from services.control.roles import Role
 from services.control.store import people
@@ -30,10 +33,21 @@ router = APIRouter(prefix="/api/v1", tags=["people"])
 class SignIn(Body):
     username: str = Field(min_length=1, max_length=320)
     password: str = Field(min_length=1, max_length=1024)
+    #: A command line's: the session's token comes in the answer instead of a cookie.
+    bearer: bool = False
+
+
+class StepUp(Body):
+    password: str = Field(min_length=1, max_length=1024)
 
 
 class SignedIn(Answer):
-    csrf_token: str
+    """`csrf_token` for a browser, `token` for whoever asked for a bearer's session; a step-up
+    replaces the one that was used.
+    """
+
+    csrf_token: str | None
+    token: str | None = None
 
 
 class Tenant(Answer):
@@ -48,6 +62,8 @@ class Me(Answer):
     role: str
     tenant: Tenant
     csrf_token: str | None
+    #: Until when what needs a step-up may be done; absent for machines.
+    stepped_up_until: Time | None = None
 
 
 @router.post("/auth/login")
@@ -56,22 +72,23 @@ async def login(
     body: Annotated[SignIn, json_body(SignIn)],
     response: Response,
 ) -> SignedIn:
-    control = visit.control
-    username = body.username.strip().lower()
-    _check_origin(visit)
-    _take(visit, username)  # 1
-    async with control.pool.acquire() as connection:
-        account = await people.find_account(connection, username)
-    stored = account.password_hash if account else None
-    fits = await control.passwords.matches(stored, body.password)  # 2
-    if account is None or not fits or account.status != "active":
-        await _record_failure(visit, account)
-        raise Refusal("UNAUTHENTICATED", "User name or password is wrong.")
-    token = sessions.new_token()
-    await _start_session(visit, account, username, token)  # 3
-    control.limits.sign_in.forget((username, visit.address))
-    response.headers["set-cookie"] = control.origins.set_cookie(token)
-    return SignedIn(csrf_token=sessions.csrf_token(token))
+    check_origin(visit)
+    account, username = await prove(visit, body.username, body.password)
+    kind: sessions.Kind = "bearer" if body.bearer else "browser"
+    token = await open_session(visit, account, username, kind)
+    return _told(visit, kind, token, response)
+
+
+@router.post("/auth/step-up")
+async def step_up(
+    call: Annotated[Call, needs(Role.VIEWER, human=True)],
+    body: Annotated[StepUp, json_body(StepUp)],
+    response: Response,
+) -> SignedIn:
+    """The password again, for what a stolen session must not do. Replaces the session's token."""
+    kind: sessions.Kind = "browser" if call.principal.csrf_token else "bearer"
+    token = await give_again(call, kind, body.password)
+    return _told(call, kind, token, response)
 
 
 @router.post("/auth/logout", status_code=204)
@@ -97,10 +114,72 @@ async def me(call: Annotated[Call, needs(Role.VIEWER)]) -> Me:
         role=principal.role.key,
         tenant=Tenant(id=principal.tenant, slug=principal.tenant_slug),
         csrf_token=principal.csrf_token,
+        stepped_up_until=principal.proven_at + STEP_UP if principal.proven_at else None,
     )
 
 
-def _check_origin(visit: Visit) -> None:
+async def prove(visit: Visit, typed: str, password: str) -> tuple[Account, str]:
+    """Whose name and password these are. Raises RATE_LIMITED or UNAUTHENTICATED."""
+    control = visit.control
+    username = typed.strip().lower()
+    _take(visit, username)  # 1
+    async with control.pool.acquire() as connection:
+        account = await people.find_account(connection, username)
+    stored = account.password_hash if account else None
+    fits = await control.passwords.matches(stored, password)  # 2
+    if account is None or not fits or account.status != "active":
+        await _record_failure(visit, account)
+        raise Refusal("UNAUTHENTICATED", "User name or password is wrong.")
+    control.limits.sign_in.forget((username, visit.address))
+    return account, username
+
+
+async def open_session(visit: Visit, account: Account, username: str, kind: sessions.Kind) -> str:
+    """The token of a new session, which begins with its record."""
+    token = sessions.new_token(kind)
+    tenant: TenantId = account.tenant
+    actor = {"kind": "user", "id": account.user_id, "name": username}
+    async with tenant_tx(visit.control.pool, tenant) as connection:  # 3
+        await people.start_session(
+            connection,
+            tenant,
+            token_sha256=sessions.stored(token),
+            user_id=account.user_id,
+            kind=kind,
+            now=visit.now,
+        )
+        record = audit_records.user("user.signin", tenant, visit.came(actor))
+        await visit.control.recorder.put(connection, record)
+    visit.control.recorder.wake()
+    return token
+
+
+async def give_again(call: Call, kind: sessions.Kind, password: str) -> str:
+    """The session's next token. Raises RATE_LIMITED, or STEP_UP_REQUIRED for a wrong password."""
+    control, principal = call.control, call.principal
+    _take(call, principal.name)
+    async with control.pool.acquire() as connection:
+        account = await people.find_account(connection, principal.name)
+    stored = account.password_hash if account and account.user_id == principal.id else None
+    if not await control.passwords.matches(stored, password):
+        await call.record_failure(call.tenant, principal.actor(), "step_up_refused")
+        raise Refusal("STEP_UP_REQUIRED", "The password is wrong.")
+    control.limits.sign_in.forget((principal.name, call.address))
+    token = sessions.new_token(kind)
+    old = principal.session_sha256 or b""
+    async with tenant_tx(control.pool, call.tenant) as connection:
+        rotated = await people.rotate_session(
+            connection, old_sha256=old, new_sha256=sessions.stored(token), now=call.now
+        )
+        if not rotated:  # ended, or rotated by another request, in the meantime
+            raise Refusal("SESSION_EXPIRED", "Sign in again.")
+        record = audit_records.user("user.step_up", call.tenant, call.came(principal.actor()))
+        await control.recorder.put(connection, record)
+    control.recorder.wake()
+    return token
+
+
+def check_origin(visit: Visit) -> None:
     """Another site must not sign a browser in under an account of its own (login CSRF)."""
     origin = visit.request.headers.get("origin")
     if origin is not None and not visit.control.origins.allows(origin):
@@ -126,17 +205,8 @@ async def _record_failure(visit: Visit, account: Account | None) -> None:
     await visit.record_failure(tenant, actor, "unauthenticated")
 
 
-async def _start_session(visit: Visit, account: Account, username: str, token: str) -> None:
-    tenant: TenantId = account.tenant
-    actor = {"kind": "user", "id": account.user_id, "name": username}
-    async with tenant_tx(visit.control.pool, tenant) as connection:
-        await people.start_session(
-            connection,
-            tenant,
-            token_sha256=sessions.stored(token),
-            user_id=account.user_id,
-            now=visit.now,
-        )
-        record = audit_records.user("user.signin", tenant, visit.came(actor))
-        await visit.control.recorder.put(connection, record)
-    visit.control.recorder.wake()
+def _told(visit: Visit, kind: sessions.Kind, token: str, response: Response) -> SignedIn:
+    if kind == "bearer":
+        return SignedIn(csrf_token=None, token=token)
+    response.headers["set-cookie"] = visit.control.origins.set_cookie(token)
+    return SignedIn(csrf_token=sessions.csrf_token(token))

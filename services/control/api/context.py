@@ -22,6 +22,7 @@ from services.common.postgres.pool import Pool, tenant_tx
 from services.common.telemetry.logging import Log
 from services.control import audit_records
 from services.control.clients import AuditReader, PlanCatalogue
+from services.control.escalations import is_stepped_up
 from services.control.features import Features
 from services.control.keys import KeySet
 from services.control.limits import Limits, Merging
@@ -32,6 +33,7 @@ from services.control.principals import Principal
 from services.control.sessions import Origins
 from services.control.settings import ControlSettings
 from services.control.signals import Signals
+from services.control.signed_decisions import DecisionKey
 from services.control.store.moments import moment
 from services.control.tokens import Audiences, Issuer
 
@@ -60,6 +62,7 @@ class Control:
     recorder: Recorder
     passwords: Passwords
     pages: PageTokens
+    decision_key: DecisionKey
     key_set: KeySet
     issuer: Issuer
     audiences: Audiences
@@ -93,6 +96,8 @@ class Change:
         resource: str,
         resource_id: str,
         changes: Sequence[Mapping[str, Any]] = (),
+        reason: str | None = None,
+        step_up: bool | None = None,
     ) -> None:
         record = audit_records.admin(
             type,
@@ -101,6 +106,8 @@ class Change:
             resource=resource,
             resource_id=resource_id,
             changes=changes,
+            reason=reason,
+            step_up=step_up,
         )
         await self.recorder.put(self.connection, record)
 
@@ -173,6 +180,11 @@ class Call(Visit):
     @property
     def tenant(self) -> TenantId:
         return self.principal.tenant
+
+    @property
+    def stepped_up(self) -> bool:
+        """Whether the sender is a person who gave their password within the last minutes."""
+        return is_stepped_up(self.principal.proven_at, self.now)
 
     @asynccontextmanager
     async def change(self, *, desired: bool = True) -> AsyncIterator[Change]:

@@ -40,6 +40,14 @@ _PROBLEM: Final = {
 }
 
 
+_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "schema": {"type": "string", "pattern": "^[\\x21-\\x7e]{1,128}$"},
+}
+
+
 def describe(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
     description = get_openapi(
         title=app.title,
@@ -92,8 +100,12 @@ def _calls(dependant: Dependant) -> Iterator[Any]:
 
 
 def _complete(operation: dict[str, Any], route: APIRoute, names: dict[Any, Any]) -> None:
-    role = guard_of(route).role
-    operation["x-required-role"] = role.key if role else None
+    guard = guard_of(route)
+    operation["x-required-role"] = guard.role.key if guard.role else None
+    if guard.human:
+        operation["x-requires-human"] = True
+    if guard.keyed:
+        operation.setdefault("parameters", []).append(_KEY)
     operation["responses"].pop("422", None)
     operation["responses"]["default"] = {
         "description": "A problem (RFC 9457)",

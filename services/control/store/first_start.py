@@ -43,6 +43,7 @@ async def ensure(
             id=TenantId(uuid7(clock.now_ns())),
             slug=FIRST_TENANT,
             name="Default",
+            sole_operator=True,  # whoever starts an installation is alone in it at first
             now=now,
         )
     async with tenant_tx(pool, tenant.id) as connection:

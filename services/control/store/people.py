@@ -1,4 +1,4 @@
-"""Users and their browser sessions."""
+"""Users and their sessions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ from services.common.postgres.connection import Connection
 
 _FIND_USER: Final = "SELECT tenant_id, user_id, password_hash, status FROM control.find_user($1)"
 _FIND_SESSION: Final = """
-SELECT tenant_id, tenant_slug, tenant_status, user_id, username, role, user_status, created_at,
-       seen_at, ended_at
+SELECT tenant_id, tenant_slug, tenant_status, user_id, username, role, user_status, kind,
+       created_at, seen_at, stepped_up_at, ended_at
 FROM control.find_user_session($1)"""
 _INSERT_USER: Final = """
 INSERT INTO control.users (id, tenant_id, username, role, password_hash, status, created_at)
 VALUES ($1, $2, $3, $4, $5, 'active', $6)"""
 _ANY_USER: Final = "SELECT EXISTS (SELECT 1 FROM control.users)"
 _INSERT_SESSION: Final = """
-INSERT INTO control.user_sessions (token_sha256, tenant_id, user_id, created_at, seen_at)
-VALUES ($1, $2, $3, $4, $4)"""
+INSERT INTO control.user_sessions
+    (token_sha256, tenant_id, user_id, kind, created_at, seen_at, stepped_up_at)
+VALUES ($1, $2, $3, $4, $5, $5, $5)"""
+#: The session goes on under another token; it was opened when it was opened.
+_ROTATE_SESSION: Final = """
+WITH ended AS (
+    UPDATE control.user_sessions SET ended_at = $3 WHERE token_sha256 = $1 AND ended_at IS NULL
+    RETURNING tenant_id, user_id, kind, created_at
+)
+INSERT INTO control.user_sessions
+    (token_sha256, tenant_id, user_id, kind, created_at, seen_at, stepped_up_at)
+SELECT $2, tenant_id, user_id, kind, created_at, $3, $3 FROM ended"""
 _TOUCH_SESSION: Final = """
 UPDATE control.user_sessions SET seen_at = $2 WHERE token_sha256 = $1 AND ended_at IS NULL"""
 _END_SESSION: Final = """
@@ -46,8 +56,10 @@ class SessionRow:
     username: str
     role: str
     user_status: str
+    kind: str
     created_at: datetime
     seen_at: datetime
+    stepped_up_at: datetime
     ended_at: datetime | None
 
 
@@ -92,9 +104,23 @@ async def has_users(connection: Connection) -> bool:
 
 
 async def start_session(
-    connection: Connection, tenant: TenantId, *, token_sha256: bytes, user_id: str, now: datetime
+    connection: Connection,
+    tenant: TenantId,
+    *,
+    token_sha256: bytes,
+    user_id: str,
+    kind: str,
+    now: datetime,
 ) -> None:
-    await connection.execute(_INSERT_SESSION, token_sha256, tenant, user_id, now)
+    await connection.execute(_INSERT_SESSION, token_sha256, tenant, user_id, kind, now)
+
+
+async def rotate_session(
+    connection: Connection, *, old_sha256: bytes, new_sha256: bytes, now: datetime
+) -> bool:
+    """The password was given again: a new token, and the old one ends. False when it had ended."""
+    done = await connection.execute(_ROTATE_SESSION, old_sha256, new_sha256, now)
+    return done == "INSERT 0 1"
 
 
 async def touch_session(connection: Connection, token_sha256: bytes, now: datetime) -> None:

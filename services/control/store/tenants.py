@@ -11,8 +11,8 @@ from services.common.postgres.connection import Connection
 
 _ALL: Final = "SELECT id, slug, name, status FROM control.tenants ORDER BY slug"
 _INSERT: Final = """
-INSERT INTO control.tenants (id, slug, name, status, created_at)
-VALUES ($1, $2, $3, 'active', $4) ON CONFLICT (slug) DO NOTHING"""
+INSERT INTO control.tenants (id, slug, name, status, created_at, sole_operator)
+VALUES ($1, $2, $3, 'active', $4, $5) ON CONFLICT (slug) DO NOTHING"""
 _BY_SLUG: Final = "SELECT id, slug, name, status FROM control.tenants WHERE slug = $1"
 
 
@@ -30,10 +30,18 @@ async def every(connection: Connection) -> list[Tenant]:
 
 
 async def ensure(
-    connection: Connection, *, id: TenantId, slug: str, name: str, now: datetime
+    connection: Connection,
+    *,
+    id: TenantId,
+    slug: str,
+    name: str,
+    sole_operator: bool,
+    now: datetime,
 ) -> Tenant:
-    """The tenant of that slug, made with `id` if there is none."""
-    await connection.execute(_INSERT, id, slug, name, now)
+    """The tenant of that slug, made with `id` if there is none. `sole_operator`: its only person
+    may approve what their own agent asks for.
+    """
+    await connection.execute(_INSERT, id, slug, name, now, sole_operator)
     row = await connection.fetchrow(_BY_SLUG, slug)
     assert row is not None  # noqa: S101  # just made
     return Tenant(**{**row, "id": TenantId(str(row["id"]))})

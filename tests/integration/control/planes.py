@@ -1,14 +1,23 @@
-"""What the tests of bundles and links share: a plane's token, a plan, the next bundle."""
+"""What the tests of bundles and links share: a plane's token and open link, a plan, the next
+bundle.
+"""
 
 import asyncio
 import io
 import json
 import tarfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import grpc
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
+from behavry.control.v1 import plane_link_pb2 as wire
+from behavry.control.v1 import plane_link_pb2_grpc
+from services.common.rpc.client import OPTIONS
 from services.control.features import Entitlements, FeatureAnswer
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 
@@ -67,3 +76,48 @@ def tenant_state(rest: Rest, archive: bytes) -> dict[str, Any]:
     state = json.loads(opened(archive)["data.json"])["behavry"]["state"]
     entry: dict[str, Any] = state["tenants"][rest.running.tenant.id]
     return entry
+
+
+@dataclass(slots=True)
+class Plane:
+    """One end of an open link."""
+
+    stream: Any
+    up: asyncio.Queue[wire.OpenRequest] = field(default_factory=asyncio.Queue)
+
+    async def next(self, kind: str) -> Any:
+        """The next message of that kind."""
+        async with asyncio.timeout(PROMPT_S):
+            while True:
+                message = await self.stream.read()
+                if message.WhichOneof("message") == kind:
+                    return getattr(message, kind)
+
+    async def hears_no(self, kind: str, *, before: str) -> None:
+        """None of that kind comes until the first of the other."""
+        async with asyncio.timeout(PROMPT_S):
+            while True:
+                came = (await self.stream.read()).WhichOneof("message")
+                assert came != kind
+                if came == before:
+                    return
+
+
+@asynccontextmanager
+async def linked(rest: Rest, token: str | None = None, peer: str = "plane") -> AsyncIterator[Plane]:
+    token = plane_token(rest) if token is None else token
+    metadata = (("behavry-peer", peer), ("authorization", f"Bearer {token}"))
+    async with grpc.aio.insecure_channel(rest.running.grpc_address, options=OPTIONS) as channel:
+        plane = Plane(None)
+
+        async def outgoing() -> AsyncIterator[wire.OpenRequest]:
+            yield wire.OpenRequest(hello=wire.Hello(plane_id=PLANE, instance="i-1"))
+            while True:
+                yield await plane.up.get()
+
+        stub = plane_link_pb2_grpc.PlaneLinkServiceStub(channel)
+        plane.stream = stub.Open(outgoing(), metadata=metadata)
+        try:
+            yield plane
+        finally:
+            plane.stream.cancel()

@@ -1,58 +1,17 @@
 """The link that a data plane holds open: who may open it, what comes down, what goes up."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import pytest
 
 from behavry.control.v1 import plane_link_pb2 as wire
-from behavry.control.v1 import plane_link_pb2_grpc
-from services.common.rpc.client import OPTIONS
 from services.common.rpc.errors import known
 from tests.integration.control.conftest import PUBLIC, Rest
-from tests.integration.control.planes import PLANE, PROMPT_S, plan, plane_token, until_serial
+from tests.integration.control.planes import PROMPT_S, linked, plan, plane_token, until_serial
 
 HASH = "sha256:" + "a" * 64
-
-
-@dataclass(slots=True)
-class Plane:
-    """One end of an open link."""
-
-    stream: Any
-    up: asyncio.Queue[wire.OpenRequest] = field(default_factory=asyncio.Queue)
-
-    async def next(self, kind: str) -> Any:
-        """The next message of that kind."""
-        async with asyncio.timeout(PROMPT_S):
-            while True:
-                message = await self.stream.read()
-                if message.WhichOneof("message") == kind:
-                    return getattr(message, kind)
-
-
-@asynccontextmanager
-async def linked(rest: Rest, token: str | None = None, peer: str = "plane") -> AsyncIterator[Plane]:
-    token = plane_token(rest) if token is None else token
-    metadata = (("behavry-peer", peer), ("authorization", f"Bearer {token}"))
-    async with grpc.aio.insecure_channel(rest.running.grpc_address, options=OPTIONS) as channel:
-        plane = Plane(None)
-
-        async def outgoing() -> AsyncIterator[wire.OpenRequest]:
-            yield wire.OpenRequest(hello=wire.Hello(plane_id=PLANE, instance="i-1"))
-            while True:
-                yield await plane.up.get()
-
-        stub = plane_link_pb2_grpc.PlaneLinkServiceStub(channel)
-        plane.stream = stub.Open(outgoing(), metadata=metadata)
-        try:
-            yield plane
-        finally:
-            plane.stream.cancel()
 
 
 async def test_a_plane_is_greeted_with_the_issuer_and_the_newest_bundle(rest: Rest) -> None:

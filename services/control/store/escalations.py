@@ -1,0 +1,282 @@
+"""Escalations, people's votes on them, and the signed decisions that wait for their plane.
+
+Rows are read with both clocks applied: what the plane has not reported yet, but must have happened,
+is not shown as open. For whoever tells people of escalations (notifications): `open_now` lists what
+waits with its clocks, `changed_since` what has moved; `Signals.escalations` rises, and listeners
+wake, after each change here has been committed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from services.common.ids import AgentId, PlaneId, TenantId
+from services.common.postgres.connection import Connection
+from services.control.escalations import Circle, Person, Vote
+from services.control.roles import Role
+
+_COLUMNS: Final = (
+    "id, plane_id, agent_id, agent_name, agent_class, requester_id, requester_verified, server, "
+    "tool, method, action, category, resource, resource_kind, codes, reason, policies, features, "
+    "finding_tags, binding, policy_revision, quorum, tier, opened_at, decide_by, execute_for_s, "
+    "version, uses, uses_left, execute_by, kept_at, changed_at"
+)
+#: $1 is now.
+_STATE: Final = """
+CASE WHEN e.state = 'pending' AND e.decide_by <= $1 THEN 'expired'
+     WHEN e.state = 'approved' AND e.execute_by <= $1 THEN 'lapsed' ELSE e.state END"""
+_VOTES: Final = """
+(SELECT coalesce(json_agg(json_build_object(
+            'user_id', v.user_id, 'name', u.username, 'verdict', v.verdict, 'reason', v.reason,
+            'uses', v.uses, 'execute_for_s', v.execute_for_s, 'step_up', v.step_up,
+            'voted_at', v.voted_at) ORDER BY v.voted_at, v.user_id), '[]')
+ FROM control.escalation_votes v
+ LEFT JOIN control.users u ON u.tenant_id = v.tenant_id AND u.id = v.user_id
+ WHERE v.tenant_id = e.tenant_id AND v.escalation_id = e.id) AS votes"""
+_SHOWN: Final = f"SELECT {_COLUMNS}, {_STATE} AS state, {_VOTES} FROM control.escalations e"  # noqa: S608  # constants
+_GET: Final = f"""
+SELECT {_COLUMNS}, {_STATE} AS state, {_VOTES},
+       (SELECT a.owner FROM control.agents a WHERE a.id = e.agent_id) AS owner,
+       (SELECT t.sole_operator FROM control.tenants t WHERE t.id = e.tenant_id) AS sole_operator,
+       (SELECT coalesce(json_agg(json_build_object('id', u.id, 'name', u.username)), '[]')
+        FROM control.users u WHERE u.status = 'active' AND u.role = ANY($3)) AS people
+FROM control.escalations e WHERE e.id = $2"""  # noqa: S608  # constants
+_LOCK: Final = "SELECT 1 FROM control.escalations WHERE id = $1 FOR UPDATE"
+_OPEN_NOW: Final = f"""
+{_SHOWN} WHERE e.state = 'pending' AND e.decide_by > $1 ORDER BY e.decide_by, e.id"""
+_CHANGED_SINCE: Final = f"""
+{_SHOWN} WHERE e.changed_at >= $2 ORDER BY e.changed_at, e.id LIMIT $3"""
+_INSERT: Final = """
+INSERT INTO control.escalations
+    (id, tenant_id, plane_id, agent_id, agent_name, agent_class, requester_id, requester_verified,
+     server, tool, method, action, category, resource, resource_kind, codes, reason, policies,
+     features, finding_tags, binding, policy_revision, quorum, tier, opened_at, decide_by,
+     execute_for_s, state, version, kept_at, changed_at)
+SELECT $1, t.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+       $21, $22, $23, $24, $25, $26, $27, 'pending', 0, $28, $28
+FROM control.tenants t WHERE t.id = $2
+ON CONFLICT DO NOTHING"""
+_REPORTED: Final = """
+SELECT state, version FROM control.escalations WHERE id = $1 AND plane_id = $2 FOR UPDATE"""
+_REPORT: Final = """
+UPDATE control.escalations SET state = $2, version = $3, uses_left = $4, changed_at = $5
+WHERE id = $1"""
+_VOTE: Final = """
+INSERT INTO control.escalation_votes
+    (tenant_id, escalation_id, user_id, verdict, reason, uses, execute_for_s, step_up, voted_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+ON CONFLICT (tenant_id, escalation_id, user_id) DO UPDATE
+SET verdict = excluded.verdict, reason = excluded.reason, uses = excluded.uses,
+    execute_for_s = excluded.execute_for_s, step_up = excluded.step_up,
+    voted_at = excluded.voted_at"""
+_SETTLE: Final = """
+UPDATE control.escalations SET state = $2, uses = $3, uses_left = $3, execute_by = $4,
+    changed_at = $5
+WHERE id = $1"""
+_END: Final = "UPDATE control.escalations SET state = $2, changed_at = $3 WHERE id = $1"
+_DECIDE: Final = """
+INSERT INTO control.escalation_decisions
+    (id, tenant_id, escalation_id, plane_id, verdict, approvers, reason, jws, decided_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
+_OVERTAKE: Final = """
+UPDATE control.escalation_decisions SET done_at = $2 WHERE escalation_id = $1 AND done_at IS NULL"""
+_WAITING: Final = "SELECT id, tenant_id, escalation_id, jws FROM control.waiting_decisions($1)"
+_ACKNOWLEDGE: Final = """
+UPDATE control.escalation_decisions SET done_at = $3
+WHERE id = $1 AND plane_id = $2 AND done_at IS NULL"""
+
+_BEHIND_ALL: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+_DECIDERS: Final = [role.key for role in Role if role >= Role.ANALYST]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An escalation as its plane told it."""
+
+    id: str
+    agent: AgentId
+    agent_name: str
+    agent_class: str
+    requester: str
+    requester_verified: bool
+    server: str
+    tool: str
+    method: str
+    action: str
+    category: str
+    resource: str
+    resource_kind: str
+    codes: Sequence[str]
+    reason: str
+    policies: Sequence[str]
+    features: bytes
+    finding_tags: Sequence[str]
+    binding: str
+    policy_revision: str
+    quorum: int
+    tier: str
+    opened_at: datetime
+    decide_by: datetime
+    execute_for_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A decision that its plane has not acknowledged. `id` is the signal's."""
+
+    id: str
+    tenant: TenantId
+    escalation: str
+    jws: str = field(repr=False)
+
+
+async def insert(
+    connection: Connection, tenant: TenantId, plane: PlaneId, new: Opened, now: datetime
+) -> bool:
+    """False when it is there already, or the tenant is none."""
+    done = await connection.execute(
+        _INSERT, new.id, tenant, plane, new.agent, new.agent_name, new.agent_class, new.requester,
+        new.requester_verified, new.server, new.tool, new.method, new.action, new.category,
+        new.resource, new.resource_kind, list(new.codes), new.reason, list(new.policies),
+        new.features, list(new.finding_tags), new.binding, new.policy_revision, new.quorum,
+        new.tier, new.opened_at, new.decide_by, new.execute_for_s, now,
+    )  # fmt: skip
+    return done == "INSERT 0 1"
+
+
+async def reported(connection: Connection, id: str, plane: PlaneId) -> tuple[str, int] | None:
+    """(state, version) of an escalation of this plane, locked."""
+    row = await connection.fetchrow(_REPORTED, id, plane)
+    return (row["state"], row["version"]) if row else None
+
+
+async def report(
+    connection: Connection, id: str, *, state: str, version: int, uses_left: int, now: datetime
+) -> None:
+    await connection.execute(_REPORT, id, state, version, uses_left, now)
+
+
+async def get(
+    connection: Connection, id: str, now: datetime, *, lock: bool = False
+) -> dict[str, Any] | None:
+    """With its votes, its agent's owner and the people who may decide at all."""
+    if lock:  # first, so that what is read next is what the last decision left
+        await connection.execute(_LOCK, id)
+    row = await connection.fetchrow(_GET, now, id, _DECIDERS)
+    if row is None:
+        return None
+    found = _read(row)
+    people = [Person(id=one["id"], name=one["name"]) for one in json.loads(row["people"])]
+    found["circle"] = Circle(people=people, sole_operator=bool(row["sole_operator"]))
+    found["owner"] = str(row["owner"]) if row["owner"] else None
+    return found
+
+
+async def open_now(connection: Connection, now: datetime) -> list[dict[str, Any]]:
+    """What waits for a decision, the most urgent first."""
+    return [_read(row) for row in await connection.fetch(_OPEN_NOW, now)]
+
+
+async def changed_since(
+    connection: Connection, since: datetime, now: datetime, *, limit: int = 500
+) -> list[dict[str, Any]]:
+    """What moved at or after `since`, oldest first: opened, decided, reported by the plane."""
+    return [_read(row) for row in await connection.fetch(_CHANGED_SINCE, now, since, limit)]
+
+
+async def page(
+    connection: Connection,
+    now: datetime,
+    *,
+    where: str,
+    bound: Sequence[Any],
+    after: str,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Newest first. `where` is made of constants (escalation_filters); its values are bound from
+    $4 on.
+    """
+    sql = f"{_SHOWN} WHERE e.id < $2{where} ORDER BY e.id DESC LIMIT $3"
+    rows = await connection.fetch(sql, now, after or _BEHIND_ALL, limit, *bound)
+    return [_read(row) for row in rows]
+
+
+async def vote(
+    connection: Connection,
+    tenant: TenantId,
+    escalation: str,
+    vote: Vote,
+    *,
+    reason: str,
+    step_up: bool,
+    now: datetime,
+) -> None:
+    """One per person: a later one, where the rules admit it, replaces the earlier."""
+    await connection.execute(
+        _VOTE, tenant, escalation, vote.user, vote.verdict, reason, vote.uses, vote.execute_for_s,
+        step_up, now,
+    )  # fmt: skip
+
+
+async def approve(
+    connection: Connection, id: str, *, uses: int, execute_by: datetime, now: datetime
+) -> None:
+    await connection.execute(_SETTLE, id, "approved", uses, execute_by, now)
+
+
+async def end(connection: Connection, id: str, *, state: str, now: datetime) -> None:
+    await connection.execute(_END, id, state, now)
+
+
+async def decide(
+    connection: Connection,
+    tenant: TenantId,
+    *,
+    id: str,
+    escalation: str,
+    plane: PlaneId,
+    verdict: str,
+    approvers: Sequence[str],
+    reason: str,
+    jws: str,
+    now: datetime,
+) -> None:
+    """The newest decision is the one that counts: older ones are not sent any more."""
+    await connection.execute(_OVERTAKE, escalation, now)
+    await connection.execute(
+        _DECIDE, id, tenant, escalation, plane, verdict, list(approvers), reason, jws, now
+    )
+
+
+async def overtake(connection: Connection, escalation: str, now: datetime) -> None:
+    """The plane has had its last word: nothing that was decided need be sent."""
+    await connection.execute(_OVERTAKE, escalation, now)
+
+
+async def waiting(connection: Connection, plane: PlaneId) -> list[Waiting]:
+    """Of all tenants, oldest first; runs outside a tenant's transaction."""
+    return [
+        Waiting(
+            id=str(row["id"]),
+            tenant=TenantId(str(row["tenant_id"])),
+            escalation=str(row["escalation_id"]),
+            jws=row["jws"],
+        )
+        for row in await connection.fetch(_WAITING, plane)
+    ]
+
+
+async def acknowledge(connection: Connection, id: str, plane: PlaneId, now: datetime) -> None:
+    await connection.execute(_ACKNOWLEDGE, id, plane, now)
+
+
+def _read(row: Any) -> dict[str, Any]:
+    found = {name: row[name] for name in _COLUMNS.split(", ")}
+    found |= {name: str(found[name]) for name in ("id", "agent_id")}
+    found["state"] = row["state"]
+    found["votes"] = json.loads(row["votes"])
+    return found
