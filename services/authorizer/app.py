@@ -12,20 +12,31 @@ import grpc
 from behavry.authorizer.v1 import authorizer_pb2_grpc
 from services.authorizer import bundles
 from services.authorizer.active import ActivePolicy
+from services.authorizer.approvals import Approvals
 from services.authorizer.bundle_feed import BundleFeed
 from services.authorizer.bundle_store import BundleStore
+from services.authorizer.decide_streams import DecideStreams
 from services.authorizer.engine.judge import EngineJudge
 from services.authorizer.engine.opening import open_engine
 from services.authorizer.engine.protocol import EngineState
+from services.authorizer.escalation_notices import EscalationNotices
+from services.authorizer.escalation_watch import EscalationWatch
+from services.authorizer.escalations import Escalations
 from services.authorizer.journal import Journal
 from services.authorizer.judging import Judging
 from services.authorizer.jwks_feed import JwksFeed
+from services.authorizer.kill_file import KillFile
 from services.authorizer.link import VERSION, PlaneLink
 from services.authorizer.link_token import LinkTokens
 from services.authorizer.policy_watch import PolicyWatch
+from services.authorizer.rates import Rates
+from services.authorizer.revocations import Revocations, RevocationsLost
 from services.authorizer.servicer import AuthorizerServicer, SnapshotServicer
 from services.authorizer.settings import AuthorizerSettings
+from services.authorizer.stop_news import StopNews
+from services.authorizer.tickets.local import local_ticket_store
 from services.common.clock import Clock, SystemClock
+from services.common.counter_store.memory import MemoryCounterStore
 from services.common.outbox.digests import Digester
 from services.common.outbox.outbox import Tuning
 from services.common.outbox.running import OutboxOptions, running_outbox
@@ -58,7 +69,11 @@ async def running(
         audience=settings.control_public_url,
         clock=clock,
     )
-    active = ActivePolicy(clock=clock, expire_after_s=settings.expire_after_s)
+    active = ActivePolicy(
+        clock=clock,
+        expire_after_s=settings.expire_after_s,
+        revocations=Revocations(settings.bundle_dir / "revocations.json"),
+    )
     origin = Origin(kind="authorizer", plane=settings.plane_id, version=VERSION)
     options = OutboxOptions(
         root=settings.outbox_dir,
@@ -67,6 +82,7 @@ async def running(
         tuning=Tuning(durability=settings.outbox_durability),
     )
     me = Identity("authorizer", settings.peers_dir / "authorizer.token")
+    digester = Digester.load(settings.digest_keys)
     async with (
         exporting(settings, "authorizer", counters),
         dial(settings.audit_address, me) as audit,
@@ -76,8 +92,9 @@ async def running(
             clock=clock,
             counters=counters,
             log=log,
-            digester=Digester.load(settings.digest_keys),
+            digester=digester,
         ) as outbox,
+        local_ticket_store(settings.ticket_dir, log) as tickets,
         open_engine(
             opa_url=settings.opa_url if settings.engine != "embedded" else "",
             feed_listen=settings.opa_feed_listen,
@@ -112,6 +129,26 @@ async def running(
             clock=clock,
             log=log,
         )
+        streams, notices = DecideStreams(), EscalationNotices(tickets)
+        approvals = Approvals(
+            store=tickets,
+            keys=trust.decision_keys,
+            plane_id=settings.plane_id,
+            journal=journal,
+            clock=clock,
+            counters=counters,
+            log=log,
+        )
+        escalation_watch = EscalationWatch(
+            store=tickets,
+            active=active,
+            proxies=streams,
+            notices=notices,
+            journal=journal,
+            clock=clock,
+            counters=counters,
+            log=log,
+        )
         link = PlaneLink(
             address=settings.control_address,
             tokens=tokens,
@@ -120,6 +157,9 @@ async def running(
             active=active,
             feed=feed,
             jwks=jwks,
+            streams=streams,
+            notices=notices,
+            approvals=approvals,
             log=log,
         )
 
@@ -131,13 +171,36 @@ async def running(
 
         engine.on_state(engine_changed)
         link.engine_up = engine.state is EngineState.UP
-        judging = Judging(active=active, judge=judge, clock=clock, counters=counters)
+        escalations = Escalations(
+            store=tickets,
+            digester=digester,
+            active=active,
+            clock=clock,
+            verifiable=bool(trust.decision_keys),
+        )
+        rates = Rates(
+            store=MemoryCounterStore(clock), clock=clock, log=log, replicas=settings.replicas
+        )
+        judging = Judging(
+            active=active,
+            judge=judge,
+            rates=rates,
+            escalations=escalations,
+            clock=clock,
+            counters=counters,
+        )
+
+        stop_news = StopNews(active=active, proxies=streams, journal=journal, log=log)
+        active.kill_switch.listen(stop_news.changed)
+        kill_file = KillFile(path=settings.kill_file, tell=active.stopped_here)
 
         def register(server: grpc.aio.Server) -> None:
             authorizer_pb2_grpc.add_AuthorizerServiceServicer_to_server(
                 AuthorizerServicer(
                     judging=judging,
                     active=active,
+                    escalations=escalations,
+                    streams=streams,
                     link=link,
                     supervisor=supervisor,
                     counters=counters,
@@ -156,6 +219,12 @@ async def running(
             log=log,
         ) as serving:
             jwks.restore()
+            kill_file.look()
+            try:
+                active.revocations.restore(now_ns=clock.monotonic_ns())
+            except RevocationsLost:
+                log.error("revocations_lost", alert="critical")
+            active.changed()
             await feed.restore()
             watch = PolicyWatch(active=active, serving=serving, journal=journal)
             for name, run in (
@@ -163,6 +232,14 @@ async def running(
                 ("jwks_feed", jwks.run),
                 ("control_link", link.run),
                 ("policy_watch", watch.run),
+                ("kill_file", kill_file.run),
+                ("kill_switch_records", stop_news.run),
+                ("escalation_clocks", escalation_watch.run_clocks),
+                ("escalation_policies", escalation_watch.run_policies),
+                ("escalation_records", escalation_watch.run_records),
+                ("escalation_again", escalation_watch.run_again),
+                ("escalation_notices", notices.run),
+                ("escalation_decisions", approvals.run),
             ):
                 supervisor.spawn(name, run)
             yield serving

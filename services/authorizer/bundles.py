@@ -40,8 +40,8 @@ class BundleRefused(BehavryError):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The keys of trust.json, by key id, and the scope that this plane accepts: `keys` sign bundles,
-    `decision_keys` what people decided about escalations. A trust root may lack the latter.
+    """The keys of trust.json by key id, and the scope that this plane accepts: `keys` sign bundles,
+    `decision_keys` what people decided about escalations; a trust root may lack the latter.
     """
 
     keys: dict[str, dict[str, Any]]

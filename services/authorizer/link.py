@@ -1,5 +1,6 @@
-"""The stream that this plane dials to control: bundle notices and revocations come down, health
-and newly seen tools go up (deployment.md 5). Without it the poll still brings policy.
+"""The stream that this plane dials to control: bundle notices, revocations and people's decisions
+come down, health, newly seen tools and escalations go up (deployment.md 5). Without it the poll
+still brings policy.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import grpc
 from behavry.control.v1 import plane_link_pb2 as wire
 from behavry.control.v1 import plane_link_pb2_grpc
 from services.authorizer.active import ActivePolicy
+from services.authorizer.approvals import Approvals, Signal
 from services.authorizer.bundle_feed import BundleFeed
+from services.authorizer.decide_streams import DecideStreams
+from services.authorizer.escalation_notices import EscalationNotices
 from services.authorizer.jwks_feed import JwksFeed
 from services.authorizer.kill_switch import switch
 from services.authorizer.link_token import LinkTokens
 from services.authorizer.revocations import Revocation
+from services.authorizer.tickets.protocol import StoreUnavailable
 from services.common.ids import PlaneId
 from services.common.rpc.client import OPTIONS
 from services.common.rpc.peers import PEER_KEY, TOKEN_KEY
@@ -31,6 +36,8 @@ FIRST_RETRY_S: Final = 0.2
 LONGEST_RETRY_S: Final = 5.0
 MAX_WAITING: Final = 1_000
 VERSION: Final = "0.1.0"
+#: Messages that a new stream begins with anyway, and so are not kept for it.
+_TOLD_ANEW: Final = frozenset({"tools_seen", "escalation_opened", "escalation_changed"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,12 +49,20 @@ class PlaneLink:
     active: ActivePolicy
     feed: BundleFeed
     jwks: JwksFeed
+    streams: DecideStreams
+    notices: EscalationNotices
+    approvals: Approvals
     log: Log
     engine_up: bool = False
     _waiting: deque[wire.OpenRequest] = field(default_factory=lambda: deque(maxlen=MAX_WAITING))
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _seen: dict[tuple[str, str], wire.ToolsSeen] = field(default_factory=dict)
     _stream: int = 0
+
+    def __post_init__(self) -> None:
+        self.notices.send = self._send
+        self.approvals.acknowledge = self._acknowledge
+        self.approvals.tell = self.notices.changed
 
     def tools_seen(self, tenant: str, server: str, tools: list[wire.SeenTool]) -> None:
         """What a server offers otherwise than the table has it. Goes up now and on every new
@@ -92,11 +107,8 @@ class PlaneLink:
         """Only the living stream takes what waits: one that died would swallow it."""
         hello = wire.Hello(plane_id=self.plane_id, instance=self.instance, version=VERSION)
         yield wire.OpenRequest(hello=hello)
-        self._waiting = deque(
-            (one for one in self._waiting if not one.HasField("tools_seen")), maxlen=MAX_WAITING
-        )
-        for seen in list(self._seen.values()):
-            yield wire.OpenRequest(tools_seen=seen)
+        for message in await self._told_anew():
+            yield message
         while stream == self._stream:
             self._wake.clear()
             while self._waiting and stream == self._stream:
@@ -106,6 +118,18 @@ class PlaneLink:
                 await asyncio.wait_for(self._wake.wait(), HEARTBEAT_S)
             except TimeoutError:
                 continue
+
+    async def _told_anew(self) -> list[wire.OpenRequest]:
+        """What every new stream begins with: all that nobody has said control kept."""
+        self._waiting = deque(
+            (one for one in self._waiting if one.WhichOneof("message") not in _TOLD_ANEW),
+            maxlen=MAX_WAITING,
+        )
+        seen = [wire.OpenRequest(tools_seen=one) for one in self._seen.values()]
+        try:
+            return [*seen, *await self.notices.unkept()]
+        except StoreUnavailable:
+            return seen  # when the store is back, they go up with what is told again
 
     def _heartbeat(self) -> wire.Heartbeat:
         age = self.active.age()
@@ -130,6 +154,19 @@ class PlaneLink:
                     self.feed.poke()
             case "revocation":
                 await self._revoke(message.revocation)
+            case "escalation_kept":
+                kept = message.escalation_kept
+                self.notices.kept(kept.id, kept.version)
+            case "escalation_decision":
+                decided = message.escalation_decision
+                self.approvals.arrived(
+                    Signal(
+                        signal_id=decided.signal_id,
+                        tenant=decided.tenant_id,
+                        escalation=decided.escalation_id,
+                        token=decided.jws,
+                    )
+                )
             case _:  # drain, or a message of a newer control: the stream's end says the rest
                 return
 
@@ -147,12 +184,21 @@ class PlaneLink:
         )
         self.active.revocations.add(revocation, active_serial=self.active.serial)
         self.active.changed()
+        if signal.agent_ids or signal.session_ids:  # stops are told by who listens to the switch
+            self.streams.revoked(
+                signal.tenant_id,
+                agents=tuple(signal.agent_ids),
+                sessions=tuple(signal.session_ids),
+            )
         try:
             await self.active.revocations.save()
         except OSError as failure:  # control sends it again on the next stream
             self.log.error("revocation_not_kept", error=describe(failure))
             return
-        self._send(wire.OpenRequest(ack=wire.Ack(signal_id=signal.signal_id)))
+        self._acknowledge(signal.signal_id)
+
+    def _acknowledge(self, signal_id: str) -> None:
+        self._send(wire.OpenRequest(ack=wire.Ack(signal_id=signal_id)))
 
     def _send(self, message: wire.OpenRequest) -> None:
         self._waiting.append(message)

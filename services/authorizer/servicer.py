@@ -15,13 +15,16 @@ from services.authorizer import asks, decision, snapshots
 from services.authorizer.active import ActivePolicy
 from services.authorizer.bundles import VerifiedBundle
 from services.authorizer.context_gate import gate, reaches
+from services.authorizer.decide_streams import DecideStream, DecideStreams
 from services.authorizer.decision import Result
 from services.authorizer.envelope import EnvelopeInvalid
+from services.authorizer.escalations import Escalations
 from services.authorizer.judging import Judged, Judging
 from services.authorizer.jwks_feed import JwksFeed
 from services.authorizer.link import PlaneLink
 from services.authorizer.plane_state import Tenant
 from services.authorizer.staleness import Freshness
+from services.authorizer.tickets.protocol import StoreUnavailable
 from services.common.errors import BehavryError
 from services.common.ids import AgentId, SessionId, TenantId, is_uuid
 from services.common.supervisor import Supervisor
@@ -44,11 +47,15 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
         *,
         judging: Judging,
         active: ActivePolicy,
+        escalations: Escalations,
+        streams: DecideStreams,
         link: PlaneLink,
         supervisor: Supervisor,
         counters: Counters,
     ) -> None:
         self._judging = judging
+        self._escalations = escalations
+        self._streams = streams
         self._active = active
         self._link = link
         self._supervisor = supervisor
@@ -57,14 +64,15 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
     async def Decide(
         self, request_iterator: AsyncIterator[wire.DecideRequest], context: Any
     ) -> AsyncIterator[wire.DecideResponse]:
-        answers = _Answers()
+        answers = self._streams.opened()
         reader = self._supervisor.once(
             "decide_reader", lambda: self._read(request_iterator, answers)
         )
         try:
-            async for verdicts in answers:
-                yield wire.DecideResponse(verdicts=wire.Verdicts(verdicts=verdicts))
+            async for response in answers:
+                yield response
         finally:
+            self._streams.closed(answers)
             reader.cancel()
 
     async def View(self, request: wire.ViewRequest, context: Any) -> wire.ViewResponse:
@@ -75,7 +83,10 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
         agent = tenant.agents.get(request.agent_id) if tenant else None
         server = tenant.servers.get(request.server) if tenant else None
         revoked = self._active.revocations.agent(request.tenant_id, request.agent_id)
-        if tenant is None or agent is None or server is None or revoked:
+        stopped = self._active.kill_switch.stops.stopped(
+            request.tenant_id, tenant, request.agent_id, request.server
+        )
+        if tenant is None or agent is None or server is None or revoked or stopped:
             return response
         permissions = tenant.permissions(agent)
         if agent.status != "active" or not reaches(permissions, server.domain):
@@ -108,7 +119,23 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
         self._link.tools_seen(request.tenant_id, request.server, news)
         return wire.ReportToolsResponse()
 
-    async def _read(self, requests: AsyncIterator[wire.DecideRequest], answers: _Answers) -> None:
+    async def CancelEscalation(
+        self, request: wire.CancelEscalationRequest, context: Any
+    ) -> wire.CancelEscalationResponse:
+        ids = (request.tenant_id, request.agent_id, request.escalation_id)
+        if not all(map(is_uuid, ids)):
+            return wire.CancelEscalationResponse()
+        try:
+            state = await self._escalations.cancel(
+                TenantId(request.tenant_id), AgentId(request.agent_id), request.escalation_id
+            )
+        except StoreUnavailable as away:
+            raise BehavryError("ESCALATION_UNAVAILABLE", "no ticket can be changed now") from away
+        return wire.CancelEscalationResponse(state=state)
+
+    async def _read(
+        self, requests: AsyncIterator[wire.DecideRequest], answers: DecideStream
+    ) -> None:
         """Ends with the stream; asks still under way end with it, for nobody would hear them."""
         running: dict[int, asyncio.Task[None]] = {}
         try:
@@ -130,7 +157,7 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
     def _start(
         self,
         ask: wire.Ask,
-        answers: _Answers,
+        answers: DecideStream,
         running: dict[int, asyncio.Task[None]],
     ) -> None:
         self._asked.value += 1
@@ -142,7 +169,7 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
         running[ask.id] = task
         task.add_done_callback(lambda _: running.pop(ask.id, None))
 
-    async def _answer(self, ask: wire.Ask, answers: _Answers) -> None:
+    async def _answer(self, ask: wire.Ask, answers: DecideStream) -> None:
         now_s = asyncio.get_running_loop().time()
         try:
             caller = _caller(ask.caller)
@@ -158,7 +185,11 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
             answers.put(_verdict(ask, refused, digest))
             return
         judged = await self._judging.judge(
-            question, caller, deadline_s=now_s + budget_s, now_s=now_s
+            question,
+            caller,
+            deadline_s=now_s + budget_s,
+            now_s=now_s,
+            continues=ask.escalation_id if is_uuid(ask.escalation_id) else "",
         )
         answers.put(_verdict(ask, judged, digest))
 
@@ -186,40 +217,16 @@ class SnapshotServicer(authorizer_pb2_grpc.SnapshotServiceServicer):
         bundle = self._active.bundle
         if bundle is None:
             return "", b""
-        part = snapshots.proxy_part(bundle.state, bundle.revision, self._active.revocations)
+        part = snapshots.proxy_part(
+            bundle.state,
+            bundle.revision,
+            self._active.revocations,
+            self._active.kill_switch.stops,
+        )
         return bundle.revision, part
 
     def _jwks_part(self) -> tuple[str, bytes]:
         return "jwks", self._jwks.part
-
-
-class _Answers:
-    """Verdicts that wait to be written: whatever is there goes in one message."""
-
-    def __init__(self) -> None:
-        self._waiting: list[wire.Verdict] = []
-        self._wake = asyncio.Event()
-        self._ended = False
-
-    def put(self, verdict: wire.Verdict) -> None:
-        self._waiting.append(verdict)
-        self._wake.set()
-
-    def end(self) -> None:
-        self._ended = True
-        self._wake.set()
-
-    def __aiter__(self) -> _Answers:
-        return self
-
-    async def __anext__(self) -> list[wire.Verdict]:
-        while not self._waiting:
-            if self._ended:
-                raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        ready, self._waiting = self._waiting, []
-        return ready
 
 
 def _caller(caller: wire.Caller) -> asks.Caller:
@@ -274,9 +281,23 @@ def _verdict(ask: wire.Ask, judged: Judged, digest: str) -> wire.Verdict:
             engine_us=verdict.engine_us,
             action=verdict.action,
             category=verdict.category,
+            retry_after_ms=verdict.retry_after_ms,
+            escalation=_escalation(verdict.escalation),
         ),
         revision=_revision(judged.bundle, judged.tenant, judged.age),
         envelope=judged.envelope,
+    )
+
+
+def _escalation(escalation: decision.Escalation | None) -> wire.Escalation | None:
+    if escalation is None:
+        return None
+    return wire.Escalation(
+        id=escalation.id,
+        state=escalation.state,
+        decide_by_ms=escalation.decide_by_ms,
+        execute_by_ms=escalation.execute_by_ms,
+        codes=escalation.codes,
     )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from services.common.service_settings import ServiceSettings, socket
 from services.common.settings import Resolved, SettingsError, setting, under
+
+#: No user name and no password: those would be shown with the effective settings.
+_STORE: Final = re.compile(
+    r"rediss?://[A-Za-z0-9._\-\[\]:]+(/[0-9]*)?|unix:///[^?#\s@]+(\?db=[0-9]+)?"
+)
 
 
 def _bundle_url(resolved: Resolved) -> str:
@@ -56,6 +62,16 @@ class AuthorizerSettings(ServiceSettings):
     digest_keys: Path = setting(
         "BEHAVRY_DIGEST_KEYS", derived=under("state_dir", "keys", "digest.keys")
     )
+    ticket_dir: Path = setting(
+        "BEHAVRY_AUTHORIZER_TICKET_DIR", derived=under("state_dir", "tickets")
+    )
+    kill_file: Path = setting("BEHAVRY_AUTHORIZER_KILL_FILE", derived=under("state_dir", "kill"))
+    replicas: int = setting("BEHAVRY_AUTHORIZER_REPLICAS", default=1, minimum=1, maximum=100)
+    #: redis://host:port/db, rediss://..., unix:///path. Empty: this process's own memory and files.
+    counter_store_url: str = setting("BEHAVRY_COUNTER_STORE_URL", default="")
+    counter_store_password_file: Path | None = setting(
+        "BEHAVRY_COUNTER_STORE_PASSWORD_FILE", default=None
+    )
 
     def check(self) -> None:
         """Raises SettingsError where two settings do not go together."""
@@ -63,6 +79,18 @@ class AuthorizerSettings(ServiceSettings):
         if self.engine == "opa" and not self.opa_url:
             raise SettingsError(
                 "BEHAVRY_AUTHORIZER_ENGINE='opa' needs BEHAVRY_OPA_URL: unix:/path or http://host:port"
+            )
+        if self.replicas > 1 and not self.counter_store_url:
+            raise SettingsError(
+                f"BEHAVRY_AUTHORIZER_REPLICAS='{self.replicas}' needs BEHAVRY_COUNTER_STORE_URL: "
+                "replicas that share no store would each use an approval up."
+            )
+        if self.counter_store_url and not _STORE.fullmatch(self.counter_store_url):
+            # The value is not repeated: it may hold a password.
+            raise SettingsError(
+                "BEHAVRY_COUNTER_STORE_URL cannot be used. Allowed: redis://host:port/db, "
+                "rediss://host:port/db, unix:///path; the password goes to "
+                "BEHAVRY_COUNTER_STORE_PASSWORD_FILE."
             )
         embedded = self.engine == "embedded" or not self.opa_url
         if embedded and self.env == "production":

@@ -65,6 +65,7 @@ def ask(
     budget_ms: int = 2_000,
     features: Any = None,
     findings: Any = None,
+    escalation: str = "",
     **changes: Any,
 ) -> wire.Ask:
     who: dict[str, Any] = {
@@ -82,11 +83,12 @@ def ask(
         features=json.dumps(features or FEATURES).encode(),
         findings=json.dumps(findings or FINDINGS).encode(),
         arguments_json=arguments,
+        escalation_id=escalation,
     )
 
 
 class Decider:
-    """An open Decide stream."""
+    """An open Decide stream, and the news that came on it."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -94,6 +96,8 @@ class Decider:
         self._waiting: dict[int, asyncio.Future[wire.Verdict]] = {}
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
+        self.tickets: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+        self.revoked: asyncio.Queue[wire.Revoked] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         stub = authorizer_pb2_grpc.AuthorizerServiceStub(self._link.channel)
@@ -115,6 +119,10 @@ class Decider:
         self._out.put_nowait(wire.DecideRequest(asks=wire.Asks(asks=asks)))
         return list(await asyncio.wait_for(asyncio.gather(*answers), 5))
 
+    async def ticket_changed(self) -> tuple[str, str]:
+        """(escalation, state) of the next change that was told."""
+        return await asyncio.wait_for(self.tickets.get(), 5)
+
     async def _requests(self) -> AsyncIterator[wire.DecideRequest]:
         while (message := await self._out.get()) is not None:
             yield message
@@ -123,3 +131,8 @@ class Decider:
         async for message in self._call:
             for verdict in message.verdicts.verdicts:
                 self._waiting[verdict.id].set_result(verdict)
+            if message.HasField("ticket_changed"):
+                changed = message.ticket_changed
+                self.tickets.put_nowait((changed.escalation_id, changed.state))
+            if message.HasField("revoked"):
+                self.revoked.put_nowait(message.revoked)

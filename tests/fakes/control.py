@@ -1,10 +1,11 @@
-"""A control plane small enough to bend: serves a signed bundle and keys over real HTTP, and the
-plane link over real gRPC. The bundle is made by control's own builder.
+"""A control plane small enough to bend: serves a signed bundle and keys over real HTTP, and signs
+what people decided. The bundle is made by control's own builder; the link is plane_desk.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from joserfc import jws
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
+from behavry.control.v1 import plane_link_pb2 as wire
 from services.common.ids import PlaneId, TenantId
 from services.common.rego.check import check_policy
 from services.control.bundles import BuiltBundle, Content, build
@@ -31,6 +34,7 @@ TENANT = TenantId("0199d0d0-0000-7000-8000-000000000001")
 OTHER_TENANT = TenantId("0199d0d0-0000-7000-8000-000000000002")
 AGENT = "0199d0d0-0000-7000-8000-00000000000a"
 SCHEMA_HASH = "sha256:" + "1" * 64
+_signals = itertools.count(1)
 
 
 def policy(tenant: TenantId, key: str, body: str, *, state: str = "enforce") -> PolicyRow:
@@ -111,6 +115,7 @@ class FakeControl:
     directory: Path
     bundle_key: ECKey = field(default_factory=lambda: ECKey.generate_key("P-256"))
     link_key: ECKey = field(default_factory=lambda: ECKey.generate_key("P-256"))
+    decision_key: ECKey = field(default_factory=lambda: ECKey.generate_key("P-256"))
     token_key: RSAKey = field(default_factory=lambda: RSAKey.generate_key(2048))
     serial: int = 0
     bundle: BuiltBundle | None = None
@@ -126,10 +131,61 @@ class FakeControl:
         keys.mkdir(exist_ok=True)
         (keys / "link.pem").write_bytes(self.link_key.as_pem(private=True))
         (keys / "digest.keys").write_text("ab" * 32 + "\n")
-        kid = self.bundle_key.thumbprint()
-        key = {**self.bundle_key.as_dict(private=False), "kid": kid}
-        trust = {"version": 1, "roles": {"bundle": {"threshold": 1, "keys": [key]}}}
+        self.write_trust()
+
+    def write_trust(self, *, decision: bool = True) -> None:
+        """The trust root; an old one knows nothing of decisions."""
+        keys = {"bundle": self.bundle_key} | ({"decision": self.decision_key} if decision else {})
+        roles = {
+            role: {
+                "threshold": 1,
+                "keys": [{**key.as_dict(private=False), "kid": key.thumbprint()}],
+            }
+            for role, key in keys.items()
+        }
+        trust = {"version": 1, "roles": roles}
         (self.directory / "trust.json").write_text(json.dumps(trust))
+
+    def decide(
+        self,
+        opened: wire.EscalationOpened,
+        verdict: str = "approve",
+        *,
+        now_ms: int,
+        key: ECKey | None = None,
+        header: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> wire.EscalationDecision:
+        """What people decided about this escalation, signed as control signs it. `changes` bend
+        the payload, `header` the header, `key` the hand that signs.
+        """
+        signer = key or self.decision_key
+        payload = {
+            "v": "behavry.escalation-decision/1",
+            "plane": PLANE,
+            "tenant": opened.tenant_id,
+            "escalation": opened.id,
+            "binding": opened.binding,
+            "verdict": verdict,
+            "uses": 1,
+            "decided_at_ms": now_ms,
+            "execute_by_ms": now_ms + opened.execute_for_s * 1000,
+            "approvers": ["0199d0d0-0000-7000-8000-0000000000aa"],
+            **changes,
+        }
+        protected = {
+            "alg": "ES256",
+            "kid": self.decision_key.thumbprint(),
+            "typ": "behavry-decision",
+            **(header or {}),
+        }
+        body = json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()
+        return wire.EscalationDecision(
+            signal_id=f"decision-{opened.id}-{next(_signals)}",
+            tenant_id=opened.tenant_id,
+            escalation_id=opened.id,
+            jws=jws.serialize_compact(protected, body, signer, algorithms=["ES256"]),
+        )
 
     def publish(self, *tenants: TenantRows, now_s: int, serial: int | None = None) -> None:
         self.serial = self.serial + 1 if serial is None else serial

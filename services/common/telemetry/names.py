@@ -36,6 +36,8 @@ CounterName = Literal[
     "authorizer.engine.connections",
     "authorizer.bundles.activated",
     "authorizer.bundles.rejected",
+    "authorizer.escalations.opened",
+    "authorizer.escalations.refused",
     # outbox: in proxy, authorizer and control
     "outbox.records",
     "outbox.syncs",  # fdatasync calls
@@ -50,6 +52,9 @@ CounterName = Literal[
     "audit.rejected",
     "audit.transactions",
     "audit.fenced",
+    # control
+    "control.notifications.delivered",
+    "control.notifications.failed",  # attempts, not notices
     # everywhere
     "postgres.statements",
     "postgres.connections",
