@@ -7,7 +7,10 @@ from typing import Any, Final
 
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
+from services.control.credentials import LEEWAY, SESSION_IDLE
 from services.control.desired_state import PolicyRow, TenantRows
+from services.control.restrictions import Restriction
+from services.control.store import tenant_limits
 
 _TENANT: Final = "SELECT slug, status FROM control.tenants WHERE id = $1"
 _CLASSES: Final = "SELECT name, critical FROM control.agent_classes ORDER BY name"
@@ -31,6 +34,19 @@ SELECT s.slug, t.name, t.state, t.action, t.category, t.allow_tags, t.pinned_has
 FROM control.tools t
 JOIN control.servers s ON s.tenant_id = t.tenant_id AND s.id = t.server_id
 ORDER BY s.slug, t.name
+"""
+_STOPS: Final = """
+SELECT scope, subject FROM control.kill_switches WHERE off_at IS NULL ORDER BY scope, subject
+"""
+#: A session that can have no valid token any more needs no holding.
+_RESTRICTIONS: Final = """
+SELECT r.subject_id, r.agent_id, r.profile, r.until, r.tools, r.resources, r.max_arg_bytes,
+       r.rate_factor_milli
+FROM control.restrictions r
+LEFT JOIN control.agent_sessions s ON s.tenant_id = r.tenant_id AND s.id = r.subject_id
+WHERE (r.until > to_timestamp($1) OR r.profile = 'wind_down')
+  AND (s.id IS NULL OR (s.ended_at IS NULL AND s.renewed_at > to_timestamp($1) - $2::interval))
+ORDER BY r.subject_id
 """
 _POLICIES: Final = """
 SELECT p.key, p.state, v.version, v.source, v.reads, v.guards
@@ -56,6 +72,10 @@ async def read(connection: Connection, tenant: TenantId, *, now_s: int) -> Tenan
             "allow_tags": list(row["allow_tags"]),
             "schema_hash": row["pinned_hash"],
         }
+    restrictions = [
+        dict(row) for row in await connection.fetch(_RESTRICTIONS, now_s, SESSION_IDLE + LEEWAY)
+    ]
+    limits = await tenant_limits.get(connection)
     return TenantRows(
         id=tenant,
         slug=head["slug"],
@@ -71,6 +91,18 @@ async def read(connection: Connection, tenant: TenantId, *, now_s: int) -> Tenan
         servers={row["slug"]: _server(row) for row in await connection.fetch(_SERVERS)},
         tools=tools,
         policies=[_policy(row) for row in await connection.fetch(_POLICIES)],
+        restrictions={
+            str(row["agent_id"]): Restriction.of(row).desired()
+            for row in restrictions
+            if row["subject_id"] == row["agent_id"]
+        },
+        restricted_sessions={
+            str(row["subject_id"]): Restriction.of(row).desired()
+            for row in restrictions
+            if row["subject_id"] != row["agent_id"]
+        },
+        stops=[dict(row) for row in await connection.fetch(_STOPS)],
+        limits=limits.document,
     )
 
 
