@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from services.authorizer import kill_switch
 from services.authorizer.bundles import VerifiedBundle
-from services.authorizer.kill_switch import KillSwitch
+from services.authorizer.kill_switch import KillSwitch, Switch
 from services.authorizer.plane_state import Tenant
 from services.authorizer.revocations import Revocations
 from services.authorizer.staleness import Freshness, freshness
@@ -60,6 +61,11 @@ class ActivePolicy:
         """`bundle` is another one; a restart could fall back to none older than `oldest_serial`."""
         self.revocations.settle(self.serial, oldest_serial=oldest_serial)
         self.changed()
+
+    def stopped_here(self, switches: Iterable[Switch]) -> None:
+        """What this machine's own file stops now."""
+        if self.kill_switch.set("file", switches):
+            self.changed()
 
     def begin_switch(self) -> None:
         self._settled.clear()

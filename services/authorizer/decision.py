@@ -1,19 +1,23 @@
 """Decides one call: the steps of core.md 6, and the only place where "fail closed" is written.
 
-Pure. Steps 1-5 end at the first Deny; 6-9 all run so that the record shows every reason; the
-engine (10) is asked by the servicer in between; `conclude` merges (11). Anything that is not a
-well-formed Allow of the engine is a Deny.
+Pure. Steps 1-5 end at the first Deny; 6-9 all run so that the record shows every reason. I/O comes
+in between, from judging.py: the rate's buckets between `identify` and `admit`, the engine (10)
+between `admit` and `conclude`, which merges (11). Anything that is not a well-formed Allow of the
+engine is a Deny.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, assert_never
 
+from services.authorizer import restriction
 from services.authorizer.asks import TOOL_METHOD, Ask, Caller
 from services.authorizer.context_gate import Gate, gate, reaches
-from services.authorizer.plane_state import Agent, Server, Tenant
+from services.authorizer.kill_switch import Stops
+from services.authorizer.plane_state import Agent, Restriction, Server, Tenant
+from services.authorizer.rates import CountersState, Rated
 from services.authorizer.revocations import Revocations
 from services.authorizer.staleness import Freshness
 
@@ -78,6 +82,19 @@ class Verdict:
     category: str = ""
     quorum: int = 1
     escalation: Escalation | None = None
+    #: After so long the same call may be answered otherwise; 0 where that is not said.
+    retry_after_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """Who asks, after steps 1-3: alive, not stopped, and held to these restrictions."""
+
+    tenant: Tenant
+    agent: Agent
+    agent_restriction: Restriction | None
+    session_restriction: Restriction | None
+    intercepts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +108,14 @@ class Admitted:
     category: str
     pinned: bool
     intercepts: tuple[str, ...]
+    #: The profile of the restriction that holds, the agent's before the session's; empty for none.
+    restriction: str = ""
+    counters: CountersState = "shared"
 
 
 #: What a person reads. Codes without a line here are said in words of their own.
 REASONS: Final[dict[str, str]] = {
+    "kill_switch": "a kill switch is on",
     "tenant_unset": "the tenant is unknown or not active",
     "agent_unknown": "the agent is not registered here",
     "agent_suspended": "the agent is suspended",
@@ -102,6 +123,7 @@ REASONS: Final[dict[str, str]] = {
     "session_revoked": "the session has been revoked",
     "policy_missing": "this data plane has no policy yet",
     "policy_expired": "the policy of this data plane is too old",
+    "rate_limited": "too many calls: wait before the next one",
     "input_invalid": "the call cannot be described to the policy",
     "unknown_server": "the server is unknown",
     "tool_hidden": "the tool is not available",
@@ -109,6 +131,7 @@ REASONS: Final[dict[str, str]] = {
     "delegation_invalid": "delegation tokens are not accepted here",
     "workflow_scope": "workflow sessions are not accepted here",
     "scan_failed": "findings cannot be judged here",
+    "restricted": "restricted: the call is outside what is allowed for now",
     "default_deny": "no policy allows the call",
     "engine_error": "the policy could not be evaluated",
     "engine_invalid": "the policy engine gave no usable answer",
@@ -138,46 +161,81 @@ def deny(code: str, *, action: str = "unclassified", category: str = "") -> Verd
     )
 
 
-def admit(
-    ask: Ask, caller: Caller, tenant: Tenant | None, revocations: Revocations, age: Freshness
-) -> Admitted | Verdict:
-    """Steps 2-9; step 1 (kill switch) and the rate limit of step 5 have no producer yet."""
+def identify(
+    ask: Ask,
+    caller: Caller,
+    tenant: Tenant | None,
+    *,
+    stops: Stops,
+    revocations: Revocations,
+    age: Freshness,
+    now_s: int,
+) -> Known | Verdict:
+    """Steps 1-3. `now_s` is wall time, for restrictions that end."""
+    if stops.any and stops.stopped(caller.tenant, tenant, caller.agent, ask.request.server):  # 1
+        return deny("kill_switch")
     if tenant is None or tenant.status != "active":  # 2
         return deny("tenant_unset")
     agent = tenant.agents.get(caller.agent)
+    session = tenant.restricted_sessions.get(caller.session)
     refusal = _identity_refusal(agent, caller, tenant, revocations)
+    if not refusal and agent is not None:
+        refusal = _wound_down(agent.restriction, session, now_s)
     if refusal or agent is None:
         return deny(refusal)
-    intercepts: list[str] = []
+    intercepts: tuple[str, ...] = ()
     if age.state == "expired":  # 3
         match tenant.classes[agent.cls].expired_action if agent.cls in tenant.classes else "deny":
             case "deny":
                 return deny("policy_expired")
             case "intercept":
-                intercepts.append("policy_expired")
+                intercepts = ("policy_expired",)
             case "serve":
                 pass
             case unknown:
                 assert_never(unknown)
-    permissions = tenant.permissions(agent)  # 4
+    return Known(
+        tenant=tenant,
+        agent=agent,
+        agent_restriction=agent.restriction
+        if restriction.holds(agent.restriction, now_s)
+        else None,
+        session_restriction=session if restriction.holds(session, now_s) else None,
+        intercepts=intercepts,
+    )
+
+
+def admit(ask: Ask, caller: Caller, known: Known, rated: Rated) -> Admitted | Verdict:
+    """Steps 5-9; the envelope (4) was decoded before. Blast radius (9) has no producer yet."""
+    tenant = known.tenant
+    if rated.retry_after_ms:  # 5
+        return _rate_limited(ask, tenant, rated)
+    permissions = tenant.permissions(known.agent)
     server = tenant.servers.get(ask.request.server)
     if server is None or not reaches(permissions, server.domain):
         return deny("unknown_server")
-    seen = _gate(ask, tenant, server, permissions)  # 5
+    seen = _gate(ask, tenant, server, permissions)
     if seen.refusal:
         return deny(seen.refusal, action=seen.action, category=seen.category)
     codes = _token_and_finding_codes(ask, caller)  # 6, 7
+    outside = _outside(ask, known, server, seen.action)  # 8
+    if outside:
+        codes.append("restricted")
     if codes:
         first = deny(codes[0], action=seen.action, category=seen.category)
-        return first if len(codes) == 1 else _with_codes(first, codes)
+        reason = outside if codes[0] == "restricted" else first.reason
+        return replace(first, codes=tuple(codes), reason=reason)
+    held = known.agent_restriction or known.session_restriction
     return Admitted(
-        agent=agent,
+        agent=known.agent,
         server=server,
         permissions=permissions,
         action=seen.action,
         category=seen.category,
         pinned=seen.pinned,
-        intercepts=tuple(intercepts),
+        intercepts=known.intercepts,
+        restriction=held.profile if held else "",
+        counters=rated.counters,
     )
 
 
@@ -232,6 +290,30 @@ def _identity_refusal(
     return ""
 
 
+def _wound_down(agent: Restriction | None, session: Restriction | None, now_s: int) -> str:
+    if restriction.wound_down(agent, now_s):
+        return "agent_suspended"
+    return "session_revoked" if restriction.wound_down(session, now_s) else ""
+
+
+def _rate_limited(ask: Ask, tenant: Tenant, rated: Rated) -> Verdict:
+    tool = tenant.tools.get(ask.request.server, {}).get(ask.request.tool)
+    refused = (
+        deny("rate_limited", action=tool.action, category=tool.category)
+        if tool
+        else deny("rate_limited")
+    )
+    return replace(refused, retry_after_ms=rated.retry_after_ms)
+
+
+def _outside(ask: Ask, known: Known, server: Server, action: str) -> str:
+    """What the first restriction that refuses has against the call; empty for nothing."""
+    for one in (known.agent_restriction, known.session_restriction):
+        if one is not None and (why := restriction.refusal(one, ask, server, action)):
+            return why
+    return ""
+
+
 def _gate(ask: Ask, tenant: Tenant, server: Server, permissions: tuple[str, ...]) -> Gate:
     if ask.request.method == TOOL_METHOD:
         return gate(
@@ -255,14 +337,3 @@ def _token_and_finding_codes(ask: Ask, caller: Caller) -> list[str]:
     if caller.workflow_presented:
         codes.append("workflow_scope")
     return codes
-
-
-def _with_codes(verdict: Verdict, codes: list[str]) -> Verdict:
-    return Verdict(
-        result=verdict.result,
-        reason_code=verdict.reason_code,
-        reason=verdict.reason,
-        codes=tuple(codes),
-        action=verdict.action,
-        category=verdict.category,
-    )

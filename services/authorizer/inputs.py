@@ -82,7 +82,7 @@ def build(
             z_max=None,
             baseline="none",
             trust_domain=admitted.server.trust,
-            counters_state="local",
+            counters_state=admitted.counters,
             counters=_NO_COUNTERS,
         ),
         agent=_agent(
@@ -90,6 +90,7 @@ def build(
             admitted.agent,
             admitted.permissions,
             critical=tenant.critical(admitted.agent),
+            restriction=admitted.restriction,
         ),
         requester=_requester(caller),
         workflow=None,
@@ -105,7 +106,7 @@ def _tenant(tenant_id: str, slug: str) -> envelope.Tenant:
 
 @lru_cache(maxsize=8192)
 def _agent(
-    agent_id: str, agent: Agent, permissions: tuple[str, ...], *, critical: bool
+    agent_id: str, agent: Agent, permissions: tuple[str, ...], *, critical: bool, restriction: str
 ) -> envelope.Agent:
     """Checked against the schema once per agent and bundle; calls reuse it."""
     section = envelope.Agent(
@@ -118,7 +119,7 @@ def _agent(
         roles=agent.roles,
         permissions=permissions,
         tags=agent.tags,
-        restriction=None,
+        restriction=envelope.Restriction(profile=restriction) if restriction else None,
         budget="unknown",
     )
     return _checked(section, "agent")

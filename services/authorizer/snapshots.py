@@ -7,32 +7,35 @@ from typing import Any
 import msgspec
 
 from services.authorizer.context_gate import reaches
-from services.authorizer.plane_state import PlaneState, Tenant
+from services.authorizer.kill_switch import Stops
+from services.authorizer.plane_state import Agent, PlaneState, Tenant
 from services.authorizer.revocations import Revocations
 
 
-def proxy_part(state: PlaneState, revision: str, revocations: Revocations) -> bytes:
-    """JSON of the part `proxy`. Agents whose rights were just taken away show it already."""
+def proxy_part(state: PlaneState, revision: str, revocations: Revocations, stops: Stops) -> bytes:
+    """JSON of the part `proxy`. Whose rights were just taken away, and what a kill switch holds,
+    shows it already: the streams of what is not active end.
+    """
     document = {
         "plane_id": state.plane.id,
         "revision": revision,
         "serial": state.serial,
         "tenants": {
-            tenant_id: _tenant(tenant_id, tenant, revocations)
+            tenant_id: _tenant(tenant_id, tenant, revocations, stops)
             for tenant_id, tenant in state.tenants.items()
         },
     }
     return msgspec.json.encode(document)
 
 
-def _tenant(tenant_id: str, tenant: Tenant, revocations: Revocations) -> dict[str, Any]:
+def _tenant(
+    tenant_id: str, tenant: Tenant, revocations: Revocations, stops: Stops
+) -> dict[str, Any]:
     agents = {
         agent_id: {
             "name": agent.name,
             "class": agent.cls,
-            "status": "suspended"
-            if agent.status == "active" and revocations.agent(tenant_id, agent_id)
-            else agent.status,
+            "status": _status(tenant_id, agent_id, agent, revocations, stops),
             "servers": [
                 slug
                 for slug, server in tenant.servers.items()
@@ -43,7 +46,9 @@ def _tenant(tenant_id: str, tenant: Tenant, revocations: Revocations) -> dict[st
     }
     return {
         "slug": tenant.slug,
-        "status": tenant.status,
+        "status": "suspended"
+        if tenant.status == "active" and stops.tenant(tenant_id, tenant.slug)
+        else tenant.status,
         "modes": tenant.modes,
         "agents": agents,
         "revoked_sessions": [
@@ -54,7 +59,7 @@ def _tenant(tenant_id: str, tenant: Tenant, revocations: Revocations) -> dict[st
             slug: {
                 "id": server.id,
                 "domain": server.domain,
-                "trust": server.trust,
+                "trust": "blocked" if stops.server(tenant_id, slug) else server.trust,
                 "transport": server.transport,
                 "urls": server.urls,
                 "stdio": server.stdio,
@@ -65,3 +70,13 @@ def _tenant(tenant_id: str, tenant: Tenant, revocations: Revocations) -> dict[st
             for slug, server in tenant.servers.items()
         },
     }
+
+
+def _status(
+    tenant_id: str, agent_id: str, agent: Agent, revocations: Revocations, stops: Stops
+) -> str:
+    if agent.status == "active" and (
+        revocations.agent(tenant_id, agent_id) or stops.agent(tenant_id, agent_id, agent.cls)
+    ):
+        return "suspended"
+    return agent.status

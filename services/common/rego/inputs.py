@@ -26,8 +26,6 @@ UNPRODUCED: Final[frozenset[Path]] = frozenset(
         ("context", "z_max"),
         ("context", "baseline"),
         ("context", "counters"),
-        ("context", "counters_state"),
-        ("agent", "restriction"),
         ("agent", "budget"),
         ("requester",),
         ("workflow",),

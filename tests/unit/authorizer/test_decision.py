@@ -17,8 +17,11 @@ from services.authorizer.decision import (
     Verdict,
     admit,
     conclude,
+    identify,
 )
+from services.authorizer.kill_switch import NOTHING, Stops
 from services.authorizer.plane_state import Agent, AgentClass, Server, Tenant, Tool
+from services.authorizer.rates import Rated
 from services.authorizer.revocations import Revocation, Revocations
 from services.authorizer.staleness import Freshness, freshness
 from services.common.ids import AgentId, SessionId, TenantId
@@ -29,6 +32,8 @@ TENANT = TenantId("0199d0d0-0000-7000-8000-000000000001")
 AGENT = AgentId("0199d0d0-0000-7000-8000-00000000000a")
 SESSION = SessionId("session")
 FRESH = Freshness("fresh", 1)
+PAID = Rated(0, "shared")
+NOW_S = 1_800_000_000
 SERVER = Server(id="x", domain="filesystem", transport="http")
 TOOL = Tool(state="approved", action="read", schema_hash=HASH)
 
@@ -96,12 +101,36 @@ def said(result: Result) -> EngineSaid:
     )
 
 
+def decided(
+    tenant: Tenant | None,
+    revocations: Revocations | None = None,
+    age: Freshness = FRESH,
+    *,
+    ask: Ask | None = None,
+    stops: Stops = NOTHING,
+    rated: Rated = PAID,
+    now_s: int = NOW_S,
+) -> Admitted | Verdict:
+    """Steps 1-9."""
+    asked_for = ask or question()
+    known = identify(
+        asked_for,
+        caller(),
+        tenant,
+        stops=stops,
+        revocations=revocations or Revocations(),
+        age=age,
+        now_s=now_s,
+    )
+    return known if isinstance(known, Verdict) else admit(asked_for, caller(), known, rated)
+
+
 def reason_of(outcome: Admitted | Verdict) -> str:
     return outcome.reason_code if isinstance(outcome, Verdict) else "admitted"
 
 
 def test_a_known_agent_with_a_granted_and_pinned_tool_is_admitted() -> None:
-    outcome = admit(question(), caller(), tenant(), Revocations(), FRESH)
+    outcome = decided(tenant())
 
     assert "admitted" == reason_of(outcome)
 
@@ -121,11 +150,11 @@ def test_a_known_agent_with_a_granted_and_pinned_tool_is_admitted() -> None:
     ],
 )
 def test_what_the_bundle_does_not_grant_is_denied(changed: Tenant, reason: str) -> None:
-    assert reason == reason_of(admit(question(), caller(), changed, Revocations(), FRESH))
+    assert reason == reason_of(decided(changed))
 
 
 def test_no_tenant_is_denied() -> None:
-    assert "tenant_unset" == reason_of(admit(question(), caller(), None, Revocations(), FRESH))
+    assert "tenant_unset" == reason_of(decided(None))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +164,7 @@ def test_no_tenant_is_denied() -> None:
 def test_an_expired_policy_does_what_the_agents_class_says(action: str, reason: str) -> None:
     expired = Freshness("expired", 90_000)
 
-    outcome = admit(question(), caller(), tenant(action), Revocations(), expired)
+    outcome = decided(tenant(action), age=expired)
 
     assert reason == reason_of(outcome)
     if isinstance(outcome, Admitted):
@@ -233,13 +262,13 @@ def signal(min_serial: int) -> Revocation:
 def test_a_revocation_holds_until_a_bundle_that_knows_it_is_active() -> None:
     revocations = Revocations()
     revocations.add(signal(5), active_serial=4)
-    refused = reason_of(admit(question(), caller(), tenant(), revocations, FRESH))
+    refused = reason_of(decided(tenant(), revocations))
     revocations.settle(4)
-    still = reason_of(admit(question(), caller(), tenant(), revocations, FRESH))
+    still = reason_of(decided(tenant(), revocations))
     revocations.settle(5)
 
     assert ("agent_suspended", "agent_suspended") == (refused, still)
-    assert "admitted" == reason_of(admit(question(), caller(), tenant(), revocations, FRESH))
+    assert "admitted" == reason_of(decided(tenant(), revocations))
 
 
 def test_a_revocation_that_the_bundle_knows_already_changes_nothing() -> None:
