@@ -1,0 +1,45 @@
+"""Each counter store, with a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from services.common.counter_store.memory import MemoryCounterStore
+from services.common.counter_store.protocol import CounterStore
+from services.common.counter_store.valkey import ValkeyCounterStore
+from services.common.telemetry.logging import get_log
+from services.common.valkey import open_valkey
+from tests.fakes.clock import ManualClock
+from tests.fakes.valkey import running_valkey
+
+
+@dataclass(slots=True)
+class Counting:
+    store: CounterStore
+    clock: ManualClock | None
+
+    async def pass_ms(self, milliseconds: int) -> None:
+        """A server has its own clock: there a test waits, and asks for little."""
+        if self.clock is None:
+            done = asyncio.Event()
+            asyncio.get_running_loop().call_later(milliseconds / 1_000, done.set)
+            await done.wait()
+        else:
+            self.clock.advance(milliseconds / 1_000)
+
+
+@pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.needs_valkey)])
+async def counting(request: pytest.FixtureRequest) -> AsyncIterator[Counting]:
+    if request.param == "memory":
+        clock = ManualClock()
+        yield Counting(MemoryCounterStore(clock), clock)
+        return
+    async with AsyncExitStack() as opened:
+        server = await opened.enter_async_context(running_valkey(durable=False))
+        valkey = await opened.enter_async_context(open_valkey(server.url, get_log("test")))
+        yield Counting(ValkeyCounterStore(valkey, prefix="plane"), None)
