@@ -40,7 +40,7 @@ class Restriction(msgspec.Struct, frozen=True, kw_only=True):
     tools: tuple[str, ...] | None = None
     resources: tuple[str, ...] | None = None
     max_arg_bytes: Annotated[int, Meta(ge=0)] | None = None
-    #: Thousandths of the agent's own rate; for `investigation` at most 500, whatever stands here.
+    #: Thousandths of the agent's own rate; `investigation` halves what they leave once more.
     rate_factor_milli: Annotated[int, Meta(ge=1, le=1000)] = 1000
 
 

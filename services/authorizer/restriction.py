@@ -15,7 +15,7 @@ from services.authorizer.plane_state import Restriction, Server
 
 #: Profiles under which nothing but reading is allowed.
 _READING = frozenset({"read_only", "investigation", "wind_down"})
-#: The most that `investigation` leaves of a rate, in thousandths.
+#: What `investigation` by itself leaves of a rate, in thousandths.
 _INVESTIGATION_MILLI = 500
 
 
@@ -35,7 +35,7 @@ def wound_down(restriction: Restriction | None, now_s: int) -> bool:
 def rate_milli(restriction: Restriction) -> int:
     """Thousandths of the rate that are left."""
     if restriction.profile == "investigation":
-        return min(restriction.rate_factor_milli, _INVESTIGATION_MILLI)
+        return max(1, restriction.rate_factor_milli * _INVESTIGATION_MILLI // 1000)
     return restriction.rate_factor_milli
 
 
