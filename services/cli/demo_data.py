@@ -65,7 +65,7 @@ POLICIES = (
 
 def ensure(plan: Plan) -> summary.Demo:
     """Make what is missing. Blocks; run it in a thread."""
-    control = Control(url=plan.control_url, api_key=read_key(plan.state.admin_api_key))
+    control = Control(url=plan.control_url, credential=read_key(plan.state.admin_api_key))
     _scratch_repository(plan.state.demo_repo)
     _stdio_programs(plan.state)
     _roles(control)

@@ -5,18 +5,23 @@ read.
 import enum
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 
 class Exit(enum.IntEnum):
-    """Status of the command."""
+    """Status of the command (the same for every verb; `behavry --help` lists them)."""
 
     OK = 0
     FAILURE = 1
     USAGE = 2
     DIFFERENCE = 3  # a check ran and found one
+    INCOMPLETE = 4  # a check could not see all that it should
+    DENIED = 5  # a policy or a rule says no, and no other role would change that
+    NOT_ENTITLED = 6
     UNREACHABLE = 7
-    NOT_SIGNED_IN = 8
+    NOT_SIGNED_IN = 8  # or the role is too low, or a machine asked what only people may
+    INTERRUPTED = 130
 
 
 class CommandFailed(Exception):
@@ -35,6 +40,12 @@ def say(text: str) -> None:
 def emit(data: Any) -> None:
     """One JSON value for programs."""
     print(json.dumps(data, indent=2, ensure_ascii=False), flush=True)
+
+
+def emit_lines(items: Iterable[Any]) -> None:
+    """One JSON value per line (NDJSON), each as soon as it is there."""
+    for item in items:
+        print(json.dumps(item, ensure_ascii=False), flush=True)
 
 
 def emit_text(text: str) -> None:
@@ -57,8 +68,15 @@ def _cell(value: object) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, list):
-        return ",".join(str(item) for item in value)
-    return str(value)
+        return ",".join(plain(item) for item in value)
+    return plain(value)
+
+
+def plain(value: object) -> str:
+    """A value as one line of text: what agents and servers wrote must not drive the terminal."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(value)
+    )
 
 
 def leave(failure: CommandFailed) -> NoReturn:

@@ -4,6 +4,7 @@ Decides nothing that control decides; each function elsewhere is one request of 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,15 @@ from urllib.parse import quote, urlencode
 from services.cli import wire
 from services.cli.output import CommandFailed, Exit
 
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
 
 class Refused(CommandFailed):
     """A problem+json answer (RFC 9457)."""
 
     def __init__(self, answer: wire.Answer) -> None:
         problem = _problem(answer)
+        self.problem = problem
         self.http_status = answer.status
         self.code = str(problem.get("code", ""))
         text = problem.get("detail") or problem.get("title") or f"HTTP {answer.status}"
@@ -27,11 +31,33 @@ class Refused(CommandFailed):
             for item in problem.get("errors", [])
         ]
         parts = [str(text), *pointers]
-        signed_in = answer.status != 401
         super().__init__(
-            f"{self.code or answer.status}: {'; '.join(parts)}",
-            status=Exit.FAILURE if signed_in else Exit.NOT_SIGNED_IN,
+            f"{self.code or answer.status}: {'; '.join(parts)}{_ADVICE.get(self.code, '')}",
+            status=_exit_of(answer.status, self.code),
         )
+
+
+#: What the reader of a refusal can do at this command line.
+_ADVICE = {
+    "session_expired": " (`behavry login` again; `behavry logout` goes back to the key)",
+    "human_required": " (a person has to be signed in: `behavry login`)",
+}
+#: Refusals whose meaning the HTTP status alone does not tell.
+_EXITS = {
+    "self_approval_forbidden": Exit.DENIED,
+    "feature_not_included": Exit.NOT_ENTITLED,
+    "dependency_unavailable": Exit.UNREACHABLE,
+    "control_unavailable": Exit.UNREACHABLE,
+    "overloaded": Exit.UNREACHABLE,
+    "no_time_left": Exit.UNREACHABLE,
+}
+
+
+def _exit_of(http_status: int, code: str) -> Exit:
+    """401 and 403: who asks is nobody, or not enough; the exceptions are listed."""
+    if code in _EXITS:
+        return _EXITS[code]
+    return Exit.NOT_SIGNED_IN if http_status in {401, 403} else Exit.FAILURE
 
 
 def _problem(answer: wire.Answer) -> dict[str, Any]:
@@ -44,10 +70,10 @@ def _problem(answer: wire.Answer) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Control:
-    """An address and the key that opens it."""
+    """An address and the bearer credential that opens it: an API key, or a person's session."""
 
     url: str
-    api_key: str = field(repr=False)
+    credential: str = field(repr=False)
 
     def get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", path + _query(query))
@@ -59,6 +85,17 @@ class Control:
 
     def put(self, path: str, body: Any, *, etag: str | None = None) -> Any:
         return self._ask("PUT", path, body, {} if etag is None else {"if-match": etag})
+
+    def patch(self, path: str, body: Any) -> Any:
+        return self._ask("PATCH", path, body)
+
+    def delete(self, path: str, *, etag: str | None = None) -> None:
+        self._ask("DELETE", path, None, {} if etag is None else {"if-match": etag})
+
+    def get_tagged(self, path: str) -> tuple[Any, str | None]:
+        """The resource and its ETag, which a later `put` names."""
+        answer = self._send("GET", path, None, {})
+        return answer.json(), answer.headers.get("etag")
 
     def items(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page."""
@@ -76,17 +113,23 @@ class Control:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        sent = {"accept": "application/json", "authorization": f"Bearer {self.api_key}"}
+        return self._send(method, path, body, headers or {}).json()
+
+    def _send(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> wire.Answer:
+        sent = {"accept": "application/json", "authorization": f"Bearer {self.credential}"}
         content = None
         if body is not None:
             sent["content-type"] = "application/json"
             content = json.dumps(body).encode()
-        answer = wire.send(
-            method, self.url + path, headers={**sent, **(headers or {})}, body=content
-        )
+        answer = wire.send(method, self.url + path, headers={**sent, **headers}, body=content)
         if answer.status >= 400:
             raise Refused(answer)
-        return answer.json()
+        return answer
+
+
+def is_id(text: str) -> bool:
+    """Whether a person typed an id, or a name."""
+    return _ID.fullmatch(text) is not None
 
 
 def segment(text: str) -> str:

@@ -58,6 +58,16 @@ class State:
         return self.root / "admin-api-key"
 
     @property
+    def session(self) -> Path:
+        """Who is signed in at the command line."""
+        return self.root / "session.json"
+
+    @property
+    def kill_file(self) -> Path:
+        """What this machine stops by itself, with or without control."""
+        return self.root / "kill"
+
+    @property
     def trust(self) -> Path:
         return self.root / "trust.json"
 
@@ -96,11 +106,7 @@ class State:
 def open_state(root: Path) -> State:
     """The directory, made 0700 where it is missing; one that others may enter is refused."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    facts = root.stat()
-    if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
-        raise CommandFailed(
-            f"{root} must belong to you and be closed to others (chmod 700)", status=Exit.USAGE
-        )
+    check_closed(root)
     state = State(root.resolve())
     for directory in (
         state.keys,
@@ -112,6 +118,15 @@ def open_state(root: Path) -> State:
     ):
         directory.mkdir(mode=0o700, exist_ok=True)
     return state
+
+
+def check_closed(root: Path) -> None:
+    """Raises CommandFailed unless nobody but us may enter."""
+    facts = root.stat()
+    if facts.st_uid != os.geteuid() or facts.st_mode & 0o077:
+        raise CommandFailed(
+            f"{root} must belong to you and be closed to others (chmod 700)", status=Exit.USAGE
+        )
 
 
 def runtime_dir(state: State, remembered: str | None) -> Path:

@@ -44,6 +44,12 @@ class Installation:
         assert answered.returncode == 0, answered.stderr
         return json.loads(answered.stdout)
 
+    def lines(self, *arguments: str) -> list[Any]:
+        """The values that a command prints one per line with --json."""
+        answered = self.cli(*arguments, "--json")
+        assert answered.returncode == 0, answered.stderr
+        return [json.loads(line) for line in answered.stdout.splitlines()]
+
     def pids(self) -> dict[str, list[int]]:
         return {name: list(pids) for name, pids in self.document["pids"].items()}
 

@@ -1,4 +1,8 @@
-"""Options that several commands share, and how an installation's control is found."""
+"""Options that several commands share, and how an installation's control is found.
+
+Decides as whom a command asks: the person who signed in with `behavry login`, else the
+installation's own API key.
+"""
 
 import json
 from pathlib import Path
@@ -6,9 +10,10 @@ from typing import Annotated, TypeAlias
 
 from cyclopts import Parameter
 
+from services.cli import session
 from services.cli.output import CommandFailed, Exit
 from services.cli.rest import Control, read_key
-from services.cli.state import State, recall
+from services.cli.state import State, check_closed, recall
 from services.common.service_settings import default_state_dir
 from services.common.settings import environment
 
@@ -21,6 +26,16 @@ StateOption: TypeAlias = Annotated[
 JsonOption: TypeAlias = Annotated[
     bool, Parameter("--json", negative=(), help="One JSON value on stdout.")
 ]
+LinesOption: TypeAlias = Annotated[
+    bool, Parameter("--json", negative=(), help="One JSON value per line on stdout.")
+]
+PasswordFile: TypeAlias = Annotated[
+    Path | None,
+    Parameter("--password-file", help="Holds the password; - reads it from stdin."),
+]
+ConfirmOption: TypeAlias = Annotated[
+    str | None, Parameter("--confirm", help="Repeats the name of what is meant, instead of asking.")
+]
 
 
 def state_root(given: Path | None) -> Path:
@@ -30,22 +45,44 @@ def state_root(given: Path | None) -> Path:
 
 
 def existing_state(given: Path | None) -> State:
-    """A state directory that an `up` has made."""
+    """A state directory that an `up` has made, and that is ours alone."""
     root = state_root(given)
     if not (root / "state.json").exists():
         raise CommandFailed(
             f"there is no installation in {root}; `behavry up` makes one", status=Exit.UNREACHABLE
         )
+    check_closed(root)
     return State(root.resolve())
 
 
-def control_of(given: Path | None) -> Control:
-    """Control of the installation in a state directory, as its admin's API key."""
-    state = existing_state(given)
+def control_url(state: State) -> str:
+    """Where the installation's control listens."""
     port = recall(state).control_port
     if port is None:
         raise CommandFailed(f"{state.root} was never started", status=Exit.UNREACHABLE)
-    return Control(url=f"http://127.0.0.1:{port}", api_key=read_key(state.admin_api_key))
+    return f"http://127.0.0.1:{port}"
+
+
+def proxy_url(state: State) -> str:
+    """Where agents find the gateway."""
+    port = recall(state).proxy_port
+    if port is None:
+        raise CommandFailed(f"{state.root} was never started", status=Exit.UNREACHABLE)
+    return f"http://127.0.0.1:{port}"
+
+
+def control_of(given: Path | None) -> Control:
+    """Control as the person who signed in, or with the installation's API key."""
+    state = existing_state(given)
+    signed_in = session.kept(state, control_url=control_url(state))
+    if signed_in is not None:
+        return Control(url=signed_in.control_url, credential=signed_in.token)
+    return machine_control(state)
+
+
+def machine_control(state: State) -> Control:
+    """Control with the installation's API key, whoever is signed in."""
+    return Control(url=control_url(state), credential=read_key(state.admin_api_key))
 
 
 def running_document(state: State) -> dict[str, object]:

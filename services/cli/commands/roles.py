@@ -36,3 +36,23 @@ def grant(
         emit(made)
     else:
         say(f"{role}: {', '.join(made['permissions'])}")
+
+
+@app.command
+def revoke(
+    role: str,
+    /,
+    *permissions: str,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take permissions away from a role."""
+    control = control_of(state)
+    path = f"/api/v1/roles/{segment(role)}"
+    known, etag = control.get_tagged(path)
+    wanted = [one for one in known["permissions"] if one not in permissions]
+    made = control.put(path, {"permissions": wanted}, etag=etag)
+    if json:
+        emit(made)
+    else:
+        say(f"{role}: {', '.join(made['permissions']) or 'nothing'}")

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from services.cli.commands.options import (
     JsonOption,
     StateOption,
-    control_of,
     existing_state,
+    machine_control,
     running_document,
     state_root,
 )
@@ -107,6 +107,6 @@ def demo(*, state: StateOption = None, json: JsonOption = False) -> None:
         raise CommandFailed(
             f"nothing runs on {found.root}; start `behavry up` first", status=Exit.UNREACHABLE
         )
-    steps = story.tell(control_of(state), found, on_step=None if json else story.say_step)
+    steps = story.tell(machine_control(found), found, on_step=None if json else story.say_step)
     if json:
         emit(steps)

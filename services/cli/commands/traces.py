@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from services.cli.commands.options import JsonOption, StateOption, control_of
-from services.cli.output import emit, emit_text, table
+from services.cli.commands.options import LinesOption, StateOption, control_of
+from services.cli.output import emit, emit_lines, emit_text, table
 from services.cli.rest import segment
 from services.common.clock import rfc3339
 
@@ -14,6 +14,7 @@ _COLUMNS = ("at", "id", "type", "agent", "server", "tool", "verdict", "reason")
 
 
 @app.default
+@app.command(name="list")
 def traces(
     *,
     filter: Annotated[
@@ -22,12 +23,12 @@ def traces(
     ] = None,
     limit: Annotated[int, Parameter("--limit", help="How many, at most 500.")] = 20,
     state: StateOption = None,
-    json: JsonOption = False,
+    json: LinesOption = False,
 ) -> None:
     """List the newest records."""
     page: Any = control_of(state).get("/api/v1/traces", filter=filter, page_size=limit)
     if json:
-        emit(page["items"])
+        emit_lines(page["items"])
     else:
         emit_text(table([_row(item) for item in page["items"]], *_COLUMNS))
 

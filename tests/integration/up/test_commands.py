@@ -130,7 +130,7 @@ def _listed(client: agent.Client) -> list[str] | None:
 
 
 def test_traces_are_found_by_what_was_decided(known: Installation) -> None:
-    denied = known.json("traces", "--filter", "verdict:deny tool:git_reset", "--limit", "5")
+    denied = known.lines("traces", "--filter", "verdict:deny tool:git_reset", "--limit", "5")
     shown = json.loads(known.cli("traces", "show", denied[0]["id"]).stdout)
     lines = known.cli("traces", "--filter", "tool:git_reset", "--limit", "1").stdout.splitlines()
 

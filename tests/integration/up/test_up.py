@@ -100,7 +100,7 @@ def test_the_story_can_be_told_again_and_again(up: Installation) -> None:
 
 def test_the_chain_verifies_and_every_record_can_be_shown(up: Installation) -> None:
     up.json("demo")
-    newest = up.json("traces", "--limit", "1")[0]
+    newest = up.lines("traces", "--limit", "1")[0]
     shown = json.loads(up.cli("traces", "show", newest["id"]).stdout)
     verified = up.json("audit", "verify")
 

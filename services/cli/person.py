@@ -1,0 +1,78 @@
+"""What only people may do: their session at control, and the second proof that control may ask for.
+
+Decides nothing about who may approve; it signs in, and proves the password again when control says
+`step_up_required`.
+"""
+
+import json
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from services.cli import asking, session, wire
+from services.cli.output import CommandFailed, Exit, say
+from services.cli.rest import Control, Refused
+from services.cli.session import Session
+from services.cli.state import State
+
+
+def open_session(url: str, *, username: str, password: str) -> Session:
+    """Sign in with a password. Raises Refused: 401 for a wrong name or password alike."""
+    body = {"username": username, "password": password, "bearer": True}
+    answer = wire.send(
+        "POST",
+        f"{url}/api/v1/auth/login",
+        headers={"content-type": "application/json", "accept": "application/json"},
+        body=json.dumps(body).encode(),
+    )
+    if answer.status >= 400:
+        raise Refused(answer)
+    return Session(control_url=url, username=username, token=answer.json()["token"])
+
+
+@dataclass(slots=True, kw_only=True)
+class Person:
+    """Somebody signed in at one control. `password_file` answers for them where nobody can."""
+
+    state: State | None
+    session: Session
+    password_file: Path | None = None
+
+    @property
+    def control(self) -> Control:
+        return Control(url=self.session.control_url, credential=self.session.token)
+
+    def act(self, path: str, body: dict[str, Any]) -> Any:
+        """One POST, done once however often it travels; the password again if control wants it."""
+        key = str(uuid.uuid4())
+        try:
+            return self.control.post(path, body, key=key)
+        except Refused as refused:
+            if refused.code != "step_up_required":
+                raise
+        self.step_up()
+        return self.control.post(path, body, key=key)
+
+    def step_up(self) -> None:
+        """Prove the password once more. A session that got a new token by it is kept."""
+        if self.password_file is None and asking.may_ask():
+            say("This needs a fresh proof that it is you.")
+        password = asking.secret(f"Password of {self.session.username}: ", file=self.password_file)
+        answer = self.control.post("/api/v1/auth/step-up", {"password": password})
+        token = answer.get("token") if isinstance(answer, dict) else None
+        if token:
+            self.session = replace(self.session, token=token)
+            if self.state is not None:
+                session.keep(self.state, self.session)
+
+
+def signed_in(state: State, *, control_url: str, password_file: Path | None) -> Person:
+    """The person of `behavry login`. Raises CommandFailed, status 8, where there is none."""
+    found = session.kept(state, control_url=control_url)
+    if found is None:
+        raise CommandFailed(
+            "this is for people, and nobody is signed in: `behavry login`",
+            status=Exit.NOT_SIGNED_IN,
+        )
+    return Person(state=state, session=found, password_file=password_file)
