@@ -15,11 +15,11 @@ from typing import Any, Final, Protocol
 
 from behavry.control.v1 import plane_link_pb2 as wire
 from behavry.control.v1 import plane_link_pb2_grpc
-from services.common.ids import PlaneId, ServerSlug, TenantId, is_uuid
+from services.common.ids import AgentId, PlaneId, ServerSlug, TenantId, is_uuid
 from services.common.rpc.peers import Metadata
 from services.common.supervisor import Supervisor
 from services.common.telemetry.logging import Log
-from services.control import escalation_messages as messages
+from services.control.escalation_reports import Opened, Reported
 from services.control.signals import RevocationSignal, Signals
 from services.control.store.escalation_inbox import EscalationInbox
 from services.control.store.escalations import Waiting
@@ -138,17 +138,18 @@ class PlaneLinkServicer(plane_link_pb2_grpc.PlaneLinkServiceServicer):
             await self._escalations.acknowledged(link.plane, decision)
 
     async def _opened(self, said: wire.EscalationOpened, link: _Link) -> None:
-        opened = messages.opened(said)
-        if opened is None:
-            self._log.warning("escalation_unreadable", plane=link.plane)
-        elif await self._escalations.opened(link.plane, TenantId(said.tenant_id), opened):
+        if await self._escalations.opened(link.plane, _opened(said)):
             link.tell_kept(said.id, 0)
 
     async def _changed(self, said: wire.EscalationChanged, link: _Link) -> None:
-        reported = messages.reported(said)
-        if reported is None:
-            self._log.warning("escalation_unreadable", plane=link.plane)
-        elif await self._escalations.changed(link.plane, TenantId(said.tenant_id), reported):
+        reported = Reported(
+            id=said.id,
+            tenant=TenantId(said.tenant_id),
+            state=said.state,
+            version=said.version,
+            uses_left=said.uses_left,
+        )
+        if await self._escalations.changed(link.plane, reported):
             link.tell_kept(said.id, said.version)
 
     async def _keep(self, seen: wire.ToolsSeen) -> None:
@@ -170,6 +171,37 @@ def _revocation(signal: RevocationSignal) -> wire.Revocation:
         session_ids=signal.sessions,
         stops=[wire.Stop(scope=stop.scope, subject=stop.subject) for stop in signal.stops],
         min_serial=signal.min_serial,
+    )
+
+
+def _opened(said: wire.EscalationOpened) -> Opened:
+    return Opened(
+        id=said.id,
+        tenant=TenantId(said.tenant_id),
+        agent=AgentId(said.agent_id),
+        agent_name=said.agent_name,
+        agent_class=said.agent_class,
+        requester=said.requester_id,
+        requester_verified=said.requester_verified,
+        server=said.server,
+        tool=said.tool,
+        method=said.method,
+        action=said.action,
+        category=said.category,
+        resource=said.resource,
+        resource_kind=said.resource_kind,
+        codes=list(said.codes),
+        reason=said.reason,
+        policies=list(said.policies),
+        features=said.features,
+        finding_tags=list(said.finding_tags),
+        binding=said.binding,
+        policy_revision=said.policy_revision,
+        quorum=said.quorum,
+        tier=said.tier,
+        opened_at_ms=said.opened_at_ms,
+        decide_by_ms=said.decide_by_ms,
+        execute_for_s=said.execute_for_s,
     )
 
 

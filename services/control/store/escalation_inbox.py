@@ -6,30 +6,21 @@ alone; everything else is dropped, and not said to be kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from services.common.clock import Clock
-from services.common.ids import PlaneId, TenantId
+from services.common.ids import PlaneId
 from services.common.postgres.pool import Pool, tenant_tx
 from services.common.telemetry.logging import Log
+from services.control import escalation_reports as reports
 from services.control import escalations as rules
+from services.control.escalation_reports import Opened, Reported
 from services.control.signals import Signals
 from services.control.store import escalations as store
-from services.control.store.escalations import Opened, Waiting
+from services.control.store.escalations import Waiting
 from services.control.store.moments import moment
 
 _LOG_DROPPED: Final = "escalation_dropped"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reported:
-    """What became of an escalation in the plane."""
-
-    id: str
-    state: str
-    version: int
-    uses_left: int
 
 
 class EscalationInbox:
@@ -44,24 +35,26 @@ class EscalationInbox:
         self._plane = plane
         self._log = log
 
-    async def opened(self, plane: PlaneId, tenant: TenantId, new: Opened) -> bool:
+    async def opened(self, plane: PlaneId, told: Opened) -> bool:
         """Whether it is kept: now, or since it was told before."""
-        if plane != self._plane:
-            return self._dropped(plane, "not the tenant's plane")
+        new = reports.opened(told)
+        if new is None or plane != self._plane:
+            return self._dropped(plane, "unreadable, or not the tenant's plane")
         now = moment(self._clock.now_ns())
-        async with tenant_tx(self._pool, tenant) as connection:
-            added = await store.insert(connection, tenant, plane, new, now)
+        async with tenant_tx(self._pool, new.tenant) as connection:
+            added = await store.insert(connection, plane, new, now)
             kept = added or await store.reported(connection, new.id, plane) is not None
         if added:
             self._signals.escalation()
         return kept or self._dropped(plane, "unknown tenant, or another one's id")
 
-    async def changed(self, plane: PlaneId, tenant: TenantId, said: Reported) -> bool:
+    async def changed(self, plane: PlaneId, told: Reported) -> bool:
         """Whether this version, or a later one, is kept."""
-        if plane != self._plane or said.state not in rules.STATES:
-            return self._dropped(plane, "not the tenant's plane, or no state")
+        said = reports.reported(told)
+        if said is None or plane != self._plane:
+            return self._dropped(plane, "unreadable, or not the tenant's plane")
         now = moment(self._clock.now_ns())
-        async with tenant_tx(self._pool, tenant) as connection:
+        async with tenant_tx(self._pool, said.tenant) as connection:
             held = await store.reported(connection, said.id, plane)
             if held is None:
                 return self._dropped(plane, "never opened here")

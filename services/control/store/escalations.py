@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from services.common.ids import AgentId, PlaneId, TenantId
+from services.common.ids import PlaneId, TenantId
 from services.common.postgres.connection import Connection
+from services.control.escalation_reports import Opened
 from services.control.escalations import Circle, Person, Vote
 from services.control.roles import Role
+from services.control.store.moments import moment
 
 _COLUMNS: Final = (
     "id, plane_id, agent_id, agent_name, agent_class, requester_id, requester_verified, server, "
@@ -94,37 +96,6 @@ _DECIDERS: Final = [role.key for role in Role if role >= Role.ANALYST]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """An escalation as its plane told it."""
-
-    id: str
-    agent: AgentId
-    agent_name: str
-    agent_class: str
-    requester: str
-    requester_verified: bool
-    server: str
-    tool: str
-    method: str
-    action: str
-    category: str
-    resource: str
-    resource_kind: str
-    codes: Sequence[str]
-    reason: str
-    policies: Sequence[str]
-    features: bytes
-    finding_tags: Sequence[str]
-    binding: str
-    policy_revision: str
-    quorum: int
-    tier: str
-    opened_at: datetime
-    decide_by: datetime
-    execute_for_s: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
     """A decision that its plane has not acknowledged. `id` is the signal's."""
 
@@ -134,16 +105,14 @@ class Waiting:
     jws: str = field(repr=False)
 
 
-async def insert(
-    connection: Connection, tenant: TenantId, plane: PlaneId, new: Opened, now: datetime
-) -> bool:
+async def insert(connection: Connection, plane: PlaneId, new: Opened, now: datetime) -> bool:
     """False when it is there already, or the tenant is none."""
     done = await connection.execute(
-        _INSERT, new.id, tenant, plane, new.agent, new.agent_name, new.agent_class, new.requester,
-        new.requester_verified, new.server, new.tool, new.method, new.action, new.category,
-        new.resource, new.resource_kind, list(new.codes), new.reason, list(new.policies),
-        new.features, list(new.finding_tags), new.binding, new.policy_revision, new.quorum,
-        new.tier, new.opened_at, new.decide_by, new.execute_for_s, now,
+        _INSERT, new.id, new.tenant, plane, new.agent, new.agent_name, new.agent_class,
+        new.requester, new.requester_verified, new.server, new.tool, new.method, new.action, new.category,
+        new.resource, new.resource_kind, new.codes, new.reason, new.policies, new.features,
+        new.finding_tags, new.binding, new.policy_revision, new.quorum, new.tier,
+        _moment(new.opened_at_ms), _moment(new.decide_by_ms), new.execute_for_s, now,
     )  # fmt: skip
     return done == "INSERT 0 1"
 
@@ -272,6 +241,10 @@ async def waiting(connection: Connection, plane: PlaneId) -> list[Waiting]:
 
 async def acknowledge(connection: Connection, id: str, plane: PlaneId, now: datetime) -> None:
     await connection.execute(_ACKNOWLEDGE, id, plane, now)
+
+
+def _moment(ms: int) -> datetime:
+    return moment(ms * 1_000_000)
 
 
 def _read(row: Any) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def opening(rest: Rest, **more: Any) -> wire.EscalationOpened:
         "execute_for_s": 900,
         **more,
     }
-    return wire.EscalationOpened(**told)  # type: ignore[arg-type]  # of the message's own types
+    return wire.EscalationOpened(**told)
 
 
 async def asked(rest: Rest, plane: Plane, **more: Any) -> str:

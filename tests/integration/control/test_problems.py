@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
+from uuid import uuid4
 
 import aiohttp
 import pytest
@@ -16,6 +17,7 @@ from services.control.problems import CATALOGUE
 from services.control.store import keys
 from tests.fakes.asking import ask_until
 from tests.integration.control.conftest import Answered, Rest
+from tests.integration.control.escalated import signed_in
 from tests.promises import promise
 
 PLANTED: Final = "planted-7f3a91"
@@ -31,7 +33,13 @@ class Operation:
         self.method = method.upper()
         self.role = described["x-required-role"]
         self.reads_body = "requestBody" in described
+        self.human = described.get("x-requires-human", False)
+        self.keyed = any(p["name"] == "Idempotency-Key" for p in described.get("parameters", ()))
         self.name = described["operationId"]
+
+    def headers(self) -> dict[str, str]:
+        """A fresh key where one is mandatory."""
+        return JSON | ({"idempotency-key": str(uuid4())} if self.keyed else {})
 
     def url(self, filler: str = GONE) -> str:
         return re.sub(r"\{\w+\}", filler, self.path)
@@ -127,6 +135,8 @@ async def test_a_role_too_low_is_refused_before_the_body_is_read(rest: Rest) -> 
             if levels[one.role] > level:
                 check(answer, 403, "role_required")
                 assert one.role == answer.json["required_role"]
+            elif one.human:
+                check(answer, 403, "human_required")
             else:
                 assert 403 != answer.status, (one.name, answer.body)
 
@@ -146,12 +156,27 @@ async def test_a_body_that_cannot_be_used_is_said_to_be_so(rest: Rest) -> None:
         (b"{}", {"content-type": "text/plain"}, 415),
         (b"{}", {"content-type": f"application/{PLANTED}"}, 415),
     ]
+    person = (await signed_in(rest)).token
     for one in await operations(rest):
         if one.reads_body:
+            key = person if one.human else ""
             for body, headers, status in bad:
-                answer = await rest.call(one.method, one.url(), data=body, headers=headers)
+                sent = one.headers() | headers
+                answer = await rest.call(one.method, one.url(), data=body, headers=sent, key=key)
                 check(answer)
                 assert status == answer.status, (one.name, body[:40], answer.body)
+
+
+async def test_where_a_key_is_mandatory_its_absence_is_said_before_the_body_is_read(
+    rest: Rest,
+) -> None:
+    person = (await signed_in(rest)).token
+    keyed = [one for one in await operations(rest) if one.keyed]
+    for one in keyed:
+        answer = await rest.call(one.method, one.url(), data=b"{", headers=JSON, key=person)
+        check(answer, 400, "idempotency_key_required")
+
+    assert {"approve_escalation", "deny_escalation"} <= {one.name for one in keyed}
 
 
 async def test_a_field_is_named_and_its_value_is_not(rest: Rest) -> None:
