@@ -19,9 +19,9 @@ from services.authorizer.decision import (
     conclude,
     identify,
 )
-from services.authorizer.kill_switch import NOTHING, Stops
-from services.authorizer.plane_state import Agent, AgentClass, Server, Tenant, Tool
-from services.authorizer.rates import Rated
+from services.authorizer.kill_switch import FLEET, NOTHING, Stops
+from services.authorizer.plane_state import Agent, AgentClass, Restriction, Server, Tenant, Tool
+from services.authorizer.rates import CountersState, Rated
 from services.authorizer.revocations import Revocation, Revocations
 from services.authorizer.staleness import Freshness, freshness
 from services.common.ids import AgentId, SessionId, TenantId
@@ -57,8 +57,15 @@ def caller() -> Caller:
     )
 
 
-def agent(status: str = "active") -> Agent:
-    return Agent(name="a", type="service", cls="default", status=status, roles=("reader",))  # type: ignore[arg-type]  # tests go through all of them
+def agent(status: str = "active", restriction: Restriction | None = None) -> Agent:
+    return Agent(
+        name="a",
+        type="service",
+        cls="default",
+        status=status,  # type: ignore[arg-type]  # tests go through all of them
+        roles=("reader",),
+        restriction=restriction,
+    )
 
 
 def tenant(expired_action: str = "deny", **changes: object) -> Tenant:
@@ -247,6 +254,74 @@ def test_half_a_permission_grants_nothing(permission: str) -> None:
 def test_a_server_is_reached_by_any_permission_of_its_domain_and_no_other() -> None:
     assert reaches(("filesystem:write",), "filesystem")
     assert not reaches(("git:read",), "filesystem")
+
+
+def everything_wrong(**mended: object) -> str:
+    """The reason of a call that every early step refuses, but for those that were mended."""
+    revoked = Revocations()
+    revoked.add(signal(9), active_serial=1)
+    values: dict[str, object] = {
+        "stops": Stops(frozenset({FLEET})),
+        "tenant": tenant(
+            status="suspended",
+            tools={},
+            agents={AGENT: agent(restriction=Restriction(profile="wind_down", until_s=0))},
+        ),
+        "revocations": revoked,
+        "age": Freshness("expired", 90_000),
+        "rated": Rated(1_000, "local"),
+        **mended,
+    }
+    return reason_of(decided(**values))  # type: ignore[arg-type]  # a test's own mapping
+
+
+def test_the_earliest_step_that_refuses_gives_the_reason() -> None:
+    """Mends one step after the other: the next one speaks."""
+    mended: dict[str, object] = {}
+    reasons = [everything_wrong()]
+    wound_down = {AGENT: agent(restriction=Restriction(profile="wind_down", until_s=0))}
+    for mend in (
+        {"stops": NOTHING},
+        {"tenant": tenant(tools={}, agents=wound_down)},
+        {"revocations": Revocations()},
+        {"tenant": tenant(tools={})},
+        {"age": FRESH},
+        {"rated": PAID},
+        {"tenant": tenant()},
+    ):
+        mended |= mend
+        reasons.append(everything_wrong(**mended))
+
+    assert [
+        "kill_switch",
+        "tenant_unset",
+        "agent_suspended",
+        "agent_suspended",
+        "policy_expired",
+        "rate_limited",
+        "tool_hidden",
+        "admitted",
+    ] == reasons
+
+
+def test_too_many_calls_are_told_when_to_come_back() -> None:
+    outcome = decided(tenant(), rated=Rated(1_200, "shared"))
+
+    assert isinstance(outcome, Verdict)
+    assert (Result.DENY, "rate_limited", 1_200, "read") == (
+        outcome.result,
+        outcome.reason_code,
+        outcome.retry_after_ms,
+        outcome.action,
+    )
+
+
+@pytest.mark.parametrize("counters", ["shared", "local"])
+def test_the_envelope_says_whose_counts_these_are(counters: CountersState) -> None:
+    outcome = decided(tenant(), rated=Rated(0, counters))
+
+    assert isinstance(outcome, Admitted)
+    assert counters == outcome.counters
 
 
 def signal(min_serial: int) -> Revocation:
