@@ -34,9 +34,9 @@ from services.authorizer.revocations import Revocations, RevocationsLost
 from services.authorizer.servicer import AuthorizerServicer, SnapshotServicer
 from services.authorizer.settings import AuthorizerSettings
 from services.authorizer.stop_news import StopNews
+from services.authorizer.stores import open_counters
 from services.authorizer.tickets.local import local_ticket_store
 from services.common.clock import Clock, SystemClock
-from services.common.counter_store.memory import MemoryCounterStore
 from services.common.outbox.digests import Digester
 from services.common.outbox.outbox import Tuning
 from services.common.outbox.running import OutboxOptions, running_outbox
@@ -95,6 +95,7 @@ async def running(
             digester=digester,
         ) as outbox,
         local_ticket_store(settings.ticket_dir, log) as tickets,
+        open_counters(settings, clock, log) as counts,
         open_engine(
             opa_url=settings.opa_url if settings.engine != "embedded" else "",
             feed_listen=settings.opa_feed_listen,
@@ -178,9 +179,7 @@ async def running(
             clock=clock,
             verifiable=bool(trust.decision_keys),
         )
-        rates = Rates(
-            store=MemoryCounterStore(clock), clock=clock, log=log, replicas=settings.replicas
-        )
+        rates = Rates(store=counts, clock=clock, log=log, replicas=settings.replicas)
         judging = Judging(
             active=active,
             judge=judge,
