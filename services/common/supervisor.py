@@ -14,6 +14,7 @@ from services.common.telemetry.logging import Log, describe
 
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
+CANCEL_AGAIN_S = 2.0
 
 
 class Supervisor:
@@ -32,9 +33,12 @@ class Supervisor:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Once is not enough: wait_for loses a cancellation that meets what it waits for
+            # (cpython issue 86296), and its task would go on for ever.
+            await asyncio.wait(list(self._tasks), timeout=CANCEL_AGAIN_S)
 
     def spawn(self, name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         """Runs `run` until it returns; an exception is logged and `run` is called again."""

@@ -95,3 +95,27 @@ async def test_leaving_ends_every_task_and_waits_for_it(lines: CapturingLogger) 
 
     assert ["work"] == cleaned
     assert [] == lines.calls
+
+
+async def test_leaving_ends_a_task_that_missed_its_cancellation(
+    lines: CapturingLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CANCEL_AGAIN_S", 0.01)
+    begun, poke, rounds = asyncio.Event(), asyncio.Event(), 0
+
+    async def work() -> None:
+        nonlocal rounds
+        while True:
+            rounds += 1
+            begun.set()
+            poke.clear()
+            await asyncio.wait_for(poke.wait(), PROMPT_S)
+
+    async with asyncio.timeout(PROMPT_S):
+        async with supervisor(lines) as tasks:
+            tasks.spawn("work", work)
+            await begun.wait()
+            poke.set()
+            await asyncio.sleep(0)  # what it waited for is there, and so is the end
+
+    assert 2 == rounds
