@@ -18,14 +18,26 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("transports",),  # listeners: they bring bytes to the pipeline
     ("servicer", "servicers", "api", "pipeline"),
     # What works in the background, joining concepts with the outside.
-    ("jobs", "policy_watch", "publishing", "writer"),
+    ("jobs", "notifications", "policy_watch", "publishing", "writer"),
     ("clients", "engine", "journal", "link", "planes", "reading", "store"),
 )
 CONCEPT = len(EDGES)
 
 # Parts of an edge's package that are concepts: anybody may import them, and they are held to the
 # purity of concepts in return.
-INNER = frozenset({"engine.answer", "engine.batching", "engine.protocol", "engine.prune"})
+INNER = frozenset(
+    {
+        "engine.answer",
+        "engine.batching",
+        "engine.protocol",
+        "engine.prune",
+        "notifications.destinations",
+        "notifications.egress",
+        "notifications.forms",
+        "notifications.notices",
+        "notifications.sending",
+    }
+)
 
 # What makes a concept impure: a wire, a database, somebody's cloud.
 OUTSIDE = ("asyncpg", "behavry", "boto3", "grpc", "grpc_health", "grpc_status")

@@ -30,6 +30,7 @@ from services.common.postgres.pool import Pool, open_pool
 from services.common.rpc.client import dial
 from services.common.rpc.peers import Identity, TokenPeers
 from services.common.rpc.server import Serving, serve
+from services.common.secret_refs import SecretFiles
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
@@ -41,6 +42,8 @@ from services.control.clients import RETRY_S, AuditReader, EntitlementsFeed, Pla
 from services.control.features import Features
 from services.control.keys import KeySet, SigningKey
 from services.control.limits import Limits, Merging
+from services.control.notifications import sending
+from services.control.notifications.deliveries import Deliveries
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import ControlPeers, Planes
@@ -143,6 +146,21 @@ async def running(
         audit = AuditReader(audit_link)
         verifications = Verifications(pool, clock, audit, supervisor)
         supervisor.spawn("verifications", verifications.resume)
+        sender = await stack.enter_async_context(
+            sending.opened(SecretFiles(settings.secrets_dir), clock)
+        )
+        notifications = Deliveries(
+            pool=pool,
+            db_url=settings.db_url,
+            clock=clock,
+            sender=sender,
+            recorder=recorder,
+            supervisor=supervisor,
+            counters=counters,
+            log=log,
+            public_url=settings.public_url,
+        )
+        supervisor.spawn("notifications", notifications.run)
         control = Control(
             settings=settings,
             clock=clock,
@@ -166,6 +184,7 @@ async def running(
             audit=audit,
             catalogue=PlanCatalogue(plans_link, counters),
             verify_jobs=verifications,
+            sender=sender,
         )
         tool_inbox = ToolInbox(pool, clock, signals, recorder, log)
         peers = ControlPeers(TokenPeers(settings.peers_dir), planes)

@@ -45,6 +45,8 @@ class ControlSettings(ServiceSettings):
     page_key: Path = setting(
         "BEHAVRY_CONTROL_PAGE_KEY", derived=under("state_dir", "keys", "page.keys")
     )
+    #: What destinations of notices refer to as `secret://name`.
+    secrets_dir: Path = setting("BEHAVRY_SECRETS_DIR", derived=under("state_dir", "secrets"))
     admin_password_file: Path = setting(
         "BEHAVRY_CONTROL_ADMIN_PASSWORD_FILE", derived=under("state_dir", "admin-password")
     )

@@ -49,7 +49,7 @@ class JsonBody(Generic[T]):
         try:
             return self.model.model_validate_json(raw)
         except ValidationError as bad:
-            raise self._refusal(bad) from None
+            raise self.refusal(bad) from None
 
     async def _read(self, request: Request) -> bytes:
         """What the guard read already, where it had to; else from the connection."""
@@ -60,12 +60,13 @@ class JsonBody(Generic[T]):
             raise too_large(self._max_bytes)
         return raw
 
-    def _refusal(self, bad: ValidationError) -> Refusal:
+    def refusal(self, bad: ValidationError, *, under: str = "") -> Refusal:
+        """`under`: where the model stands in the body."""
         details = bad.errors(include_url=False, include_context=False, include_input=False)
         if any(detail["type"] == "json_invalid" for detail in details):
             return Refusal("MALFORMED_JSON", "The body is not valid JSON.")
         errors = [
-            FieldError(self._pointer(detail["loc"]), CODES.get(detail["type"], "invalid"))
+            FieldError(under + self._pointer(detail["loc"]), CODES.get(detail["type"], "invalid"))
             for detail in details[:50]
         ]
         return Refusal("VALIDATION_FAILED", "Fields are missing or wrong.", errors=errors)

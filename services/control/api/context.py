@@ -26,6 +26,7 @@ from services.control.escalations import is_stepped_up
 from services.control.features import Features
 from services.control.keys import KeySet
 from services.control.limits import Limits, Merging
+from services.control.notifications.sending import Sender
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import Planes
@@ -75,6 +76,7 @@ class Control:
     audit: AuditReader
     catalogue: PlanCatalogue
     verify_jobs: VerifyJobs
+    sender: Sender
 
     def new_id(self) -> str:
         return uuid7(self.clock.now_ns())
