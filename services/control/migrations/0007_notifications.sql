@@ -69,7 +69,8 @@ END $$;
 -- ids alone, and reads and changes each in its own tenant.
 CREATE POLICY lookup ON notification_deliveries FOR SELECT TO behavry_control_owner USING (true);
 
--- At most so many of each destination, so that one that is slow holds up no other.
+-- At most so many of each destination, so that one that is slow holds up no other; of one subject
+-- in the order in which it happened, so that no end is told before its beginning.
 CREATE FUNCTION due_notifications(at timestamptz, of_each integer, at_most integer)
 RETURNS TABLE (tenant_id uuid, id uuid, destination_id uuid, subject_id uuid, attempts integer)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = control, pg_temp AS $$
@@ -78,7 +79,11 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = control, pg_temp AS $$
         SELECT d.*, row_number() OVER (
             PARTITION BY d.destination_id ORDER BY d.next_at, d.id) AS place
         FROM notification_deliveries d
-        WHERE d.state = 'queued' AND d.next_at <= at
+        WHERE d.state = 'queued' AND d.next_at <= at AND NOT EXISTS (
+            SELECT 1 FROM notification_deliveries o
+            WHERE o.tenant_id = d.tenant_id AND o.subject_id = d.subject_id
+              AND o.destination_id = d.destination_id AND o.state = 'queued'
+              AND o.planned_at < d.planned_at)
     ) q
     WHERE q.place <= of_each
     ORDER BY q.next_at, q.id

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
+from services.control.notifications import notices
+from services.control.store import notification_plans
 
 #: Only votes of people who are admins now count.
 _COLUMNS: Final = """
@@ -34,7 +36,9 @@ INSERT INTO control.kill_switch_releases (tenant_id, kill_switch_id, user_id, re
 VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant_id, kill_switch_id, user_id)
 DO UPDATE SET reason = excluded.reason, given_at = excluded.given_at"""
-_OFF: Final = "UPDATE control.kill_switches SET off_at = $2 WHERE id = $1"
+_OFF: Final = """
+UPDATE control.kill_switches SET off_at = $2 WHERE id = $1
+RETURNING tenant_id, scope, subject"""
 _ADMINS: Final = """
 SELECT count(*) FROM control.users WHERE role = 'admin' AND status = 'active'"""
 
@@ -52,7 +56,11 @@ async def throw(
 ) -> bool:
     """False when it is on already."""
     made = await connection.fetchval(_INSERT, id, tenant, scope, subject, reason, on_by, now)
-    return made is not None
+    if made is None:
+        return False
+    stop = notices.stop(id=id, scope=scope, subject=subject, at=now)
+    await notification_plans.kill_switch(connection, tenant, stop, on=True, now=now)
+    return True
 
 
 async def id_on(connection: Connection, scope: str, subject: str) -> str:
@@ -77,7 +85,12 @@ async def vote(
 
 
 async def turn_off(connection: Connection, id: str, now: datetime) -> None:
-    await connection.execute(_OFF, id, now)
+    row = await connection.fetchrow(_OFF, id, now)
+    if row is None:
+        return
+    stop = notices.stop(id=id, scope=row["scope"], subject=row["subject"], at=now)
+    tenant = TenantId(str(row["tenant_id"]))
+    await notification_plans.kill_switch(connection, tenant, stop, on=False, now=now)
 
 
 async def count_admins(connection: Connection) -> int:
