@@ -68,6 +68,12 @@ class PlaneDesk(plane_link_pb2_grpc.PlaneLinkServiceServicer):
     def revoke(self, revocation: wire.Revocation) -> None:
         self._say(revocation.signal_id, wire.OpenResponse(revocation=revocation))
 
+    def notify(self, serial: int) -> None:
+        """A newer bundle waits."""
+        news = wire.OpenResponse(bundle_notify=wire.BundleNotify(serial=serial))
+        for queue in self._streams:
+            queue.put_nowait(news)
+
     def hang_up(self) -> None:
         for queue in self._streams:
             queue.put_nowait(None)
@@ -82,8 +88,8 @@ class PlaneDesk(plane_link_pb2_grpc.PlaneLinkServiceServicer):
         )
         return self.changed[escalation]
 
-    async def until_acknowledged(self, *decisions: wire.EscalationDecision) -> None:
-        wanted = {decision.signal_id for decision in decisions}
+    async def until_acknowledged(self, *signals: wire.EscalationDecision | wire.Revocation) -> None:
+        wanted = {signal.signal_id for signal in signals}
         await self._until(lambda: wanted <= self.acknowledged)
 
     async def until_connected(self, count: int) -> None:
