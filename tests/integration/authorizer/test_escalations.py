@@ -481,7 +481,7 @@ REFUSED_DECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@promise("escalations:people-decide")
+@promise("escalations:signed")
 async def test_what_people_did_not_decide_changes_nothing_and_is_recorded(
     control: FakeControl, clock: ManualClock, desk: PlaneDesk, start: Start, state_dir: Path
 ) -> None:
