@@ -60,6 +60,7 @@ class Valkey:
         self._log = log
         self._lost: str | None = None
         self._try_at_s = 0.0
+        self._answered_at_s = 0.0
 
     def script(self, source: str) -> AsyncScript:
         """For `run`. Nothing is sent; a server that forgot it is told it again."""
@@ -83,8 +84,11 @@ class Valkey:
             async with asyncio.timeout(bound_s):
                 answer = await command(self._client)
         except (RedisError, OSError, TimeoutError) as failure:
-            self._lose(type(failure).__name__)
+            # Others were answered meanwhile: then this process is slow, not the server away.
+            if self._answered_at_s < now_s or not isinstance(failure, TimeoutError):
+                self._lose(type(failure).__name__)
             raise ValkeyLost(type(failure).__name__) from None
+        self._answered_at_s = asyncio.get_running_loop().time()
         if self._lost is not None:
             self._lost = None
             self._log.info("valkey_found")
@@ -123,6 +127,9 @@ async def open_valkey(
         url,
         max_connections=MAX_CONNECTIONS,
         timeout=1,
+        # Calls are bounded here. The library's own bound rests on asyncio.wait_for, which before
+        # Python 3.12 loses a cancellation that comes together with its result.
+        socket_timeout=None,
         retry=Retry(NoBackoff(), 0),
         protocol=2,
         decode_responses=True,

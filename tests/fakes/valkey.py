@@ -1,4 +1,4 @@
-"""A real Valkey or Redis of the distribution on a unix socket; a test may kill and start it again."""
+"""A real Valkey or Redis of the distribution on a unix socket, for tests to kill and restart."""
 
 from __future__ import annotations
 

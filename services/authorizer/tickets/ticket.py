@@ -205,6 +205,11 @@ def superseded(ticket: Ticket, now_ms: int) -> Ticket:
     return _next(current, State.SUPERSEDED, now_ms) if current.live else current
 
 
+def lapsed(ticket: Ticket, now_ms: int) -> Ticket:
+    """An approval that cannot be relied on any more, whatever its clock says."""
+    return _next(ticket, State.LAPSED, now_ms) if ticket.state is State.APPROVED else ticket
+
+
 def clock_suspect(now_ms: int, mark_ms: int) -> bool:
     return mark_ms - now_ms > CLOCK_TOLERANCE_MS
 

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from services.authorizer.tickets.local import local_ticket_store
 from services.authorizer.tickets.protocol import TicketStore
+from services.authorizer.tickets.shared import SharedTicketStore, shared_ticket_store
 from services.common.telemetry.logging import get_log
+from services.common.valkey import open_valkey
+from tests.fakes.valkey import ValkeyServer, running_valkey
 
 
-@pytest.fixture(params=["local"])
+async def a_replica(opened: AsyncExitStack, server: ValkeyServer) -> SharedTicketStore:
+    """With a connection of its own, as another process has."""
+    log = get_log("test")
+    valkey = await opened.enter_async_context(open_valkey(server.url, log))
+    return await opened.enter_async_context(shared_ticket_store(valkey, log, prefix="plane"))
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ValkeyServer]:
+    async with running_valkey() as server:
+        yield server
+
+
+@pytest.fixture(params=["local", pytest.param("shared", marks=pytest.mark.needs_valkey)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[TicketStore]:
-    async with local_ticket_store(tmp_path / "tickets", get_log("test")) as local:
-        yield local
+    async with AsyncExitStack() as opened:
+        if request.param == "local":
+            local = local_ticket_store(tmp_path / "tickets", get_log("test"))
+            yield await opened.enter_async_context(local)
+        else:
+            server = await opened.enter_async_context(running_valkey())
+            yield await a_replica(opened, server)
