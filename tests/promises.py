@@ -29,7 +29,7 @@ PROMISES: Final[dict[str, str]] = {
     "envelope:closed": "An input with a key missing, added or out of bounds is refused.",
     "escalations:bound": "An approval runs the call that it was given for, once, and no other.",
     "escalations:signed": "Only what people decided and control signed ends a question.",
-    "escalations:people-decide": "No machine decides an escalation, nor who asked for the call.",
+    "escalations:no-machine": "No machine decides an escalation, nor who asked for the call.",
     "escalations:step-up": "What is severe is approved only right after giving the password.",
     "imports:contracts-hold": "Services share contracts in protos and nothing else.",
     "imports:violation-caught": "An import that crosses a border is named before it is merged.",

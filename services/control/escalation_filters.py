@@ -16,18 +16,19 @@ from services.control.problems import FieldError, Refusal
 
 MAX_TERMS: Final = 20
 _TERM: Final = re.compile(r'(-?)([a-z_]+):("[^"]*"|[^\s"]+)(?=\s|$)')
-#: Qualifier -> what is true of a row, with the values at `{}`. $1 is now.
+#: The state with both clocks, whatever the plane has told so far. $1 is now.
+STATE_NOW: Final = (
+    "(CASE WHEN e.state = 'pending' AND e.decide_by <= $1 THEN 'expired'"
+    " WHEN e.state = 'approved' AND e.execute_by <= $1 THEN 'lapsed' ELSE e.state END)"
+)
+#: Qualifier -> what is true of a row, with the values at `{}`.
 _SQL: Final[Mapping[str, str]] = {
     "action": "e.action = ANY({})",
     "agent": "(e.agent_name = ANY({0}) OR e.agent_id::text = ANY({0}))",
     "class": "e.agent_class = ANY({})",
     "code": "e.codes && {}",
     "server": "e.server = ANY({})",
-    "state": (
-        "(CASE WHEN e.state = 'pending' AND e.decide_by <= $1 THEN 'expired'"
-        " WHEN e.state = 'approved' AND e.execute_by <= $1 THEN 'lapsed'"
-        " ELSE e.state END) = ANY({})"
-    ),
+    "state": f"{STATE_NOW} = ANY({{}})",
     "tier": "e.tier = ANY({})",
     "tool": "e.tool = ANY({})",
 }

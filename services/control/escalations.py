@@ -151,17 +151,6 @@ def is_stepped_up(proven_at: datetime | None, now: datetime) -> bool:
     return proven_at is not None and timedelta() <= now - proven_at <= STEP_UP
 
 
-def state_now(
-    state: str, *, decide_by: datetime, execute_by: datetime | None, now: datetime
-) -> str:
-    """The state with both clocks, whatever the plane has told so far."""
-    if state == "pending" and now >= decide_by:
-        return "expired"
-    if state == "approved" and execute_by is not None and now >= execute_by:
-        return "lapsed"
-    return state
-
-
 def state_after_plane(state: str, said: str) -> str:
     """What the plane said is what happened, except that it may not yet know of a decision that
     ended what it calls approved.

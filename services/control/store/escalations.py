@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from services.common.ids import PlaneId, TenantId
 from services.common.postgres.connection import Connection
+from services.control.escalation_filters import STATE_NOW
 from services.control.escalation_reports import Opened
 from services.control.escalations import Circle, Person, Vote
 from services.control.roles import Role
+from services.control.store import notification_plans
 from services.control.store.moments import moment
 
 _COLUMNS: Final = (
@@ -27,10 +29,6 @@ _COLUMNS: Final = (
     "finding_tags, binding, policy_revision, quorum, tier, opened_at, decide_by, execute_for_s, "
     "version, uses, uses_left, execute_by, kept_at, changed_at"
 )
-#: $1 is now.
-_STATE: Final = """
-CASE WHEN e.state = 'pending' AND e.decide_by <= $1 THEN 'expired'
-     WHEN e.state = 'approved' AND e.execute_by <= $1 THEN 'lapsed' ELSE e.state END"""
 _VOTES: Final = """
 (SELECT coalesce(json_agg(json_build_object(
             'user_id', v.user_id, 'name', u.username, 'verdict', v.verdict, 'reason', v.reason,
@@ -39,9 +37,10 @@ _VOTES: Final = """
  FROM control.escalation_votes v
  LEFT JOIN control.users u ON u.tenant_id = v.tenant_id AND u.id = v.user_id
  WHERE v.tenant_id = e.tenant_id AND v.escalation_id = e.id) AS votes"""
-_SHOWN: Final = f"SELECT {_COLUMNS}, {_STATE} AS state, {_VOTES} FROM control.escalations e"  # noqa: S608  # constants
+#: $1 is now, in this and the following ones.
+_SHOWN: Final = f"SELECT {_COLUMNS}, {STATE_NOW} AS state, {_VOTES} FROM control.escalations e"  # noqa: S608  # constants
 _GET: Final = f"""
-SELECT {_COLUMNS}, {_STATE} AS state, {_VOTES},
+SELECT {_COLUMNS}, {STATE_NOW} AS state, {_VOTES},
        (SELECT a.owner FROM control.agents a WHERE a.id = e.agent_id) AS owner,
        (SELECT t.sole_operator FROM control.tenants t WHERE t.id = e.tenant_id) AS sole_operator,
        (SELECT coalesce(json_agg(json_build_object('id', u.id, 'name', u.username)), '[]')
@@ -114,7 +113,10 @@ async def insert(connection: Connection, plane: PlaneId, new: Opened, now: datet
         new.finding_tags, new.binding, new.policy_revision, new.quorum, new.tier,
         _moment(new.opened_at_ms), _moment(new.decide_by_ms), new.execute_for_s, now,
     )  # fmt: skip
-    return done == "INSERT 0 1"
+    added: bool = done == "INSERT 0 1"
+    if added:
+        await notification_plans.opened(connection, new.id, now)
+    return added
 
 
 async def reported(connection: Connection, id: str, plane: PlaneId) -> tuple[str, int] | None:
@@ -127,6 +129,8 @@ async def report(
     connection: Connection, id: str, *, state: str, version: int, uses_left: int, now: datetime
 ) -> None:
     await connection.execute(_REPORT, id, state, version, uses_left, now)
+    if state != "pending":
+        await notification_plans.settled(connection, id, state=state, now=now)
 
 
 async def get(
@@ -195,10 +199,12 @@ async def approve(
     connection: Connection, id: str, *, uses: int, execute_by: datetime, now: datetime
 ) -> None:
     await connection.execute(_SETTLE, id, "approved", uses, execute_by, now)
+    await notification_plans.settled(connection, id, state="approved", now=now)
 
 
 async def end(connection: Connection, id: str, *, state: str, now: datetime) -> None:
     await connection.execute(_END, id, state, now)
+    await notification_plans.settled(connection, id, state=state, now=now)
 
 
 async def decide(
