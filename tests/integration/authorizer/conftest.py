@@ -28,7 +28,8 @@ class RunningAuthorizer:
     decider: Decider
 
 
-Start = Callable[[], AbstractAsyncContextManager[RunningAuthorizer]]
+#: Keyword arguments are settings beside the usual ones.
+Start = Callable[..., AbstractAsyncContextManager[RunningAuthorizer]]
 
 
 @pytest.fixture
@@ -52,11 +53,9 @@ async def control(state_dir: Path) -> AsyncIterator[FakeControl]:
 
 
 @pytest.fixture
-def start(state_dir: Path, control: FakeControl, clock: ManualClock) -> Start:
-    """Starts the service over the same state directory, as often as a test likes."""
-    peers = make_peers(state_dir / "peers")
-    (state_dir / "run").mkdir(exist_ok=True)
-    env = {
+def environment(state_dir: Path, control: FakeControl) -> dict[str, str]:
+    """The usual settings, over one state directory."""
+    return {
         "BEHAVRY_STATE_DIR": str(state_dir),
         "BEHAVRY_ENV": "development",
         "BEHAVRY_PLANE_ID": PLANE,
@@ -66,10 +65,17 @@ def start(state_dir: Path, control: FakeControl, clock: ManualClock) -> Start:
         "BEHAVRY_AUTHORIZER_ENGINE": "embedded",
     }
 
+
+@pytest.fixture
+def start(state_dir: Path, environment: dict[str, str], clock: ManualClock) -> Start:
+    """Starts the service over the same state directory, as often as a test likes."""
+    peers = make_peers(state_dir / "peers")
+    (state_dir / "run").mkdir(exist_ok=True)
+
     @asynccontextmanager
-    async def started() -> AsyncIterator[RunningAuthorizer]:
+    async def started(**settings: str) -> AsyncIterator[RunningAuthorizer]:
         async with (
-            running(load(AuthorizerSettings, env), clock=clock) as serving,
+            running(load(AuthorizerSettings, environment | settings), clock=clock) as serving,
             dial(serving.address, identity(peers, "proxy")) as proxy,
             dial(serving.address, identity(peers, "operator")) as operator,
             Decider(proxy) as decider,
