@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -45,14 +46,21 @@ class Ledger:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def ran(self, call: str, tool: str) -> None:
-        os.write(self._fd, orjson.dumps({"call": call, "tool": tool}) + b"\n")
+        line = {"call": call, "tool": tool, "at": time.monotonic()}
+        os.write(self._fd, orjson.dumps(line) + b"\n")
 
 
 def read_ledger(path: Path) -> list[str]:
     """The ids of the calls that ran, in order, repeats included."""
+    return [call for call, _ in read_times(path)]
+
+
+def read_times(path: Path) -> list[tuple[str, float]]:
+    """The same with when each ran, on the clock that all processes of a machine share."""
     if not path.exists():
         return []
-    return [str(orjson.loads(line)["call"]) for line in path.read_bytes().splitlines()]
+    lines = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    return [(str(line["call"]), float(line["at"])) for line in lines]
 
 
 def answer(message: dict[str, Any], ledger: Ledger | None) -> dict[str, Any] | None:

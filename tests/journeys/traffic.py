@@ -7,6 +7,7 @@ decision. Everything else (no answer, a closed connection) promises the agent no
 import http.client
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ class Told:
     denied: dict[str, str] = field(default_factory=dict)
     """Call -> decision id."""
     nothing: list[str] = field(default_factory=list)
+    refusals: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+    """When each refusal came, and what it said of itself."""
+
+    def reasons(self, since: float = 0.0) -> set[str]:
+        return {said["reason"] for at, said in self.refusals if at >= since}
 
 
 @contextmanager
@@ -63,7 +69,7 @@ def _keep_calling(stack: Stack, slug: str, tool: str, told: Told, stop: threadin
     for number in itertools.count():
         if stop.is_set():
             break
-        call = f"{told.agent.id[-6:]}-{number}"
+        call = f"{slug[-4:]}-{told.agent.id[-6:]}-{number}"
         told.arguments[call] = {"call": call, "text": "under fire"}
         try:
             connection.request("POST", where.path, *_request(tool, told, call))
@@ -103,6 +109,7 @@ def _remember(told: Told, call: str, status: int, body: bytes) -> None:
     said = result.get("_meta", {}).get(META)
     if said is not None:
         told.denied[call] = said["decision_id"]
+        told.refusals.append((time.monotonic(), said))
     elif result.get("isError") is False:
         told.allowed.append(call)
     else:
