@@ -7,6 +7,7 @@ from tests.fakes.postgres import (
     entitlements_database,
     postgres,
 )
+from tests.fakes.valkey import valkey
 
 pytest_plugins = ("tests.house",)
 
@@ -16,4 +17,5 @@ __all__ = [
     "database",
     "entitlements_database",
     "postgres",
+    "valkey",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+import shutil
 import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.house import tool
+import pytest
 
 
 @dataclass(slots=True)
@@ -32,7 +34,7 @@ class ValkeyServer:
         return f"unix://{self.socket}"
 
     def start(self) -> None:
-        binary = tool("valkey-server") or tool("redis-server")
+        binary = shutil.which("valkey-server") or shutil.which("redis-server")
         assert binary is not None, "mark the test needs_valkey"
         self.socket.unlink(missing_ok=True)
         lines = [
@@ -52,28 +54,22 @@ class ValkeyServer:
         self._process.stdin.write("\n".join(lines).encode())
         self._process.stdin.close()
 
-    async def started(self) -> None:
-        """Start, and answer pings."""
+    def started(self) -> None:
+        """Start, and wait until it answers: at most 5 s."""
         self.start()
-        async with asyncio.timeout(5):
-            while True:
-                if await self._answers():
-                    return
-                await asyncio.sleep(0.01)
+        end = time.monotonic() + 5
+        while not self._answers():
+            assert time.monotonic() < end, "it does not start"
+            time.sleep(0.005)
 
-    async def _answers(self) -> bool:
-        try:
-            reader, writer = await asyncio.open_unix_connection(self.socket)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        try:
-            writer.write(b"PING\r\n")
-            answer = await reader.readline()
-        except ConnectionResetError:
-            return False
-        finally:
-            writer.close()
-        return answer.startswith((b"+PONG", b"-NOAUTH"))
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(str(self.socket))
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+            except OSError:
+                return False
 
     def kill(self) -> None:
         """With SIGKILL."""
@@ -107,14 +103,19 @@ def _directory() -> Iterator[Path]:
         yield Path(made)
 
 
-@asynccontextmanager
-async def running_valkey(
-    *, durable: bool = True, password: str = ""
-) -> AsyncIterator[ValkeyServer]:
+@contextmanager
+def running_valkey(*, durable: bool = True, password: str = "") -> Iterator[ValkeyServer]:
     with _directory() as directory:
         server = ValkeyServer(directory, durable=durable, password=password)
-        await server.started()
+        server.started()
         try:
             yield server
         finally:
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """One for the session: tests keep apart by prefix and leave it running."""
+    with running_valkey() as server:
+        yield server

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from uuid import uuid4
 
 import pytest
 
@@ -15,7 +16,7 @@ from services.common.counter_store.valkey import ValkeyCounterStore
 from services.common.telemetry.logging import get_log
 from services.common.valkey import open_valkey
 from tests.fakes.clock import ManualClock
-from tests.fakes.valkey import running_valkey
+from tests.fakes.valkey import ValkeyServer
 
 
 @dataclass(slots=True)
@@ -40,6 +41,6 @@ async def counting(request: pytest.FixtureRequest) -> AsyncIterator[Counting]:
         yield Counting(MemoryCounterStore(clock), clock)
         return
     async with AsyncExitStack() as opened:
-        server = await opened.enter_async_context(running_valkey(durable=False))
+        server: ValkeyServer = request.getfixturevalue("valkey")
         valkey = await opened.enter_async_context(open_valkey(server.url, get_log("test")))
-        yield Counting(ValkeyCounterStore(valkey, prefix="plane"), None)
+        yield Counting(ValkeyCounterStore(valkey, prefix=str(uuid4())), None)

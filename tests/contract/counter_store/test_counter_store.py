@@ -43,11 +43,8 @@ async def test_several_give_together_or_none_does(counting: Counting) -> None:
 
     refused = await counting.store.take([wide, narrow])
 
-    assert (False, MAX_RETRY_MS, "narrow") == (
-        refused.allowed,
-        refused.retry_after_ms,
-        refused.lacking,
-    )
+    assert (False, "narrow") == (refused.allowed, refused.lacking)
+    assert MAX_RETRY_MS - 1_000 <= refused.retry_after_ms <= MAX_RETRY_MS
     assert FREE == await counting.store.take([wide])  # the refusal took nothing
     assert not (await counting.store.take([wide])).allowed
 

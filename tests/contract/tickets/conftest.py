@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -13,20 +14,16 @@ from services.authorizer.tickets.protocol import TicketStore
 from services.authorizer.tickets.shared import SharedTicketStore, shared_ticket_store
 from services.common.telemetry.logging import get_log
 from services.common.valkey import open_valkey
-from tests.fakes.valkey import ValkeyServer, running_valkey
+from tests.fakes.valkey import ValkeyServer
 
 
-async def a_replica(opened: AsyncExitStack, server: ValkeyServer) -> SharedTicketStore:
+async def a_replica(
+    opened: AsyncExitStack, server: ValkeyServer, *, prefix: str
+) -> SharedTicketStore:
     """With a connection of its own, as another process has."""
     log = get_log("test")
     valkey = await opened.enter_async_context(open_valkey(server.url, log))
-    return await opened.enter_async_context(shared_ticket_store(valkey, log, prefix="plane"))
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ValkeyServer]:
-    async with running_valkey() as server:
-        yield server
+    return await opened.enter_async_context(shared_ticket_store(valkey, log, prefix=prefix))
 
 
 @pytest.fixture(params=["local", pytest.param("shared", marks=pytest.mark.needs_valkey)])
@@ -36,5 +33,16 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             local = local_ticket_store(tmp_path / "tickets", get_log("test"))
             yield await opened.enter_async_context(local)
         else:
-            server = await opened.enter_async_context(running_valkey())
-            yield await a_replica(opened, server)
+            server = request.getfixturevalue("valkey")
+            yield await a_replica(opened, server, prefix=str(uuid4()))
+
+
+@pytest.fixture
+async def replicas(
+    valkey: ValkeyServer,
+) -> AsyncIterator[tuple[SharedTicketStore, SharedTicketStore]]:
+    """Two authorizers of one plane."""
+    prefix = str(uuid4())
+    async with AsyncExitStack() as opened:
+        first = await a_replica(opened, valkey, prefix=prefix)
+        yield first, await a_replica(opened, valkey, prefix=prefix)
