@@ -19,7 +19,7 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("servicer", "servicers", "api", "pipeline"),
     # What works in the background, joining concepts with the outside.
     ("jobs", "notifications", "policy_watch", "publishing", "writer"),
-    ("clients", "engine", "journal", "link", "planes", "reading", "store"),
+    ("clients", "engine", "journal", "link", "planes", "reading", "store", "tickets"),
 )
 CONCEPT = len(EDGES)
 
@@ -36,11 +36,16 @@ INNER = frozenset(
         "notifications.forms",
         "notifications.notices",
         "notifications.sending",
+        "tickets.binding",
+        "tickets.book",
+        "tickets.opening",
+        "tickets.protocol",
+        "tickets.ticket",
     }
 )
 
 # What makes a concept impure: a wire, a database, somebody's cloud.
-OUTSIDE = ("asyncpg", "behavry", "boto3", "grpc", "grpc_health", "grpc_status")
+OUTSIDE = ("asyncpg", "behavry", "boto3", "grpc", "grpc_health", "grpc_status", "redis")
 OUTSIDE_OF_OURS = ("services.common.rpc", "services.common.postgres")
 
 
