@@ -34,8 +34,7 @@ from services.authorizer.revocations import Revocations, RevocationsLost
 from services.authorizer.servicer import AuthorizerServicer, SnapshotServicer
 from services.authorizer.settings import AuthorizerSettings
 from services.authorizer.stop_news import StopNews
-from services.authorizer.stores import open_counters
-from services.authorizer.tickets.local import local_ticket_store
+from services.authorizer.stores import open_stores
 from services.common.clock import Clock, SystemClock
 from services.common.outbox.digests import Digester
 from services.common.outbox.outbox import Tuning
@@ -94,8 +93,7 @@ async def running(
             log=log,
             digester=digester,
         ) as outbox,
-        local_ticket_store(settings.ticket_dir, log) as tickets,
-        open_counters(settings, clock, log) as counts,
+        open_stores(settings, clock, log) as stores,
         open_engine(
             opa_url=settings.opa_url if settings.engine != "embedded" else "",
             feed_listen=settings.opa_feed_listen,
@@ -105,7 +103,7 @@ async def running(
         aiohttp.ClientSession() as http,
         Supervisor(log) as supervisor,
     ):
-        journal = Journal(outbox=outbox, clock=clock)
+        journal, tickets = Journal(outbox=outbox, clock=clock), stores.tickets
         judge = EngineJudge(engine, supervisor, counters)
         feed = BundleFeed(
             url=settings.bundle_url,
@@ -179,7 +177,7 @@ async def running(
             clock=clock,
             verifiable=bool(trust.decision_keys),
         )
-        rates = Rates(store=counts, clock=clock, log=log, replicas=settings.replicas)
+        rates = Rates(store=stores.counts, clock=clock, log=log, replicas=settings.replicas)
         judging = Judging(
             active=active,
             judge=judge,

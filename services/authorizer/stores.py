@@ -1,11 +1,17 @@
-"""Where a plane counts: in this process, or in the Valkey that its authorizers share."""
+"""Where a plane counts and keeps its tickets: in this process and its files, or in the Valkey that
+its authorizers share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from services.authorizer.settings import AuthorizerSettings
+from services.authorizer.tickets.local import local_ticket_store
+from services.authorizer.tickets.protocol import TicketStore
+from services.authorizer.tickets.shared import shared_ticket_store
 from services.common.clock import Clock
 from services.common.counter_store.memory import MemoryCounterStore
 from services.common.counter_store.protocol import CounterStore
@@ -14,15 +20,25 @@ from services.common.telemetry.logging import Log
 from services.common.valkey import open_valkey
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    tickets: TicketStore
+    counts: CounterStore
+
+
 @asynccontextmanager
-async def open_counters(
+async def open_stores(
     settings: AuthorizerSettings, clock: Clock, log: Log
-) -> AsyncIterator[CounterStore]:
-    """Also while the shared one is away: its calls say so."""
+) -> AsyncIterator[Stores]:
+    """Also while what they need is away: their calls say so."""
     if not settings.counter_store_url:
-        yield MemoryCounterStore(clock)
+        async with local_ticket_store(settings.ticket_dir, log) as tickets:
+            yield Stores(tickets, MemoryCounterStore(clock))
         return
-    async with open_valkey(
-        settings.counter_store_url, log, password_file=settings.counter_store_password_file
-    ) as valkey:
-        yield ValkeyCounterStore(valkey, prefix=settings.plane_id)
+    async with (
+        open_valkey(
+            settings.counter_store_url, log, password_file=settings.counter_store_password_file
+        ) as valkey,
+        shared_ticket_store(valkey, log, prefix=settings.plane_id) as shared,
+    ):
+        yield Stores(shared, ValkeyCounterStore(valkey, prefix=settings.plane_id))

@@ -359,7 +359,10 @@ async def test_another_policy_ends_what_was_asked_under_the_one_before(
             policy(TENANT, "no_large", HOLD_ALL.replace("intercept", "deny").split("\n\n")[1]),
         ]
     )
-    large = {"features": {**FEATURES, "arg_bytes": 101}, "arguments_digest": "h1:00000000:large"}
+    large: dict[str, Any] = {
+        "features": {**FEATURES, "arg_bytes": 101},
+        "arguments_digest": "h1:00000000:large",
+    }
     async with start() as authorizer:
         await until_serial(authorizer, 1)
         await authorizer.decider.ask(ask())
