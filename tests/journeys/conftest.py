@@ -27,7 +27,8 @@ def running_stack(
     scratch: Path = tmp_path_factory.mktemp("journey")
     temporary = scratch / f"tmp-{PLANTED}"
     temporary.mkdir()
-    environment = {"TMPDIR": str(temporary)}
+    # Calls that wait for a person are held briefly: some tests wait for the end of it.
+    environment = {"TMPDIR": str(temporary), "BEHAVRY_HOLD_SECONDS": "2"}
     with running(scratch / PLANTED, engine=request.param, env=environment) as stack:
         yield stack
 
