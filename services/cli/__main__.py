@@ -6,6 +6,7 @@ Decides the exit status of everything that can go wrong; the statuses are output
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
@@ -17,13 +18,13 @@ _EPILOGUE = (
     "Exit status: 0 ok, 1 failure, 2 usage, 3 a check found a difference, 4 a check is incomplete,"
     " 5 denied, 6 not in the plan, 7 unreachable, 8 not signed in or role too low, 130 interrupted."
 )
+_HELP = {"--help", "-h"}
 _COMMANDS = "services.cli.commands"
 app = App(
     name="behavry",
     help="The authorization gateway that every tool call passes through.",
     help_epilogue=_EPILOGUE,
     help_format="plaintext",
-    help_formatter="plain",
 )
 
 for _name, _target, _help in (
@@ -66,10 +67,13 @@ def _launch(
     app(tokens, exit_on_error=False, print_error=True)
 
 
-def main() -> None:
-    """Run the command line and leave with its status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line, the process's own unless told, and leave with its status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or not _HELP.isdisjoint(given):
+        app.help_formatter = "plain"  # whose import every other command would pay for, too
     try:
-        app.meta(exit_on_error=False, print_error=True)
+        app.meta(given, exit_on_error=False, print_error=True)
     except CycloptsError:
         sys.exit(int(Exit.USAGE))
     except CommandFailed as failure:

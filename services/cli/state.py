@@ -8,8 +8,6 @@ must stay the same over restarts. What the files contain is made in `secrets_mad
 import fcntl
 import json
 import os
-import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -139,6 +137,8 @@ def runtime_dir(state: State, remembered: str | None) -> Path:
         return inside
     if remembered is not None and _is_ours(Path(remembered)):
         return Path(remembered)
+    import tempfile  # noqa: PLC0415  # most commands make none
+
     return Path(tempfile.mkdtemp(prefix="behavry-"))
 
 
@@ -169,7 +169,7 @@ def recall(state: State) -> Remembered:
     try:
         document = json.loads(state.remembered_file.read_bytes())
     except FileNotFoundError:
-        made = Remembered(plane_id=f"dp-{secrets.token_hex(6)}")
+        made = Remembered(plane_id=f"dp-{os.urandom(6).hex()}")
         remember(state, made)
         return made
     if document.pop("version", None) != VERSION:

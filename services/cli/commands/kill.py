@@ -65,8 +65,9 @@ def kill(
     scope = scope or ("fleet" if local else None)
     if scope is None:
         raise CommandFailed("say what with --scope and --subject", status=Exit.USAGE)
+    named = f"{scope} {subject}".strip()
     verb = "works again" if off else "stands still"
-    asking.confirmed(subject or scope, given=confirm, what=f"{scope} {subject} {verb}.")
+    asking.confirmed(subject or scope, given=confirm, what=f"{named} {verb}.")
     if scope == "agent":
         subject = agent_id(found, subject)
     if local:
@@ -77,7 +78,7 @@ def kill(
     if json:
         emit(thrown)
     else:
-        say(f"{scope} {subject} is stopped; behavry kill --release {thrown['id']} gives it back")
+        say(f"{named} is stopped; behavry kill --release {thrown['id']} gives it back")
 
 
 @app.command(name="list")

@@ -165,6 +165,8 @@ def plan(installation: Installation) -> Iterator[Check]:
     why = f"{held['plan']} ({held['status']})"
     if held["stale"]:
         yield warn("license", f"{why}, as it was said last", "see the log of entitlements")
+    elif held["status"].lower() not in {"active", "valid"}:
+        yield warn("license", f"{why}, until {held['plan_expires_at']}", "behavry license show")
     else:
         yield ok("license", why)
 
