@@ -7,6 +7,7 @@ raises SettingsError, which names the setting, the value and what is allowed (ex
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import types
@@ -134,6 +135,8 @@ def _parse(raw: str, hint: Any) -> Any:
         raise ValueError(raw)
     if hint is Path:
         return Path(raw)
+    if hint is float and not math.isfinite(float(raw)):  # compares as neither too low nor too high
+        raise ValueError(raw)
     return hint(raw) if hint in {int, float} else raw
 
 

@@ -13,6 +13,7 @@ from services.proxy import messages
 from services.proxy.messages import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
 
 HEADER_MISMATCH: Final = -32020
+MISSING_CAPABILITY: Final = -32021
 UNSUPPORTED_VERSION: Final = -32022
 RESOURCE_NOT_FOUND: Final = -32002
 
@@ -24,6 +25,7 @@ CODES: Final[dict[str, int]] = {
     "unknown_session": 4040,
     "policy_unavailable": 4031,
     "policy_missing": 4031,
+    "approval_pending": 4230,
     "rate_limited": 4290,
     "inbound_blocked": 4510,
     "upstream_unreachable": 5020,
@@ -44,6 +46,8 @@ RETRYABLE: Final[dict[str, int]] = {
     "capacity": 1000,
     "upstream_unreachable": 1000,
     "upstream_rate_limited": 5000,
+    "approval_pending": 5000,
+    "call_again": 0,
 }
 DECISION_META: Final = "com.behavry/decision"
 
@@ -106,22 +110,37 @@ def bad_params(rule: str) -> Rejection:
     return Rejection(status=200, code=INVALID_PARAMS, message=rule, reason="invalid_params")
 
 
+def notification(method: str, params: dict[str, Any]) -> bytes:
+    return messages.encode({"jsonrpc": "2.0", "method": method, "params": params})
+
+
 def unknown_tool(name: str) -> str:
     """Hidden, unclassified, changed, not granted and absent tools read alike."""
     return f"Unknown tool: {name}"
 
 
-def decision_data(*, verdict: str, reason: str, decision_id: str, revision: str) -> dict[str, Any]:
+def decision_data(
+    *,
+    verdict: str,
+    reason: str,
+    decision_id: str,
+    revision: str,
+    escalation_id: str = "",
+    retry_after_ms: int = 0,
+) -> dict[str, Any]:
     """The object that tells a machine what happened, in `_meta` or in an error's `data`."""
+    retryable = reason in RETRYABLE or retry_after_ms > 0
     data: dict[str, Any] = {
         "verdict": verdict,
         "reason": reason,
         "decision_id": decision_id,
         "revision": revision,
-        "retryable": reason in RETRYABLE,
+        "retryable": retryable,
     }
-    if reason in RETRYABLE:
-        data["retry_after_ms"] = RETRYABLE[reason]
+    if retryable:
+        data["retry_after_ms"] = retry_after_ms or RETRYABLE[reason]
+    if escalation_id:
+        data["escalation_id"] = escalation_id
     return data
 
 

@@ -41,7 +41,9 @@ from services.proxy.catalog import Catalog, Listing, View
 from services.proxy.clients.control import ControlClient
 from services.proxy.clients.decide import DecideClient
 from services.proxy.clients.snapshots import watch
+from services.proxy.continuing import Carried
 from services.proxy.failures import Failure, Failures
+from services.proxy.holding import Holds
 from services.proxy.identity import Identity
 from services.proxy.pipeline import Pipeline
 from services.proxy.seals import Seals
@@ -49,6 +51,7 @@ from services.proxy.sessions import Sessions
 from services.proxy.settings import ProxySettings
 from services.proxy.transports.entry import Entry, edges
 from services.proxy.transports.listener import bind, listening
+from services.proxy.waiting import Waits
 
 SWEEP_S: Final = 10.0
 REPORT_TRIES: Final = 8
@@ -62,6 +65,8 @@ class Running:
     serving: Serving
     counters: Counters
     revision: Callable[[], str]
+    #: How many calls wait for a person on an open request.
+    waiting: Callable[[], int]
     forget_catalog: Callable[[], None]
     forget_upstreams: Callable[[], None]
 
@@ -95,8 +100,10 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
         aiohttp.ClientSession(auto_decompress=False) as http,
         Supervisor(log) as supervisor,
     ):
+        holds = Holds()
         decide = DecideClient(
             authorizer,
+            holds=holds,
             worker=f"{settings.plane_id}/{outbox.source}",
             timeout_ms=settings.decision_timeout_ms,
             counters=counters,
@@ -115,6 +122,15 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
         catalog = Catalog(decider=decide, clock=clock, report=notes.report, served=notes.served)
         sessions = Sessions(seals, clock)
         failures = Failures(clock, notes.auth_failed)
+        carried = Carried(seals, clock)
+        waits = Waits(
+            holds=holds,
+            escalations=decide,
+            carried=carried,
+            hold_s=settings.hold_seconds,
+            page_url=settings.control_public_url.rstrip("/"),
+            log=log,
+        )
         pipeline = Pipeline(
             identity=identity,
             decider=decide,
@@ -123,6 +139,9 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             catalog=catalog,
             sessions=sessions,
             seals=seals,
+            carried=carried,
+            waits=waits,
+            spawn=supervisor.once,
             digester=digester,
             failures=failures,
             counters=counters,
@@ -168,7 +187,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             supervisor.spawn("snapshot", lambda: watch(authorizer, "proxy", take_proxy, log))
             supervisor.spawn("jwks", lambda: watch(authorizer, "jwks", take_jwks, log))
             supervisor.spawn("readiness", ready.run)
-            supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures))
+            supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures, pipeline))
             try:
                 async with listening(entry, listener):
                     yield Running(
@@ -176,6 +195,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                         serving=serving,
                         counters=counters,
                         revision=lambda: pipeline.snapshot.revision,
+                        waiting=lambda: len(holds),
                         forget_catalog=catalog.forget,
                         forget_upstreams=backends.streamable.forget,
                     )
@@ -321,11 +341,14 @@ class _Notes:
         self._supervisor.once("record", put)
 
 
-async def _sweep(backends: Registry, sessions: Sessions, failures: Failures) -> None:
-    """What time ends: idle sessions, children, merged failures."""
+async def _sweep(
+    backends: Registry, sessions: Sessions, failures: Failures, pipeline: Pipeline
+) -> None:
+    """What time ends: idle sessions, children, merged failures, tasks."""
     while True:
         await asyncio.sleep(SWEEP_S)
         failures.sweep()
+        pipeline.tasks.sweep()
         await backends.streamable.sweep()
         await backends.stdio.sweep()
         for visit, session in sessions.sweep():

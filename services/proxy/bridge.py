@@ -25,6 +25,7 @@ from services.proxy.messages import INVALID_PARAMS
 NAME: Final = "behavry"
 VERSION: Final = "0.1.0"
 OURS: Final = {"name": NAME, "version": VERSION}
+TASKS: Final = "io.modelcontextprotocol/tasks"
 MAX_TTL_MS: Final = 30_000
 #: Methods whose modern results carry cache hints.
 CACHEABLE: Final = frozenset({
@@ -34,6 +35,8 @@ CACHEABLE: Final = frozenset({
 _OWN_META: Final = ("com.behavry/", "io.modelcontextprotocol/")
 #: Progress is not relayed, so it is not asked for; trace context is made anew at each hop.
 _DROPPED_META: Final = frozenset({"progressToken", "traceparent", "tracestate", "baggage"})
+#: Between the agent and us alone.
+_NOT_PASSED: Final = frozenset({"_meta", "inputResponses", "requestState"})
 _MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
 _OFFERED: Final = ("tools", "resources", "prompts")
 
@@ -65,7 +68,7 @@ def outgoing(
     params: dict[str, Any], facts: Facts, *, arguments: bytes | None = None
 ) -> dict[str, Any]:
     """Params for the tool server. `arguments` are the very bytes that were decided and digested."""
-    made = {name: value for name, value in params.items() if name != "_meta"}
+    made = {name: value for name, value in params.items() if name not in _NOT_PASSED}
     if arguments is not None:
         made["arguments"] = orjson.Fragment(arguments)
     given = params.get("_meta")
@@ -131,7 +134,8 @@ def discovered(facts: Facts) -> dict[str, Any]:
     made: dict[str, Any] = {
         "resultType": "complete",
         "supportedVersions": list(KNOWN),
-        "capabilities": _capabilities(facts),
+        # What waits for a person may become a task, whatever the tool server can do.
+        "capabilities": {**_capabilities(facts), "extensions": {TASKS: {}}},
         "ttlMs": MAX_TTL_MS,
         "cacheScope": "private",
         "_meta": {SERVER_META: _server_info(facts)},
@@ -139,6 +143,17 @@ def discovered(facts: Facts) -> dict[str, Any]:
     if facts.instructions is not None:
         made["instructions"] = facts.instructions
     return made
+
+
+def shows_urls(capabilities: Any) -> bool:
+    """Whether an agent says that it can show its user a URL."""
+    found = capabilities.get("elicitation") if type(capabilities) is dict else None
+    return type(found) is dict and type(found.get("url")) is dict
+
+
+def knows_tasks(capabilities: Any) -> bool:
+    found = capabilities.get("extensions") if type(capabilities) is dict else None
+    return type(found) is dict and type(found.get(TASKS)) is dict
 
 
 def _capabilities(facts: Facts) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -41,6 +42,10 @@ class Visit:
     delegation: bool = False
     workflow: bool = False
 
+    @property
+    def let_in(self) -> bool:
+        return self.agent.active and self.tenant.status == "active"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
@@ -53,6 +58,8 @@ class Ask:
     #: Empty when the canonical arguments are over 64 KiB.
     arguments: bytes
     arguments_digest: str
+    #: The escalation that the call continues; empty for a call like any other.
+    escalation_id: str = ""
 
 
 class Result(Enum):
@@ -68,6 +75,16 @@ class Revision:
     policy_revision: str = ""
     policy_state: str = ""
     bundle_age_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalation:
+    """A person's decision that is waited for, was used up, or will not come any more."""
+
+    id: str
+    state: str
+    decide_by_ms: int = 0
+    codes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,12 +105,20 @@ class Decision:
     revision: Revision = Revision()
     #: The decided envelope without arguments, opaque: recorded as it is.
     envelope: bytes = b""
+    #: With Intercept the one that waits, with Allow the one used up, with Deny the one that ended.
+    escalation: Escalation | None = None
+    #: 0 where the authorizer does not say.
+    retry_after_ms: int = 0
 
 
-def denied(reason_code: str, reason: str = "") -> Decision:
+def denied(reason_code: str, reason: str = "", *, escalation: Escalation | None = None) -> Decision:
     """A denial made here, because no usable decision came."""
     return Decision(
-        result=Result.DENY, reason_code=reason_code, reason=reason, codes=(reason_code,)
+        result=Result.DENY,
+        reason_code=reason_code,
+        reason=reason,
+        codes=(reason_code,),
+        escalation=escalation,
     )
 
 
@@ -122,6 +147,26 @@ class Decider(Protocol):
 
     async def view(self, visit: Visit, tools: tuple[Offered, ...]) -> frozenset[str]:
         """Names that the agent may see. Raises BehavryError when that cannot be told."""
+
+
+class Escalations(Protocol):
+    """The authorizer again, for what an agent gives up."""
+
+    async def cancel(self, visit: Visit, escalation_id: str) -> str:
+        """The state that it has now, empty if there is none. Raises BehavryError."""
+
+
+class Stream(Protocol):
+    """The way back to an agent whose request is still open."""
+
+    #: Set when nobody reads any more; only after `open`.
+    gone: asyncio.Event
+
+    async def open(self) -> None:
+        """From here on the answer is an event stream. Repeating it is harmless."""
+
+    async def send(self, message: bytes) -> None:
+        """One JSON-RPC message before the answer; the stream is open."""
 
 
 class Recorder(Protocol):

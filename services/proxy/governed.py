@@ -6,6 +6,7 @@ of a request this version refuses because nobody could decide on it yet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from services.proxy import features, messages
 from services.proxy.answers import Rejection, bad_params
 from services.proxy.backends.upstream import Backend
 from services.proxy.bridge import Facts
-from services.proxy.calls import Ask, Decision, Resource, Visit
+from services.proxy.calls import Ask, Decision, Resource, Stream, Visit
 from services.proxy.catalog import Tool
 from services.proxy.eras import Route
 from services.proxy.messages import Message
@@ -27,8 +28,11 @@ TOOL: Final = "tools/call"
 METHODS: Final = frozenset({TOOL, "resources/read", "prompts/get"})
 MAX_ARGUMENTS: Final = 64 * 1024
 MAX_URI: Final = 8 * 1024
-#: Members that continue something which later versions can begin.
-_UNSUPPORTED: Final = ("task", "inputResponses", "requestState")
+#: How an agent of the modern era continues what waits for a person.
+STATE: Final = "requestState"
+RESPONSES: Final = "inputResponses"
+_CONTINUES: Final = (STATE, RESPONSES)
+_BESIDE: Final = frozenset({"_meta", *_CONTINUES})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +45,24 @@ class Question:
     name: str
     arguments: dict[str, Any]
     canonical: bytes
+    #: It answers what an earlier answer asked for.
+    continues: bool = False
 
     @property
     def is_tool(self) -> bool:
         return self.method == TOOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """A governed request as it came; the same one, however often it is asked about."""
+
+    visit: Visit
+    message: Message
+    route: Route
+    session: Session | None
+    headers: Mapping[bytes, bytes]
+    stream: Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,19 +108,27 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
 _encoder: Final = msgspec.json.Encoder()
 
 
-def question(message: Message) -> Question | Rejection:
+def question(message: Message, *, modern: bool) -> Question | Rejection:
     """The part of a request that is decided on."""
     params = message.params
-    for name in _UNSUPPORTED:
-        if name in params:
-            return bad_params(f"{name} is not supported")
+    if "task" in params:
+        return bad_params("task is not supported")
+    continues = STATE in params or RESPONSES in params
+    if continues and not modern:
+        return bad_params("nothing is continued in this era")
     if message.method == TOOL:
-        return _tool(params)
-    return _named(message.method, params)
+        return _tool(params, continues=continues)
+    return _named(message.method, params, continues=continues)
 
 
 def ask(
-    visit: Visit, asked: Question, *, id: RequestId, digest: str, schema_hash: str | None
+    visit: Visit,
+    asked: Question,
+    *,
+    id: RequestId,
+    digest: str,
+    schema_hash: str | None,
+    escalation_id: str = "",
 ) -> tuple[Ask, Resource]:
     """The question as the authorizer gets it, with what was derived of the arguments."""
     derived = features.derive(
@@ -123,26 +149,41 @@ def ask(
         features=derived.encoded,
         arguments=b"" if omitted else asked.canonical,
         arguments_digest=digest,
+        escalation_id=escalation_id,
     )
     return made, resource
 
 
-def _tool(params: dict[str, Any]) -> Question | Rejection:
+def _tool(params: dict[str, Any], *, continues: bool) -> Question | Rejection:
     name, arguments = params.get("name"), params.get("arguments", {})
     if type(name) is not str or not name:
         return bad_params("name must be a string")
     if type(arguments) is not dict:
         return bad_params("arguments must be an object")
     canonical = messages.encode(arguments, sort=True)
-    return Question(method=TOOL, tool=name, name=name, arguments=arguments, canonical=canonical)
+    return Question(
+        method=TOOL,
+        tool=name,
+        name=name,
+        arguments=arguments,
+        canonical=canonical,
+        continues=continues,
+    )
 
 
-def _named(method: str, params: dict[str, Any]) -> Question | Rejection:
-    """The whole of params is what is asked for, `_meta` excepted."""
+def _named(method: str, params: dict[str, Any], *, continues: bool) -> Question | Rejection:
+    """The whole of params is what is asked for, but for what lies beside the question."""
     member = "uri" if method == "resources/read" else "name"
     name = params.get(member)
     if type(name) is not str or not 1 <= len(name) <= MAX_URI:
         return bad_params(f"{member} must be a string")
-    arguments = {key: value for key, value in params.items() if key != "_meta"}
+    arguments = {key: value for key, value in params.items() if key not in _BESIDE}
     canonical = messages.encode(arguments, sort=True)
-    return Question(method=method, tool="", name=name, arguments=arguments, canonical=canonical)
+    return Question(
+        method=method,
+        tool="",
+        name=name,
+        arguments=arguments,
+        canonical=canonical,
+        continues=continues,
+    )

@@ -17,7 +17,7 @@ from services.proxy.backends.upstream import Backend, Request, Session, Upstream
 from services.proxy.bridge import Untranslatable
 from services.proxy.calls import Visit
 from services.proxy.catalog import LIST_S, Catalog
-from services.proxy.eras import Route
+from services.proxy.eras import ELICITING, Route
 from services.proxy.messages import INVALID_PARAMS, METHOD_NOT_FOUND, Message
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session as AgentSession
@@ -87,7 +87,14 @@ class Local:
             ) from None
         facts = await backend.facts(visit)
         upstream = await backend.open(visit) or Session("", "")
-        sealed = self.sessions.open(visit, route.version, upstream.id, upstream.version)
+        declared = message.params.get("capabilities")
+        sealed = self.sessions.open(
+            visit,
+            route.version,
+            upstream.id,
+            upstream.version,
+            elicits=route.version in ELICITING and bridge.shows_urls(declared),
+        )
         encoded = messages.encode(bridge.initialized(facts, route.version))
         answer = answers.result(message.id, encoded)
         headers = (*answer.headers, (SESSION_HEADER, sealed.encode("ascii")))

@@ -60,6 +60,8 @@ class Message:
     method: str
     params: dict[str, Json]
     has_params: bool
+    #: Of a response; anything else than an object is None.
+    result: dict[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,9 @@ def _envelope(tree: Json) -> Message:
     if "id" in tree and not valid_id(tree["id"]):
         raise Malformed(INVALID_REQUEST, "id must be an integer within 2^53-1 or a short string")
     if "method" not in tree and "id" in tree and ("result" in tree or "error" in tree):
-        return Message(Kind.RESPONSE, echo, "", {}, has_params=False)
+        result = tree.get("result")
+        given = result if type(result) is dict else None
+        return Message(Kind.RESPONSE, echo, "", {}, has_params=False, result=given)
     method = tree.get("method")
     if type(method) is not str or not 1 <= len(method) <= MAX_METHOD:
         raise Malformed(INVALID_REQUEST, "method must be a string of 1 to 128", echo)

@@ -8,33 +8,52 @@ stands in the module that it calls.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from services.common.clock import Clock
-from services.common.errors import BehavryError
-from services.common.ids import AgentId, RequestId, TenantId, uuid7
+from services.common.ids import AgentId, TenantId
 from services.common.outbox.digests import Digester
 from services.common.telemetry.counters import Counter, Counters
 from services.common.telemetry.logging import Log
-from services.common.telemetry.otel import CallSpan, CallSpans
-from services.proxy import answers, encodings, eras, governed, headers, local, messages, records
+from services.common.telemetry.otel import CallSpans
+from services.proxy import (
+    answers,
+    approval_tasks,
+    encodings,
+    eras,
+    governed,
+    headers,
+    local,
+    messages,
+)
 from services.proxy.answers import Answer, Rejection
-from services.proxy.backends.upstream import Backends, UpstreamFailed
-from services.proxy.calls import Ask, Caller, Decider, Decision, Recorder, Result, Visit, denied
-from services.proxy.catalog import NAME, Catalog
+from services.proxy.approval_tasks import Spawn, Tasks
+from services.proxy.backends.upstream import Backends
+from services.proxy.calls import (
+    Caller,
+    Decider,
+    Recorder,
+    Result,
+    Stream,
+    Visit,
+)
+from services.proxy.catalog import Catalog
+from services.proxy.continuing import Carried
+from services.proxy.encodings import Row
 from services.proxy.eras import Route
 from services.proxy.failures import Failures
 from services.proxy.forwarding import Forwarding
-from services.proxy.governed import Call, Live, Question
+from services.proxy.governed import Incoming, Question
 from services.proxy.identity import ControlAway, Identity, Unauthenticated
+from services.proxy.judging import Judging, enforce
 from services.proxy.local import Local, Refused
 from services.proxy.messages import Kind, Malformed, Message
-from services.proxy.records import Subject
 from services.proxy.refusals import Refusals, unavailable
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import EMPTY, Snapshot
+from services.proxy.waiting import Wait, Waits
 
 AT_ONCE: Final = 64
 
@@ -59,6 +78,7 @@ class Arrival:
     raw_headers: Sequence[tuple[bytes, bytes]]
     client_ip: str
     read: Callable[[], Awaitable[bytes]]
+    stream: Stream
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +90,9 @@ class Pipeline:
     catalog: Catalog
     sessions: Sessions
     seals: Seals
+    carried: Carried
+    waits: Waits
+    spawn: Spawn
     digester: Digester
     failures: Failures
     counters: Counters
@@ -78,10 +101,12 @@ class Pipeline:
     spans: CallSpans | None = None
     snapshot: Snapshot = EMPTY
     _running: dict[tuple[TenantId, AgentId], int] = field(default_factory=dict)
+    tasks: Tasks = field(init=False)
     _local: Local = field(init=False)
     _calls: Counter = field(init=False)
     _allowed: Counter = field(init=False)
     _denied: Counter = field(init=False)
+    _judging: Judging = field(init=False)
     _refusals: Refusals = field(init=False)
     _forwarding: Forwarding = field(init=False)
 
@@ -92,6 +117,12 @@ class Pipeline:
             seals=self.seals,
             backend=lambda visit: self.backends.of(visit.server),
         )
+        self.tasks = Tasks(
+            waits=self.waits,
+            carried=self.carried,
+            govern=self.govern,
+            spawn=self.spawn,
+        )
         self._calls = self.counters.counter("proxy.calls")
         self._allowed = self.counters.counter("proxy.allowed")
         self._denied = self.counters.counter("proxy.denied")
@@ -99,6 +130,16 @@ class Pipeline:
             recorder=self.recorder,
             failures=self.failures,
             counters=self.counters,
+            clock=self.clock,
+            log=self.log,
+        )
+        self._judging = Judging(
+            decider=self.decider,
+            recorder=self.recorder,
+            backends=self.backends,
+            catalog=self.catalog,
+            snapshot=lambda: self.snapshot,
+            spans=self.spans,
             clock=self.clock,
             log=self.log,
         )
@@ -170,69 +211,51 @@ class Pipeline:
             given, method = (message.id, message.method) if message else (None, "")
             return await self._refusals.reject(visit, given, method, refused.why)
 
-    async def govern(
-        self,
-        arrival: Arrival,
-        visit: Visit,
-        message: Message,
-        route: Route,
-        session: Session | None,
-    ) -> Answer:
-        """1. the question  2. the live definition  3. features, and the ask  4. enforce: anything
-        but Allow denies  5. the record, durable  6. a denial leaves  7. the tool server
-        8. its answer in the agent's dialect  9. the outcome's record  10. the answer leaves.
+    async def govern(self, incoming: Incoming, wait: Wait | None = None) -> Answer:
+        """1. the question, and the wait that it continues  2. the live definition  3. features, and
+        the ask  4. enforce: nothing but Allow runs  5. the record, durable  6. a denial leaves
+        7. an intercepted call waits for a person, and begins again at 2 or leaves unrun
+        8. the tool server  9. its answer in the agent's dialect  10. the outcome's record
+        11. the answer leaves.
         """
-        began_ns = self.clock.monotonic_ns()
-        self._calls.value += 1
-        asked = governed.question(message)  # 1
+        asked = governed.question(incoming.message, modern=incoming.route.modern)  # 1
         if isinstance(asked, Rejection):
             raise Refused(asked)
-        live = await self._live(arrival, visit, asked, route)  # 2
-        request_id = RequestId(uuid7(self.clock.now_ns()))
-        digest = self.digester.make(visit.caller.tenant, "arguments", asked.canonical)
-        schema_hash = live.tool.schema_hash if live.tool else None
-        ask, resource = governed.ask(  # 3
-            visit, asked, id=request_id, digest=digest, schema_hash=schema_hash
-        )
-        decision = await self._decide(ask, asked, live)
-        spans = self.spans
-        span = self._span(spans, asked, live, message, began_ns) if spans is not None else None
-        call = Call(
-            subject=Subject(
-                visit=visit,
-                id=request_id,
-                method=asked.method,
-                tool=asked.tool[:128],
-                resource=resource,
-                schema_hash=schema_hash,
-                arguments_digest=digest,
-                arguments_size=len(asked.canonical),
-                trace_id=span.trace_id if span is not None else None,
-            ),
-            decision=decision,
-            message=message,
-            route=route,
-            asked=asked,
-            session=session,
-            live=live,
-            began_ns=began_ns,
-            decided_ns=self.clock.monotonic_ns(),
-        )
-        refusal = enforce(decision)  # 4
-        refusal = await self._record(call, refusal) or refusal  # 5
-        if refusal:  # 6
-            self._denied.value += 1
-            answer = encodings.denial(call, refusal)
-        else:
-            self._allowed.value += 1
-            answer = await self._forwarding.run(call)  # 7-10
-        if span is not None:
-            span.end(
-                decision="deny" if refusal else "allow",
-                reason=refusal or decision.reason_code,
-                revision=decision.revision.policy_revision,
-            )
-        return answer
+        digest = self.digester.make(incoming.visit.caller.tenant, "arguments", asked.canonical)
+        if asked.continues and wait is None:
+            wait = await self.waits.resumed(incoming, asked, digest)
+        while True:
+            since = self.waits.holds.mark()
+            call, span = await self._judging.decide(incoming, asked, digest, wait)  # 2, 3
+            if wait is not None:
+                call = wait.waits_on(call)
+            result, refusal = enforce(call.decision)  # 4
+            lost = await self._judging.record(call, result, refusal, wait)  # 5
+            if lost:
+                result, refusal = Result.DENY, refusal or lost
+            if wait is not None and result is not Result.INTERCEPT:
+                await wait.settled()
+            answer: Answer | None
+            match result:
+                case Result.DENY:  # 6
+                    self._denied.value += 1
+                    answer = encodings.denial(call, refusal)
+                case Result.INTERCEPT:  # 7
+                    wait = wait or self._begin(incoming, asked)
+                    answer = await wait.next(call, since)
+                case Result.ALLOW:
+                    self._allowed.value += 1
+                    answer = await self._forwarding.run(call)  # 8-11
+                case _:
+                    assert_never(result)
+            if span is not None:
+                span.end(
+                    decision=result.value,
+                    reason=refusal or call.decision.reason_code,
+                    revision=call.decision.revision.policy_revision,
+                )
+            if answer is not None:
+                return answer
 
     # --- steps of serve -------------------------------------------------------------------------
 
@@ -333,16 +356,37 @@ class Pipeline:
         session: Session | None,
     ) -> Answer:
         if message.kind is Kind.NOTIFICATION:
-            return answers.ACCEPTED  # none of them changes anything here
+            return self._noted(message, session)
         if message.kind is Kind.RESPONSE:
-            raise Refused(answers.bad_request("nothing was asked"))
+            return await self.waits.answered(visit, message, session)
         if message.method in governed.METHODS:
-            return await self.govern(arrival, visit, message, route, session)
+            self._calls.value += 1
+            return await self.govern(
+                Incoming(
+                    visit=visit,
+                    message=message,
+                    route=route,
+                    session=session,
+                    headers=arrival.headers,
+                    stream=arrival.stream,
+                )
+            )
+        if route.modern and message.method in approval_tasks.METHODS:
+            if not visit.let_in:
+                raise Refused(local.failed("agent_suspended"))
+            return await self.tasks.answer(visit, message)
         if not self._local.knows(message.method, route):
             raise Refused(local.not_found(message, route))
-        if not _let_in(visit):
+        if not visit.let_in:
             raise Refused(local.failed("agent_suspended"))
         return await self._local.answer(visit, message, route, session)
+
+    def _noted(self, message: Message, session: Session | None) -> Answer:
+        """Of all notifications, the only one that changes anything is a request given up."""
+        given_up = message.params.get("requestId")
+        if message.method == "notifications/cancelled" and session and given_up is not None:
+            self.waits.holds.cancelled((session.id, given_up))
+        return answers.ACCEPTED
 
     async def _end_session(self, arrival: Arrival, visit: Visit) -> Answer:
         session = self._session(visit, arrival.headers.get(b"mcp-session-id"))
@@ -352,75 +396,10 @@ class Pipeline:
             await self.backends.of(visit.server).close(visit, upstream)
         return Answer(204, b"", ())
 
-    # --- steps of govern ------------------------------------------------------------------------
+    # --- a step of govern -----------------------------------------------------------------------
 
-    async def _live(self, arrival: Arrival, visit: Visit, asked: Question, route: Route) -> Live:
-        """The server and the tool as they are offered now."""
-        if not _let_in(visit):
-            return Live()  # nobody asks a tool server on behalf of such an agent
-        try:
-            backend = self.backends.of(visit.server)
-            if not asked.is_tool:
-                return Live(backend=backend, facts=await backend.facts(visit))
-            listing = await self.catalog.listing(visit, backend)
-            tool = listing.tools.get(asked.tool)
-            if tool is None and NAME.fullmatch(asked.tool):
-                tool = await self.catalog.find(visit, backend, asked.tool)
-        except UpstreamFailed as failure:
-            return Live(failure=failure.reason)
-        if tool is not None and tool.params and route.modern:
-            mismatch = headers.agree_params(tool.params, arrival.headers, asked.arguments)
-            if mismatch is not None:
-                raise Refused(mismatch)
-        return Live(backend=backend, facts=listing.facts, tool=tool)
-
-    async def _decide(self, ask: Ask, asked: Question, live: Live) -> Decision:
-        if live.failure:
-            return denied(live.failure)  # nobody can say which tool this would be
-        if asked.is_tool and NAME.fullmatch(asked.tool) is None:
-            return denied("tool_hidden")  # no table can hold such a name
-        return await self.decider.decide(ask)
-
-    def _span(
-        self, spans: CallSpans, asked: Question, live: Live, message: Message, began_ns: int
-    ) -> CallSpan:
-        """Names a tool only if it exists: any other name is the agent's own text."""
-        started_ns = self.clock.now_ns() - (self.clock.monotonic_ns() - began_ns)
-        tool = asked.tool if live.tool else "_OTHER" if asked.is_tool else ""
-        return spans.begin(asked.method, tool, message.params, started_ns=started_ns)
-
-    async def _record(self, call: Call, refusal: str) -> str:
-        """Durable when this returns. A reason, if it could not be: then nothing may run."""
-        decision = call.decision
-        if refusal and refusal not in decision.codes:
-            decision = replace(decision, codes=(*decision.codes, refusal))
-        record, parts = records.decided(
-            call.subject,
-            decision,
-            type="call.denied" if refusal else "call.intent",
-            reason=refusal or decision.reason_code,
-            clock=self.clock,
-        )
-        try:
-            await self.recorder.put(record, parts=parts)
-        except BehavryError as failure:
-            self.log.error("not_recorded", reason=failure.code)
-            return refusal or "audit_unavailable"
-        return ""
-
-
-def enforce(decision: Decision) -> str:
-    """The reason of the refusal; empty for Allow and for nothing else."""
-    match decision.result:
-        case Result.ALLOW:
-            return ""
-        case Result.DENY:
-            return decision.reason_code or "policy"
-        case Result.INTERCEPT:
-            return "escalation_unavailable"  # nobody can be asked yet
-        case _:
-            assert_never(decision.result)
-
-
-def _let_in(visit: Visit) -> bool:
-    return visit.agent.active and visit.tenant.status == "active"
+    def _begin(self, incoming: Incoming, asked: Question) -> Wait:
+        """The wait of a call that nobody waits for yet."""
+        row = encodings.row(incoming, is_tool=asked.is_tool)
+        task = self.tasks.begin(incoming) if row is Row.TASK else None
+        return task or self.waits.begin(incoming, row)

@@ -17,6 +17,7 @@ from services.proxy.calls import NOTHING, Caller, Decision, Resource, Result, Vi
 
 PAYLOAD: Final = {"mode": "metadata_only", "state": "not_stored"}
 _KEPT_TEXT: Final = 1024
+_VERDICTS: Final = {"call.intent": "allow", "call.denied": "deny", "call.held": "intercept"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +38,12 @@ class Subject:
 def decided(
     subject: Subject, decision: Decision, *, type: str, reason: str, clock: Clock
 ) -> tuple[Record, tuple[Part, ...]]:
-    """`call.intent` or `call.denied`, with the decided envelope as its purgeable part."""
+    """`call.intent`, `call.denied` or `call.held`, with the decided envelope as its purgeable
+    part.
+    """
     visit = subject.visit
     parts = (make_part("input", decision.envelope, mode="input"),) if decision.envelope else ()
-    revision = decision.revision
+    revision, escalation = decision.revision, decision.escalation
     fields: dict[str, Any] = {
         **_call(subject),
         "decision": subject.id,
@@ -48,8 +51,11 @@ def decided(
         "category": decision.category or None,
         "resource": subject.resource.value[:_KEPT_TEXT] or None,
         "resource_kind": subject.resource.kind,
-        "verdict": "allow" if type == "call.intent" else "deny",
+        "verdict": _VERDICTS[type],
         "reason": reason,
+        "approval": {"escalation": escalation.id, "codes": list(escalation.codes)}
+        if escalation is not None
+        else None,
         "reasons": list(decision.codes) or None,
         "policies": list(decision.policies) or None,
         "shadow": _plain(decision.shadow) or None,

@@ -1,4 +1,4 @@
-"""Values that agents carry for us: sessions and cursors, encrypted and bound to their owner.
+"""Values that agents carry for us (sessions, cursors, what waits), encrypted and bound to them.
 
 Decides what opens (mcp.md 9): `b1.<day>.<base64url>`, AES-256-GCM under a key of its own per
 purpose and day, with tenant, agent, server and policy set as associated data. What is inside is the
@@ -28,7 +28,9 @@ MAX_AGE_DAYS: Final = 2
 _NS_PER_DAY: Final = 86_400 * 1_000_000_000
 _CACHED: Final = 256
 
-Purpose = Literal["session", "cursor"]
+Purpose = Literal["session", "cursor", "state", "task", "request"]
+#: What waits for a person may wait for 7 days; the content says how long exactly.
+_DAYS: Final[dict[Purpose, int]] = {"state": 8, "task": 8}
 
 
 class Unsealed(Exception):
@@ -68,7 +70,7 @@ class Seals:
 
     def open(self, purpose: Purpose, holder: Sequence[str], value: str) -> bytes:
         """Raises Unsealed."""
-        day, sealed = self._split(value)
+        day, sealed = self._split(value, _DAYS.get(purpose, MAX_AGE_DAYS))
         for index in range(len(self._keys)):
             try:
                 return self._key(index, purpose, day).decrypt(
@@ -78,13 +80,13 @@ class Seals:
                 continue
         raise Unsealed
 
-    def _split(self, value: str) -> tuple[int, bytes]:
+    def _split(self, value: str, max_age_days: int) -> tuple[int, bytes]:
         version, _, rest = value.partition(".")
         text, _, encoded = rest.partition(".")
         if version != "b1" or len(value) > MAX_SEALED or not text.isascii() or not text.isdigit():
             raise Unsealed
         day = int(text[:8])
-        if str(day) != text or not self._today() - MAX_AGE_DAYS <= day <= self._today() + 1:
+        if str(day) != text or not self._today() - max_age_days <= day <= self._today() + 1:
             raise Unsealed
         try:
             sealed = base64.b64decode(encoded + "=" * (-len(encoded) % 4), b"-_", validate=True)

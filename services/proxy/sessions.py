@@ -31,6 +31,8 @@ class Session(Struct, frozen=True, array_like=True):
     opened_s: int
     upstream: str = ""
     upstream_version: str = ""
+    #: The agent can show a URL to its user.
+    elicits: bool = False
 
 
 class TooMany(Exception):
@@ -59,17 +61,26 @@ class Sessions:
         if len(self._live.get(_owner(visit), ())) >= PER_AGENT:
             raise TooMany
 
-    def open(self, visit: Visit, version: str, upstream: str, upstream_version: str) -> str:
+    def open(
+        self,
+        visit: Visit,
+        version: str,
+        upstream: str,
+        upstream_version: str,
+        *,
+        elicits: bool = False,
+    ) -> str:
         """The value for Mcp-Session-Id."""
         now_s = self._now_s()
-        session = Session(uuid7(self._clock.now_ns()), version, now_s, upstream, upstream_version)
+        made = uuid7(self._clock.now_ns())
+        session = Session(made, version, now_s, upstream, upstream_version, elicits)
         self._live.setdefault(_owner(visit), {})[session.id] = _Live(visit, session, now_s)
-        return self._seals.seal("session", _holder(visit), msgspec.msgpack.encode(session))
+        return self._seals.seal("session", holder(visit), msgspec.msgpack.encode(session))
 
     def find(self, visit: Visit, sealed: str) -> Session:
         """Raises Unsealed: of another holder, ended, too old. All read as if it never was."""
         try:
-            session = _decoder.decode(self._seals.open("session", _holder(visit), sealed))
+            session = _decoder.decode(self._seals.open("session", holder(visit), sealed))
         except msgspec.DecodeError:
             raise Unsealed from None
         now_s = self._now_s()
@@ -108,6 +119,6 @@ def _owner(visit: Visit) -> tuple[TenantId, AgentId]:
     return visit.caller.tenant, visit.caller.agent
 
 
-def _holder(visit: Visit) -> tuple[str, ...]:
+def holder(visit: Visit) -> tuple[str, ...]:
     """Tenant, agent, server, and of the policy set the agent's class (core.md 4)."""
     return (visit.caller.tenant, visit.caller.agent, visit.slug, visit.agent.cls)

@@ -28,6 +28,8 @@ class ProxySettings(ServiceSettings):
     decision_timeout_ms: int = setting(
         "BEHAVRY_PROXY_DECISION_TIMEOUT_MS", default=500, minimum=10, maximum=10_000
     )
+    # Some clients give up after 60 s.
+    hold_seconds: float = setting("BEHAVRY_HOLD_SECONDS", default=45.0, minimum=0, maximum=55)
     # Several processes need their own outboxes and one host for children: not in this version.
     workers: int = setting("BEHAVRY_PROXY_WORKERS", default=1, minimum=1, maximum=1)
     seal_keys: Path = setting(

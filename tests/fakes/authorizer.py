@@ -8,7 +8,7 @@ wrong or gone. What policies mean is the real one's business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,9 @@ import orjson
 
 from behavry.authorizer.v1 import authorizer_pb2 as wire
 from behavry.authorizer.v1 import authorizer_pb2_grpc
+from services.common.clock import SystemClock
 from services.common.errors import BehavryError
+from services.common.ids import uuid7
 from services.common.rpc.peers import TokenPeers
 from services.common.rpc.server import serve
 from services.common.telemetry.counters import Counters
@@ -32,7 +34,29 @@ OTHER_AGENT = "0199d0d0-0000-7000-8000-0000000000a2"
 SESSION = "0199d0d0-0000-7000-8000-00000000005e"
 POLICY_REVISION = "sha256:" + "7" * 64
 
+#: What a call that continues an escalation is denied for.
+ENDED = {
+    "denied": "escalation_denied",
+    "expired": "escalation_expired",
+    "lapsed": "escalation_expired",
+    "cancelled": "escalation_cancelled",
+    "revoked": "escalation_denied",
+}
+
 Twist = Callable[[wire.Verdict], wire.Verdict | None]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """An escalation as far as a proxy can tell."""
+
+    id: str
+    binding: tuple[str, ...]
+    codes: tuple[str, ...]
+    decide_by_ms: int
+    state: str = "pending"
+    uses: int = 0
+    execute_by_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -46,6 +70,8 @@ class Rules:
     #: Agents whose every call is denied, and why.
     agents: dict[str, str] = field(default_factory=dict)
     obligations: list[dict[str, Any]] = field(default_factory=list)
+    #: How long people have to decide.
+    decide_ms: int = 30 * 60 * 1000
 
 
 class FakeAuthorizer(
@@ -62,6 +88,9 @@ class FakeAuthorizer(
         self.silent = False
         self.down = False
         self.twist: Twist | None = None
+        self.tickets: dict[str, Ticket] = {}
+        self.cancels: list[wire.CancelEscalationRequest] = []
+        self._streams: set[asyncio.Queue[wire.DecideResponse | None]] = set()
         self._changed = asyncio.Condition()
         self._heard = asyncio.Condition()
 
@@ -87,23 +116,77 @@ class FakeAuthorizer(
             self.rules.approved[server, tool] = (await self.seen(server, tool)).schema_hash
         await self.publish()
 
+    def settle(self, escalation_id: str, state: str, *, uses: int = 1) -> None:
+        """What a person or the time made of an escalation; the streams hear of it."""
+        ticket = self.tickets[escalation_id]
+        ticket.state, ticket.uses = state, uses if state == "approved" else 0
+        self._tell_changed(ticket)
+
+    def revoke(self, *, tenant: str = TENANT, agents: Sequence[str] = ()) -> None:
+        """Tells the streams; `rules.agents` says what such agents are answered."""
+        revoked = wire.Revoked(tenant_id=tenant, agent_ids=agents)
+        self._tell(wire.DecideResponse(revoked=revoked))
+
+    def hang_up(self) -> None:
+        """Ends the streams, as a restart would; the next ones are taken."""
+        for out in self._streams:
+            out.put_nowait(None)
+
+    async def asked(self, count: int) -> wire.Ask:
+        """The last ask, when there have been so many."""
+        async with asyncio.timeout(5), self._heard:
+            await self._heard.wait_for(lambda: len(self.asks) >= count)
+        return self.asks[-1]
+
+    def _tell_changed(self, ticket: Ticket) -> None:
+        changed = wire.TicketChanged(
+            tenant_id=ticket.binding[0], escalation_id=ticket.id, state=ticket.state
+        )
+        self._tell(wire.DecideResponse(ticket_changed=changed))
+
+    def _tell(self, news: wire.DecideResponse) -> None:
+        for out in self._streams:
+            out.put_nowait(news)
+
     # --- the contract ---------------------------------------------------------------------------
 
     async def Decide(
         self, request_iterator: AsyncIterator[wire.DecideRequest], context: Any
     ) -> AsyncIterator[wire.DecideResponse]:
-        async for request in request_iterator:
+        out: asyncio.Queue[wire.DecideResponse | None] = asyncio.Queue()
+        self._streams.add(out)
+        try:
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._take(request_iterator, out))
+                while (response := await out.get()) is not None:
+                    yield response
+                reading.cancel()
+        finally:
+            self._streams.discard(out)
+        if self.down:
+            raise BehavryError("INTERNAL", "told to fail")
+
+    async def _take(
+        self,
+        requests: AsyncIterator[wire.DecideRequest],
+        out: asyncio.Queue[wire.DecideResponse | None],
+    ) -> None:
+        """Asks to verdicts; nothing more comes after the last ask."""
+        async for request in requests:
             if request.WhichOneof("message") != "asks":
                 continue
             self.messages += 1
-            self.asks.extend(request.asks.asks)
+            async with self._heard:
+                self.asks.extend(request.asks.asks)
+                self._heard.notify_all()
             if self.down:
-                raise BehavryError("INTERNAL", "told to fail")
+                break
             verdicts = [self._verdict(ask) for ask in request.asks.asks]
             if self.twist is not None:
                 verdicts = [made for one in verdicts if (made := self.twist(one)) is not None]
             if not self.silent:
-                yield wire.DecideResponse(verdicts=wire.Verdicts(verdicts=verdicts))
+                out.put_nowait(wire.DecideResponse(verdicts=wire.Verdicts(verdicts=verdicts)))
+        out.put_nowait(None)
 
     async def View(self, request: wire.ViewRequest, context: Any) -> wire.ViewResponse:
         self.views += 1
@@ -118,6 +201,17 @@ class FakeAuthorizer(
             ],
             revision=self._revision(),
         )
+
+    async def CancelEscalation(
+        self, request: wire.CancelEscalationRequest, context: Any
+    ) -> wire.CancelEscalationResponse:
+        self.cancels.append(request)
+        ticket = self.tickets.get(request.escalation_id)
+        if ticket is None or ticket.binding[:2] != (request.tenant_id, request.agent_id):
+            return wire.CancelEscalationResponse()
+        if ticket.state == "pending":
+            self.settle(ticket.id, "cancelled")
+        return wire.CancelEscalationResponse(state=ticket.state)
 
     async def ReportTools(
         self, request: wire.ReportToolsRequest, context: Any
@@ -153,6 +247,9 @@ class FakeAuthorizer(
             )
             return wire.Verdict(id=ask.id, decision=denied, revision=self._revision())
         result, code, codes = self._decide(ask, asked)
+        escalation = None
+        if result == "intercept":
+            result, code, codes, escalation = self._escalated(ask, asked, codes)
         return wire.Verdict(
             id=ask.id,
             arguments_digest=asked["arguments_digest"],
@@ -166,6 +263,7 @@ class FakeAuthorizer(
                 engine_us=120,
                 action="read",
                 category="test",
+                escalation=escalation,
             ),
             revision=self._revision(),
             envelope=orjson.dumps({"schema": "behavry.input/1", "request": {**asked}}),
@@ -190,6 +288,36 @@ class FakeAuthorizer(
         result, code = self.rules.verdicts.get(key, ("allow", ""))
         return result, code, [code] if code else []
 
+    def _escalated(
+        self, ask: wire.Ask, asked: dict[str, Any], codes: list[str]
+    ) -> tuple[str, str, list[str], wire.Escalation]:
+        """The rules of core.md 9, as far as a proxy can tell: same binding, same ticket; an ended
+        one answers to its id; an approved one is used up before the answer.
+        """
+        now_ms = SystemClock().now_ns() // 1_000_000
+        caller = ask.caller
+        binding = (
+            caller.tenant_id, caller.agent_id, caller.requester_id, asked["server"], asked["tool"],
+            asked["method"], asked["arguments_digest"], str(asked["schema_hash"]),
+        )  # fmt: skip
+        ticket = self.tickets.get(ask.escalation_id)
+        if ticket is not None and ticket.binding == binding and ticket.state in ENDED:
+            code = ENDED[ticket.state]
+            return "deny", code, [*codes, code], _told(ticket)
+        live = (one for one in self.tickets.values() if one.binding == binding)
+        ticket = next((one for one in live if one.state in {"pending", "approved"}), None)
+        if ticket is None:
+            new = Ticket(uuid7(now_ms * 1_000_000), binding, tuple(codes), 0)
+            new.decide_by_ms = now_ms + self.rules.decide_ms
+            ticket = self.tickets[new.id] = new
+        if ticket.state == "pending":
+            return "intercept", codes[0], codes, _told(ticket)
+        ticket.uses -= 1
+        if ticket.uses == 0:
+            ticket.state = "consumed"
+            self._tell_changed(ticket)
+        return "allow", "", codes, _told(ticket, state="consumed")
+
     def _revision(self) -> wire.Revision:
         return wire.Revision(
             bundle_serial=self.snapshot["serial"],
@@ -198,6 +326,15 @@ class FakeAuthorizer(
             policy_state="fresh",
             bundle_age_s=3,
         )
+
+
+def _told(ticket: Ticket, *, state: str = "") -> wire.Escalation:
+    return wire.Escalation(
+        id=ticket.id,
+        state=state or ticket.state,
+        decide_by_ms=ticket.decide_by_ms,
+        codes=ticket.codes,
+    )
 
 
 def server_entry(**changes: Any) -> dict[str, Any]:

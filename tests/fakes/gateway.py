@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from services.common.outbox.recovery import read_all
 from services.common.outbox.segment import scan
 from services.common.settings import load
 from services.proxy.app import Running, running
+from services.proxy.headers import NAMED
 from services.proxy.settings import ProxySettings
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import (
@@ -86,6 +87,8 @@ class Gateway:
     last: bytes = b""
     #: And the session that it gave.
     session: str = ""
+    #: What came before it, where it came as an event stream.
+    events: list[Any] = field(default_factory=list)
     _forgotten: int = 0
 
     @property
@@ -104,7 +107,32 @@ class Gateway:
         headers: dict[str, str] | None = None,
         drop: tuple[str, ...] = (),
     ) -> tuple[int, Any]:
-        """(status, JSON or None). Bytes go as they are."""
+        """(status, JSON or None): of an event stream, its last event. Bytes go as they are."""
+        async with self.sending(
+            body, server=server, token=token, headers=headers, drop=drop
+        ) as response:
+            self.last = content = await response.read()
+            self.session = response.headers.get("mcp-session-id", "")
+            if response.content_type != "text/event-stream":
+                return response.status, orjson.loads(content) if content else None
+            *self.events, answer = [
+                orjson.loads(line[6:])
+                for line in content.splitlines()
+                if line.startswith(b"data: ")
+            ]
+            return response.status, answer
+
+    @asynccontextmanager
+    async def sending(
+        self,
+        body: Any,
+        *,
+        server: str = "notes",
+        token: str | None = None,
+        headers: dict[str, str] | None = None,
+        drop: tuple[str, ...] = (),
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer as it comes."""
         sent = {
             "authorization": f"Bearer {token or self.issuer.token()}",
             "content-type": "application/json",
@@ -115,9 +143,7 @@ class Gateway:
         raw = body if isinstance(body, bytes) else orjson.dumps(body)
         data = raw if len(raw) < 1_000_000 else io.BytesIO(raw)  # the client's own advice
         async with self.http.post(self.mcp(server), data=data, headers=sent) as response:
-            self.last = content = await response.read()
-            self.session = response.headers.get("mcp-session-id", "")
-            return response.status, orjson.loads(content) if content else None
+            yield response
 
     async def modern(
         self,
@@ -125,20 +151,12 @@ class Gateway:
         params: dict[str, Any] | None = None,
         *,
         headers: dict[str, str] | None = None,
+        capabilities: dict[str, Any] | None = None,
+        meta: dict[str, Any] | None = None,
         **options: Any,
     ) -> tuple[int, Any]:
         """A request of the modern era with the headers that belong to it."""
-        given = params or {}
-        name = given.get("name", given.get("uri"))
-        sent = {"mcp-protocol-version": wire.MODERN, "mcp-method": method}
-        if isinstance(name, str) and method in {"tools/call", "prompts/get", "resources/read"}:
-            sent["mcp-name"] = name
-        body = {
-            "jsonrpc": "2.0",
-            "id": 7,
-            "method": method,
-            "params": {**given, "_meta": MODERN_META},
-        }
+        body, sent = modern_request(method, params or {}, capabilities or {}, meta or {})
         return await self.post(body, headers={**sent, **(headers or {})}, **options)
 
     async def call(
@@ -190,6 +208,19 @@ class Gateway:
                 audit_pb2.StoredRecord.FromString(one.stored).entry for one in scan(data).frames
             ]
         return made
+
+
+def modern_request(
+    method: str, params: dict[str, Any], capabilities: dict[str, Any], meta: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """(body, headers)"""
+    name = params.get(NAMED[method]) if method in NAMED else None
+    sent = {"mcp-protocol-version": wire.MODERN, "mcp-method": method}
+    if isinstance(name, str):
+        sent["mcp-name"] = name
+    full = {**MODERN_META, wire.CAPABILITIES_META: capabilities, **meta}
+    body = {"jsonrpc": "2.0", "id": 7, "method": method, "params": {**params, "_meta": full}}
+    return body, sent
 
 
 def environment(state_dir: Path, **changes: str) -> dict[str, str]:

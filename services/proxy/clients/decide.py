@@ -16,11 +16,23 @@ import msgspec
 
 from behavry.authorizer.v1 import authorizer_pb2, authorizer_pb2_grpc
 from services.common.errors import BehavryError
+from services.common.ids import is_uuid
 from services.common.rpc.client import Link
 from services.common.rpc.errors import known
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log
-from services.proxy.calls import Ask, Caller, Decision, Offered, Result, Revision, Visit, denied
+from services.proxy.calls import (
+    Ask,
+    Caller,
+    Decision,
+    Escalation,
+    Offered,
+    Result,
+    Revision,
+    Visit,
+    denied,
+)
+from services.proxy.holding import Holds
 
 MAX_BATCH: Final = 64
 MAX_CALLERS: Final = 4096
@@ -37,6 +49,8 @@ _RESULTS: Final = {
     authorizer_pb2.DECISION_RESULT_DENY: Result.DENY,
     authorizer_pb2.DECISION_RESULT_INTERCEPT: Result.INTERCEPT,
 }
+#: One that cannot be named: nothing can wait for it or have used it up.
+UNUSABLE: Final = Escalation(id="", state="")
 _UNAVAILABLE: Final = "policy_unavailable"
 _list: Final = msgspec.json.Decoder(list[Any])
 
@@ -74,12 +88,20 @@ class DecideClient:
     """`run` keeps the stream open; `decide` may be called before it is."""
 
     def __init__(
-        self, link: Link, *, worker: str, timeout_ms: int, counters: Counters, log: Log
+        self,
+        link: Link,
+        *,
+        worker: str,
+        timeout_ms: int,
+        holds: Holds,
+        counters: Counters,
+        log: Log,
     ) -> None:
         self._link = link
         self._stub = authorizer_pb2_grpc.AuthorizerServiceStub(link.channel)
         self._worker = worker
         self._timeout_ms = timeout_ms
+        self._holds = holds
         self._log = log
         self._last_id = 0
         self._queue: deque[_Pending] = deque()
@@ -142,6 +164,23 @@ class DecideClient:
         except grpc.aio.AioRpcError as failure:
             raise known(failure) from None
 
+    async def cancel(self, visit: Visit, escalation_id: str) -> str:
+        """The state that it has now, empty if there is none. Raises BehavryError."""
+        request = authorizer_pb2.CancelEscalationRequest(
+            tenant_id=visit.caller.tenant,
+            agent_id=visit.caller.agent,
+            escalation_id=escalation_id,
+        )
+        try:
+            answer = await self._stub.CancelEscalation(
+                request, timeout=VIEW_S, metadata=self._link.metadata()
+            )
+        except grpc.aio.AioRpcError as failure:
+            raise known(failure) from None
+        except OSError:
+            raise BehavryError("POLICY_UNAVAILABLE", "no token to call with") from None
+        return str(answer.state)
+
     async def run(self) -> None:
         """Opens the stream, and again when it ended, as long as the process lives."""
         delay_s = FIRST_DELAY_S
@@ -167,6 +206,7 @@ class DecideClient:
             await call.write(authorizer_pb2.DecideRequest(hello=hello))
             self._streams.value += 1
             self.connected.set()
+            self._holds.reconnected()
             async with asyncio.TaskGroup() as group:
                 writing = group.create_task(self._write(call, stream))
                 await self._read(call, stream)
@@ -181,6 +221,14 @@ class DecideClient:
             if response.HasField("verdicts"):
                 for verdict in response.verdicts.verdicts:
                     stream.settle(verdict)
+            elif response.HasField("ticket_changed"):
+                changed = response.ticket_changed
+                self._holds.ticket_changed(changed.tenant_id, changed.escalation_id)
+            elif response.HasField("revoked"):
+                revoked = response.revoked
+                self._holds.revoked(
+                    revoked.tenant_id, frozenset(revoked.agent_ids), frozenset(revoked.session_ids)
+                )
             elif response.HasField("drain") and not stream.waiting:
                 return
         # A stream that ends without an error is an authorizer that went away in peace.
@@ -227,6 +275,8 @@ class DecideClient:
         into.features = ask.features
         into.findings = NO_FINDINGS
         into.arguments_json = ask.arguments
+        if ask.escalation_id:
+            into.escalation_id = ask.escalation_id
 
     def _caller(self, visit: Visit) -> authorizer_pb2.Caller:
         """Made once per token and form: the next call of a session says the same."""
@@ -265,7 +315,9 @@ async def _responses(call: Any) -> AsyncIterator[authorizer_pb2.DecideResponse]:
 
 
 def read(verdict: authorizer_pb2.Verdict, arguments_digest: str) -> Decision:
-    """1. about these arguments  2. a known result  3. nothing that we cannot do. Else a denial."""
+    """1. about these arguments  2. a known result  3. nothing that we cannot do  4. what waits can
+    be waited for, what is allowed by a person was used up. Else a denial.
+    """
     if verdict.arguments_digest != arguments_digest:  # 1
         return denied(_UNAVAILABLE)
     said = verdict.decision
@@ -281,6 +333,12 @@ def read(verdict: authorizer_pb2.Verdict, arguments_digest: str) -> Decision:
     codes = tuple(said.codes)
     if obligations and result is Result.ALLOW:  # 3: this version can honour none of them
         result, code, codes = Result.DENY, "obligation_unknown", (*codes, "obligation_unknown")
+    escalation = _escalation(said)  # 4
+    if result is Result.INTERCEPT and not _waits(escalation):
+        result, code = Result.DENY, "escalation_unavailable"
+        codes, escalation = (*codes, code), None
+    if result is Result.ALLOW and not _used_up(escalation):
+        return denied("engine_invalid")
     match result:
         case Result.ALLOW:
             usable = bool(verdict.envelope)
@@ -311,4 +369,30 @@ def read(verdict: authorizer_pb2.Verdict, arguments_digest: str) -> Decision:
             bundle_age_s=revision.bundle_age_s,
         ),
         envelope=verdict.envelope,
+        escalation=escalation if escalation is not UNUSABLE else None,
+        retry_after_ms=said.retry_after_ms,
     )
+
+
+def _escalation(said: authorizer_pb2.Decision) -> Escalation | None:
+    if not said.HasField("escalation"):
+        return None
+    found = said.escalation
+    if not is_uuid(found.id):
+        return UNUSABLE
+    return Escalation(
+        id=found.id,
+        state=found.state,
+        decide_by_ms=found.decide_by_ms,
+        codes=tuple(found.codes),
+    )
+
+
+def _waits(escalation: Escalation | None) -> bool:
+    """Whether there is a ticket that somebody can decide on."""
+    return escalation is not None and escalation.state == "pending" and escalation.decide_by_ms > 0
+
+
+def _used_up(escalation: Escalation | None) -> bool:
+    """Whether an Allow needed nobody, or somebody's approval that is spent by now."""
+    return escalation is None or escalation.state == "consumed"

@@ -7,7 +7,7 @@ counted, not recorded: nobody knows yet who asks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -127,6 +127,7 @@ class Entry:
             return
         credential, ambiguous = _credential(sent, raw, scope["query_string"], key=form == "key")
         resource = f"{self._edges.public_url}{MCP}{rest}"
+        reply = _Reply(receive, send)
         arrival = Arrival(
             verb=scope["method"],
             server=name,
@@ -139,8 +140,9 @@ class Entry:
             raw_headers=raw,
             client_ip=address,
             read=lambda: _read(receive, MAX_BODY),
+            stream=reply,
         )
-        await _Reply(send).give(self._pipeline.serve(arrival))
+        await reply.give(self._pipeline.serve(arrival))
 
     def _admission(
         self,
@@ -217,36 +219,64 @@ class Entry:
 
 
 class _Reply:
-    """JSON; or, if the answer takes longer than 15 s, an event stream kept open by comments."""
+    """JSON; or an event stream kept open by comments, if the answer takes longer than 15 s or
+    something has to be said before it.
+    """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
         self._send = send
-        self._streaming = False
+        self._opening = asyncio.Lock()
+        self._open = False
+        self._beside: list[asyncio.Task[None]] = []
+        self.gone = asyncio.Event()
 
     async def give(self, work: Awaitable[Answer]) -> None:
         loop = asyncio.get_running_loop()
-        pinging: list[asyncio.Task[None]] = []
-        timer = loop.call_later(
-            PATIENCE_S, lambda: pinging.append(loop.create_task(self._keep_open()))
-        )
+        timer = loop.call_later(PATIENCE_S, lambda: self._start(self._keep_open()))
         try:
             answer = await work
         finally:
             timer.cancel()
-            for task in pinging:
+            for task in self._beside:
                 task.cancel()
-        if not self._streaming:
+            if self._beside:  # nothing is sent in the middle of what they send
+                await asyncio.wait(self._beside)
+        if not self._open:
             await _send(self._send, answer)
             return
         event = b"event: message\ndata: %s\n\n" % answer.body
         await self._send({"type": "http.response.body", "body": event})
 
+    async def open(self) -> None:
+        """From here on the answer is an event stream, and who reads it is watched."""
+        async with self._opening:
+            if self._open:
+                return
+            await self._send({"type": "http.response.start", "status": 200, "headers": _SSE})
+            self._open = True
+        self._start(self._keep_open())
+        self._start(self._watch())
+
+    async def send(self, message: bytes) -> None:
+        event = b"event: message\ndata: %s\n\n" % message
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._beside.append(asyncio.get_running_loop().create_task(work))
+
     async def _keep_open(self) -> None:
-        self._streaming = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": _SSE})
+        if not self._open:
+            await self.open()
+            return  # which started another one of these
         while True:
             await self._send({"type": "http.response.body", "body": b":\n\n", "more_body": True})
             await asyncio.sleep(PATIENCE_S)
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone.set()
 
 
 def _credential(

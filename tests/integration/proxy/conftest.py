@@ -28,10 +28,16 @@ def tools(one_tool_server: ToolServer) -> ToolServer:
 
 
 @pytest.fixture
-async def proxy(tmp_path: Path, tools: ToolServer) -> AsyncIterator[Gateway]:
+def hold() -> str:
+    """How long a call is held, in seconds; tests that wait for its end say less."""
+    return "20"
+
+
+@pytest.fixture
+async def proxy(tmp_path: Path, tools: ToolServer, hold: str) -> AsyncIterator[Gateway]:
     assert tools.url is not None
     servers = {"notes": http_server(tools.url), "other": http_server(tools.url, id="")}
-    async with gateway(tmp_path / "state", servers) as made:
+    async with gateway(tmp_path / "state", servers, BEHAVRY_HOLD_SECONDS=hold) as made:
         await made.authorizer.publish(
             agents={
                 **made.authorizer.snapshot["tenants"][made.tenant]["agents"],

@@ -86,8 +86,13 @@ async def test_two_answers_to_one_question_are_one(proxy: Gateway, tools: ToolSe
     assert sorted(f"c{i}" for i in range(4)) == sorted(tools.ran())
 
 
-async def test_an_intercept_keeps_the_policys_code_in_the_record(proxy: Gateway) -> None:
+async def test_an_intercept_that_names_no_escalation_is_a_denial(proxy: Gateway) -> None:
+    def nameless(verdict: pb.Verdict) -> pb.Verdict:
+        verdict.decision.ClearField("escalation")
+        return verdict
+
     proxy.authorizer.rules.verdicts["notes", "write_note"] = ("intercept", "four_eyes")
+    proxy.authorizer.twist = nameless
 
     _, refused = await proxy.call("write_note", {"call": "c"})
 
@@ -209,7 +214,7 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], int]] = [
     ("resources/read", {}, -32602),
     ("resources/subscribe", {"uri": "file:///a"}, -32601),
     ("completion/complete", {}, -32601),
-    ("tasks/get", {"taskId": "x"}, -32601),
+    ("tasks/get", {"taskId": "x"}, -32021),
     ("tasks/update", {"taskId": "x"}, -32601),
 ]
 
@@ -218,8 +223,7 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], int]] = [
 async def test_what_this_version_cannot_decide_on_is_refused(
     proxy: Gateway, tools: ToolServer, method: str, params: dict[str, Any], code: int
 ) -> None:
-    headers = {"mcp-name": "x"} if "taskId" in params else {}
-    _, refused = await proxy.modern(method, params, headers=headers)
+    _, refused = await proxy.modern(method, params)
 
     assert code == refused["error"]["code"]
     assert [] == tools.ran()

@@ -139,9 +139,10 @@ def test_only_what_is_relayed_is_offered() -> None:
     introduced = bridge.initialized(facts, "2025-06-18")
     discovered = bridge.discovered(facts)
 
-    assert (
-        {"tools": {}, "resources": {}} == introduced["capabilities"] == discovered["capabilities"]
-    )
+    offered = {"tools": {}, "resources": {}}
+    ours = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+    assert offered == introduced["capabilities"]
+    assert {**offered, **ours} == discovered["capabilities"]
     assert (
         {"name": "s", "version": "1"}
         == introduced["serverInfo"]
