@@ -35,6 +35,7 @@ from services.authorizer.servicer import AuthorizerServicer, SnapshotServicer
 from services.authorizer.settings import AuthorizerSettings
 from services.authorizer.stop_news import StopNews
 from services.authorizer.stores import open_stores
+from services.authorizer.wind_down import WindDownWatch
 from services.common.clock import Clock, SystemClock
 from services.common.outbox.digests import Digester
 from services.common.outbox.outbox import Tuning
@@ -189,6 +190,7 @@ async def running(
 
         stop_news = StopNews(active=active, proxies=streams, journal=journal, log=log)
         active.kill_switch.listen(stop_news.changed)
+        wind_downs = WindDownWatch(active=active, proxies=streams, clock=clock)
         kill_file = KillFile(path=settings.kill_file, tell=active.stopped_here)
 
         def register(server: grpc.aio.Server) -> None:
@@ -231,6 +233,7 @@ async def running(
                 ("policy_watch", watch.run),
                 ("kill_file", kill_file.run),
                 ("kill_switch_records", stop_news.run),
+                ("wind_downs", wind_downs.run),
                 ("escalation_clocks", escalation_watch.run_clocks),
                 ("escalation_policies", escalation_watch.run_policies),
                 ("escalation_records", escalation_watch.run_records),

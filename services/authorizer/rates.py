@@ -1,8 +1,8 @@
 """Step 5: how often an agent, a tenant and a tool may be asked for (core.md 6).
 
 Decides which buckets a call takes from: all of them at once, or none and a refusal that says when
-to come back. The counts are the counter store's. While that is lost, each replica gives its share
-of the limits on its own and tries the store again once a second.
+to come back. The counts are the counter store's, which says at once when it is lost; then each
+replica gives its share of the limits on its own, call by call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from services.common.counter_store.memory import MemoryCounterStore
 from services.common.counter_store.protocol import Bucket, CounterStore, CounterStoreLost
 from services.common.telemetry.logging import Log
 
-RETRY_NS: Final = 1_000_000_000
+#: A store that answered so lately was slow, and is not called lost.
+SLOW_NS: Final = 1_000_000_000
 #: A third of a minute's worth at once, where a limit names no burst; the agents' default ratio.
 BURST_SHARE: Final = 3
 _KEPT: Final = 10_000
@@ -61,31 +62,33 @@ class Rates:
         self._log = log
         self._replicas = replicas
         self._local = MemoryCounterStore(clock)
-        self._try_at_ns: int | None = None
+        self._answered_ns = 0
+        self._alerted = False
+        self._last: Rated = _PASSED
         #: Tenant and agent -> the limits and factor that their two buckets were made of, and those.
         self._usual: dict[tuple[str, str], tuple[Limits, int, tuple[Bucket, Bucket]]] = {}
 
     @property
     def passed(self) -> Rated:
         """For a call that has paid already and is only judged again."""
-        return _PASSED if self._try_at_ns is None else _PASSED_LOCALLY
+        return self._last
 
     async def take(self, spending: Spending) -> Rated:
         """Does not wait where the store is in memory."""
         buckets: Sequence[Bucket] = self._agent_and_tenant(spending)
         if spending.limits.tools or spending.session:
             buckets = (*buckets, *_special(spending))
-        if self._try_at_ns is None or self._may_try():
-            try:
-                taken = await self._store.take(buckets)
-            except CounterStoreLost:
-                self._lost()
-            else:
-                if self._try_at_ns is not None:
-                    self._back()
-                return Rated(taken.retry_after_ms, "shared") if taken.retry_after_ms else _PASSED
-        taken = await self._local.take([_share(bucket, self._replicas) for bucket in buckets])
-        return Rated(taken.retry_after_ms, "local") if taken.retry_after_ms else _PASSED_LOCALLY
+        try:
+            taken = await self._store.take(buckets)
+        except CounterStoreLost:
+            self._lost()
+            taken = await self._local.take([_share(bucket, self._replicas) for bucket in buckets])
+            passed: Rated = _PASSED_LOCALLY
+        else:
+            self._answered()
+            passed = _PASSED
+        self._last = passed
+        return Rated(taken.retry_after_ms, passed.counters) if taken.retry_after_ms else passed
 
     def _agent_and_tenant(self, spending: Spending) -> tuple[Bucket, Bucket]:
         key = (spending.tenant, spending.agent)
@@ -107,22 +110,16 @@ class Rates:
         self._usual[key] = (limits, milli, buckets)
         return buckets
 
-    def _may_try(self) -> bool:
-        """One call a second finds out whether the store is back; the others do not wait for it."""
-        now_ns = self._clock.monotonic_ns()
-        if self._try_at_ns is not None and now_ns < self._try_at_ns:
-            return False
-        self._try_at_ns = now_ns + RETRY_NS
-        return True
-
     def _lost(self) -> None:
-        if self._try_at_ns is None:
+        if not self._alerted and self._clock.monotonic_ns() - self._answered_ns >= SLOW_NS:
+            self._alerted = True
             self._log.error("counter_store_lost", alert="high", replicas=self._replicas)
-            self._try_at_ns = self._clock.monotonic_ns() + RETRY_NS
 
-    def _back(self) -> None:
-        self._try_at_ns = None
-        self._log.warning("counter_store_back")
+    def _answered(self) -> None:
+        self._answered_ns = self._clock.monotonic_ns()
+        if self._alerted:
+            self._alerted = False
+            self._log.warning("counter_store_back")
 
 
 def _special(spending: Spending) -> list[Bucket]:

@@ -23,6 +23,11 @@ def holds(restriction: Restriction | None, now_s: int) -> bool:
     return restriction is not None and now_s < restriction.until_s
 
 
+def winds_down(restriction: Restriction, now_s: int) -> bool:
+    """The suspension that it leads to is still to come."""
+    return restriction.profile == "wind_down" and now_s < restriction.until_s
+
+
 def wound_down(restriction: Restriction | None, now_s: int) -> bool:
     """Past the date that `wind_down` led to: from then on suspended."""
     return (

@@ -220,8 +220,11 @@ class SnapshotServicer(authorizer_pb2_grpc.SnapshotServiceServicer):
         part = snapshots.proxy_part(
             bundle.state,
             bundle.revision,
-            self._active.revocations,
-            self._active.kill_switch.stops,
+            snapshots.Ended(
+                revocations=self._active.revocations,
+                stops=self._active.kill_switch.stops,
+                now_s=self._active.clock.now_ns() // 1_000_000_000,
+            ),
         )
         return bundle.revision, part
 

@@ -80,6 +80,19 @@ def revocation(signal_id: str = "a signal", **parts: Any) -> wire.Revocation:
     return wire.Revocation(signal_id=signal_id, tenant_id=TENANT, min_serial=2, **parts)
 
 
+async def shown_status(authorizer: RunningAuthorizer, wanted: str) -> dict[str, str]:
+    """The agents' statuses, once proxies see the first one's to be `wanted`."""
+    stub = authorizer_pb2_grpc.SnapshotServiceStub(authorizer.proxy.channel)
+    watch = stub.Watch(asked.WatchRequest(part="proxy"), metadata=authorizer.proxy.metadata())
+    async with asyncio.timeout(5):
+        async for message in watch:
+            agents = json.loads(message.snapshot)["tenants"][TENANT]["agents"]
+            if agents[AGENT]["status"] == wanted:
+                watch.cancel()
+                return {agent: one["status"] for agent, one in agents.items()}
+    raise AssertionError(wanted)
+
+
 LINK: dict[str, tuple[wire.Stop, list[str]]] = {
     "agent": (wire.Stop(scope="agent", subject=AGENT), ["kill_switch", ""]),
     "class": (wire.Stop(scope="class", subject="bots"), ["kill_switch", ""]),
@@ -215,23 +228,13 @@ async def test_what_is_stopped_sees_no_tools_and_is_inactive_to_proxies(
     async with start() as authorizer:
         await until_serial(authorizer, 1)
         await desk.until_connected(1)
-        snapshots = authorizer_pb2_grpc.SnapshotServiceStub(authorizer.proxy.channel).Watch(
-            asked.WatchRequest(part="proxy"), metadata=authorizer.proxy.metadata()
-        )
         desk.revoke(revocation(stops=[wire.Stop(scope="agent", subject=AGENT)]))
         await until(authorizer.decider, ["kill_switch"], lambda: of(AGENT))
         stopped, innocent = await seen(authorizer, AGENT), await seen(authorizer, SECOND)
-        shown: list[dict[str, str]] = []
-        async with asyncio.timeout(5):
-            async for message in snapshots:
-                agents = json.loads(message.snapshot)["tenants"][TENANT]["agents"]
-                shown.append({agent: one["status"] for agent, one in agents.items()})
-                if shown[-1][AGENT] == "suspended":
-                    break
-        snapshots.cancel()
+        status = await shown_status(authorizer, "suspended")
 
     assert ([], ["read_file"]) == (stopped, innocent)
-    assert {AGENT: "suspended", SECOND: "active"} == shown[-1]
+    assert {AGENT: "suspended", SECOND: "active"} == status
 
 
 @asynccontextmanager
@@ -347,21 +350,34 @@ async def test_replicas_share_their_counts_and_each_has_its_share_when_the_store
         settings = {"BEHAVRY_COUNTER_STORE_URL": server.url, "BEHAVRY_AUTHORIZER_REPLICAS": "2"}
         async with start(**settings) as authorizer:
             await until_serial(authorizer, 1)
-            shared = await authorizer.decider.ask(*(of(AGENT) for _ in range(5)))
+            shared = [(await authorizer.decider.ask(of(AGENT)))[0] for _ in range(5)]
             server.kill()
-            alone = await authorizer.decider.ask(*(of(SECOND) for _ in range(3)))
+            alone = [(await authorizer.decider.ask(of(SECOND)))[0] for _ in range(3)]
 
     for verdicts, passed, counters in ((shared, 4, "shared"), (alone, 2, "local")):
-        codes = sorted(one.decision.reason_code for one in verdicts)
-        states = {
-            json.loads(one.envelope or b"{}").get("context", {}).get("counters_state")
-            for one in verdicts
-        }
-        assert (passed, 1) == (
-            len(codes) - codes.count("rate_limited"),
-            codes.count("rate_limited"),
-        )
-        assert {counters, None} == states
+        assert [ALLOW] * passed + [DENY] == [one.decision.result for one in verdicts]
+        assert "rate_limited" == verdicts[-1].decision.reason_code
+        envelopes = [json.loads(one.envelope) for one in verdicts[:-1]]
+        assert {counters} == {one["context"]["counters_state"] for one in envelopes}
+
+
+async def test_a_wind_down_ends_as_a_suspension_that_proxies_hear_of(
+    control: FakeControl, clock: ManualClock, start: Start
+) -> None:
+    ending = restricted(until_s=now_s(clock) + 60, profile="wind_down")
+    control.publish(ending, now_s=now_s(clock))
+
+    async with start() as authorizer:
+        await until_serial(authorizer, 1)
+        before = await reasons(authorizer.decider, of(AGENT))
+        clock.advance(60)
+        told = await asyncio.wait_for(authorizer.decider.revoked.get(), 5)
+        after = await reasons(authorizer.decider, of(AGENT), of(SECOND))
+        status = await shown_status(authorizer, "suspended")
+
+    assert (TENANT, [AGENT]) == (told.tenant_id, list(told.agent_ids))
+    assert ([""], ["agent_suspended", ""]) == (before, after)
+    assert {AGENT: "suspended", SECOND: "active"} == status
 
 
 def restricted(**parts: Any) -> TenantRows:

@@ -24,7 +24,7 @@ from services.authorizer.kill_switch import (
 )
 from services.authorizer.plane_state import Agent, PlaneState, Server, Tenant
 from services.authorizer.revocations import Revocations
-from services.authorizer.snapshots import proxy_part
+from services.authorizer.snapshots import Ended, proxy_part
 
 TENANT = "0199d0d0-0000-7000-8000-000000000001"
 OTHER = "0199d0d0-0000-7000-8000-000000000002"
@@ -200,7 +200,8 @@ def test_who_has_to_ask_again_is_named(
 
 
 def shown(one: Switch) -> dict[str, Any]:
-    part = json.loads(proxy_part(state(), "r", Revocations(), Stops(frozenset({one}))))
+    ended = Ended(revocations=Revocations(), stops=Stops(frozenset({one})), now_s=0)
+    part = json.loads(proxy_part(state(), "r", ended))
     tenants: dict[str, Any] = part["tenants"]
     return tenants
 
