@@ -46,6 +46,7 @@ PROMISES: Final[dict[str, str]] = {
     "policy:refused-at-save": "What a policy may not do is refused with rule, line and column.",
     "stops:at-once": "What somebody stops is refused within a second, and nothing beside it.",
     "stops:never-forgotten": "No restart forgets a revocation that was acknowledged.",
+    "stops:released-by-two": "Two admins end a stop; the only one alone, freshly signed in.",
     "stops:without-control": "The machine's own file stops calls; an unreadable one stops all.",
     "tenancy:others-are-not-found": "Another tenant's resource does not exist.",
     "tenancy:unset-sees-nothing": "Without a tenant no service sees or writes a tenant's row.",

@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
+import grpc
+
 from behavry.authorizer.v1 import authorizer_pb2 as wire
 from behavry.authorizer.v1 import authorizer_pb2_grpc
 from services.common.rpc.client import Link
@@ -128,6 +130,14 @@ class Decider:
             yield message
 
     async def _read(self) -> None:
+        try:
+            await self._hear()
+        except grpc.aio.AioRpcError as broken:
+            for waiting in self._waiting.values():
+                if not waiting.done():
+                    waiting.set_exception(ConnectionError(broken.code().name))
+
+    async def _hear(self) -> None:
         async for message in self._call:
             for verdict in message.verdicts.verdicts:
                 self._waiting[verdict.id].set_result(verdict)
