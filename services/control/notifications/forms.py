@@ -225,14 +225,14 @@ def title(notice: Notice) -> str:
     """One line."""
     match notice.facts:
         case Escalation() as one:
-            call = f"{readable(one.agent)} and {readable(one.server)}/{readable(one.tool)}"
+            call = f"{readable(one.agent)} calls {readable(one.server)}/{readable(one.tool)}"
             match notice.event:
                 case "escalation.settled":
                     return f"No longer waiting ({one.state}): {call}"
                 case "escalation.half_time":
-                    return f"Half of the time is over: {call}"
+                    return f"Still waiting, half of the time is over: {call}"
                 case _:
-                    return f"A call waits for a person: {call}"
+                    return f"Approval needed: {call}"
         case Stop() as one:
             what = f"{one.scope} {readable(one.subject)}".strip()
             state = "released" if notice.event == "kill_switch.off" else "on"

@@ -236,7 +236,7 @@ async def test_slack_gets_blocks_of_plain_text_and_one_link_of_ours(office: Offi
     told = json.loads(got.body)
 
     assert "/services/T0/B0/s3cr3t" == got.path
-    assert "A call waits for a person: worker-1 and git/git_commit" == told["text"]
+    assert "Approval needed: worker-1 calls git/git_commit" == told["text"]
     marked = [
         b["text"]["text"] for b in told["blocks"] if b.get("text", {}).get("type") == "mrkdwn"
     ]
@@ -260,7 +260,7 @@ async def test_pagerduty_opens_one_incident_and_resolves_it(office: Office) -> N
     assert {ROUTING_KEY} == {one["routing_key"] for one in told}
     payload = told[0]["payload"]
     assert ("error", "default") == (payload["severity"], payload["source"])
-    assert "A call waits for a person: worker-1 and git/git_commit" == payload["summary"]
+    assert "Approval needed: worker-1 calls git/git_commit" == payload["summary"]
     assert LINK == told[0]["client_url"] == told[0]["links"][0]["href"]
     assert "payload" not in told[2]
 
@@ -286,7 +286,7 @@ async def test_mail_is_plain_text_from_and_to_whom_it_should_be(office: Office) 
 
     assert "behavry@corp.example" == envelope.mail_from == got["From"]
     assert ["ann@corp.example", "bob@corp.example"] == envelope.rcpt_tos
-    assert "[Behavry] A call waits for a person: worker-1 and git/git_commit" == got["Subject"]
+    assert "[Behavry] Approval needed: worker-1 calls git/git_commit" == got["Subject"]
     assert f"<{NOTICE}@corp.example>" == got["Message-ID"]
     assert f"<{ESCALATION}@corp.example>" == got["References"]
     assert "auto-generated" == got["Auto-Submitted"]
