@@ -104,6 +104,11 @@ def fetch(
     return _json_or_text(raw)
 
 
+def _last_event(stream: str) -> Any:
+    lines = [line for line in stream.splitlines() if line.startswith("data:")]
+    return msgspec.json.decode(lines[-1].removeprefix("data:").strip())
+
+
 def _json_or_text(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw) if raw else None
@@ -154,6 +159,8 @@ class Stack:
         }
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": {**params, "_meta": meta}}
         answer = fetch(self.mcp_url(slug), "POST", msgspec.json.encode(body), headers)
+        if isinstance(answer, str):  # it took long enough to become a stream
+            answer = _last_event(answer)
         assert isinstance(answer, dict)
         return answer
 

@@ -8,8 +8,11 @@ says when, on the clock that the whole machine shares.
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -17,17 +20,33 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import msgspec
 import pytest
 
-from tests.fakes.children import child
+from tests.fakes.children import ROOT, child
 from tests.fakes.mcp_echo import read_times
-from tests.fakes.stack import LIMITS, Rest, Stack, fetch, running, until
+from tests.fakes.stack import LIMITS, Stack, running, until
 from tests.journeys.agents import META, Agent, register
+from tests.journeys.people import Person, signed_in
 from tests.journeys.traffic import Told, flowing
+from tests.promises import promise
 
 WITHIN_S = 1.0
 WHY = "it calls what it should not"
+TOOLS = {"echo": "read", "erase": "delete", "count": "read"}
+POLICY = """package behavry.tenant.t{tenant}.{key}
+
+import rego.v1
+
+verdicts contains {{
+	"result": "intercept",
+	"code": "a_person_decides",
+	"reason": "counting waits for a person",
+	"obligations": [],
+}} if {{
+	input.request.server == "{slug}"
+	input.request.tool == "count"
+}}
+"""
 Figure = Callable[[str, object], None]
 
 
@@ -39,7 +58,7 @@ class Place:
     ledger: Path
     servers: tuple[str, str]
     agents: list[Agent]
-    person: Rest
+    person: Person
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +75,33 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             stack.add_http_server(slug, server["url"])
         granted = [f"{slug}:{action}" for slug in slugs for action in ("read", "delete")]
         agents = [register(stack, f"agent-{number}", *granted) for number in range(2)]
+        enforce(stack, slugs[0])
         for slug in slugs:
-            stack.approve(slug, agents[0].token, {"echo": "read", "erase": "delete"}, slug)
+            stack.approve(slug, agents[0].token, TOOLS, slug)
         for slug in slugs:
             for agent in agents:
-                until(lambda: len(stack.listed(slug, agent.token)) == 2, "both are listed")  # noqa: B023  # called at once
+                until(lambda: len(stack.listed(slug, agent.token)) == len(TOOLS), "all are listed")  # noqa: B023  # called at once
         yield Place(
             stack=stack, ledger=ledger, servers=slugs, agents=agents, person=signed_in(stack)
         )
 
 
-def signed_in(stack: Stack) -> Rest:
-    """The admin as a person, who alone may release a switch."""
-    password = Path(stack.up.admin.password_file).read_text().strip()
-    body = {"username": stack.up.admin.username, "password": password, "bearer": True}
-    answer = fetch(
-        f"{stack.up.control_url.rstrip('/')}/api/v1/auth/login",
-        "POST",
-        msgspec.json.encode(body),
-        {"content-type": "application/json"},
-    )
-    return Rest(stack.up.control_url, answer["token"])
+def enforce(stack: Stack, slug: str) -> None:
+    """Counting waits for a person."""
+    key = f"waits_{slug.replace('-', '_')}"
+    body = {
+        "key": key,
+        "source": POLICY.format(tenant=stack.tenant().replace("-", ""), key=key, slug=slug),
+        "tests": [
+            {
+                "name": "it waits",
+                "input": {"request": {"server": slug, "tool": "count"}},
+                "expect": "intercept",
+            }
+        ],
+    }
+    saved = stack.rest.post("/api/v1/policies", body)
+    stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce")
 
 
 @contextmanager
@@ -147,8 +172,16 @@ def throw(place: Place, scope: str, subject: str) -> tuple[str, float]:
 
 
 def release(place: Place, switch: str) -> None:
-    released = place.person.post(f"/api/v1/kill-switch/{switch}:release", {"reason": WHY})
+    released = place.person.rest.post(f"/api/v1/kill-switch/{switch}:release", {"reason": WHY})
     assert "off" == released["state"]
+
+
+def kill_locally(place: Place, *more: str) -> None:
+    """The operator's own command, for the whole fleet of this machine."""
+    state = place.stack.up.state_dir
+    command = [sys.executable, "-m", "services.cli", "kill", "--local", "--state", state]
+    options = ["--reason", WHY, "--confirm", "fleet", *more]
+    subprocess.run([*command, *options], cwd=ROOT, check=True, timeout=30, capture_output=True)
 
 
 def call(place: Place, agent: Agent, tool: str, **arguments: str) -> dict[str, Any]:
@@ -157,10 +190,11 @@ def call(place: Place, agent: Agent, tool: str, **arguments: str) -> dict[str, A
         place.servers[0], agent.token, "tools/call", {"name": tool, "arguments": arguments}
     )
     said: dict[str, Any] = answer["result"].get("_meta", {}).get(META, {})
-    assert answer["result"]["isError"] is bool(said)
+    assert answer["result"].get("isError") is bool(said), answer
     return said
 
 
+@promise("stops:at-once")
 def test_a_killed_agent_stands_still_and_the_other_goes_on(
     place: Place, record_property: Figure
 ) -> None:
@@ -176,6 +210,7 @@ def test_a_killed_agent_stands_still_and_the_other_goes_on(
     assert set() == other.reasons()
 
 
+@promise("stops:at-once")
 def test_a_killed_server_stands_still_and_the_other_goes_on(
     place: Place, record_property: Figure
 ) -> None:
@@ -193,6 +228,7 @@ def test_a_killed_server_stands_still_and_the_other_goes_on(
     assert [set(), set()] == [one.reasons() for one in told[alive]]
 
 
+@promise("stops:at-once")
 def test_a_killed_tenant_stands_still_as_a_whole(place: Place, record_property: Figure) -> None:
     with flow(place, *place.servers) as told:
         switch, since = throw(place, "tenant", "")
@@ -203,23 +239,24 @@ def test_a_killed_tenant_stands_still_as_a_whole(place: Place, record_property: 
             goes_on(one)
 
 
+@promise("stops:without-control")
 def test_the_local_file_stops_without_control_and_lets_go_when_it_is_gone(
     place: Place, record_property: Figure
 ) -> None:
     slug = place.servers[0]
-    file = Path(place.stack.up.state_dir) / "kill"
     with flow(place, slug) as told, halted(place.stack.pids()["control"]):
+        kill_locally(place)
+        since = time.monotonic()
         try:
-            file.touch()
-            since = time.monotonic()
             for one in told[slug]:
                 record_property("last_ran_s", stands_still(place, one, since, "kill_switch"))
         finally:
-            file.unlink(missing_ok=True)
+            kill_locally(place, "--off")
         for one in told[slug]:
             goes_on(one)
 
 
+@promise("stops:never-forgotten")
 def test_a_suspended_agent_stays_so_through_the_death_of_the_authorizer(
     place: Place, record_property: Figure
 ) -> None:
@@ -229,7 +266,7 @@ def test_a_suspended_agent_stays_so_through_the_death_of_the_authorizer(
     slug, stack = place.servers[0], place.stack
     pids = stack.pids()
     condemned = register(stack, "condemned", f"{slug}:read")
-    until(lambda: ["echo"] == stack.listed(slug, condemned.token), "the new agent is let in")
+    until(lambda: "echo" in stack.listed(slug, condemned.token), "the new agent is let in")
     with flow(place, slug, agents=[condemned, place.agents[0]]) as told:
         stopped, other = told[slug]
         path = f"/api/v1/agents/{stopped.agent.id}"
@@ -244,6 +281,32 @@ def test_a_suspended_agent_stays_so_through_the_death_of_the_authorizer(
     stack.rest.post(f"{path}:resume")
     again = replace(condemned, token=renewed(stack, condemned))
     until(lambda: not call(place, again, "echo", call="resumed", text="t"), "it is let in again")
+
+
+@promise("stops:at-once")
+@pytest.mark.parametrize(
+    ("stop", "reason"), [("kill", "kill_switch"), ("suspend", "agent_suspended")]
+)
+def test_a_call_that_waits_for_a_person_ends_with_the_stop(
+    place: Place, record_property: Figure, stop: str, reason: str
+) -> None:
+    agent = register(place.stack, f"patient-{stop}", f"{place.servers[0]}:read")
+    until(lambda: "count" in place.stack.listed(place.servers[0], agent.token), "it is let in")
+    with ThreadPoolExecutor(1) as beside:
+        held = beside.submit(call, place, agent, "count", call=f"held-{stop}", text="t")
+        place.person.waiting(agent.id)
+        assert not held.done()
+        if stop == "kill":
+            _, since = throw(place, "agent", agent.id)
+        else:
+            place.stack.rest.post(f"/api/v1/agents/{agent.id}:suspend")
+            since = time.monotonic()
+        said = held.result(10)
+        record_property("refused_s", time.monotonic() - since)
+
+    assert ("deny", reason) == (said["verdict"], said["reason"])
+    assert time.monotonic() - since < WITHIN_S
+    assert f"held-{stop}" not in [made for made, _ in read_times(place.ledger)]
 
 
 def test_a_restricted_agent_may_only_read_until_it_is_lifted(place: Place) -> None:
@@ -266,6 +329,7 @@ def test_a_restricted_agent_may_only_read_until_it_is_lifted(place: Place) -> No
     assert "never" not in ran
 
 
+@promise("limits:the-innocent-go-on")
 def test_who_calls_too_fast_is_told_when_to_come_back_and_others_are_not(place: Place) -> None:
     rest = place.stack.rest
     held = rest.get(LIMITS)
