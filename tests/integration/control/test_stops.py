@@ -11,6 +11,7 @@ from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.planes import fetch, plan, tenant_state, until_serial
 from tests.integration.control.test_problems import key_of
 from tests.integration.control.test_sign_in import browser
+from tests.promises import promise
 
 KILL = "/api/v1/kill-switch"
 WHY = "it deletes what it should read"
@@ -112,6 +113,7 @@ async def test_a_switch_thrown_twice_is_one_and_is_told_again(rest: Rest) -> Non
     assert 1 == len([r for r in await rest.records() if r["type"] == "admin.kill_switch.thrown"])
 
 
+@promise("stops:released-by-two")
 async def test_two_admins_release_and_one_alone_does_not(rest: Rest) -> None:
     plan(rest)
     first, second = await browser(rest), await second_admin(rest)
@@ -134,6 +136,7 @@ async def test_two_admins_release_and_one_alone_does_not(rest: Rest) -> None:
     assert "sole_operator" not in str(kinds)
 
 
+@promise("stops:released-by-two")
 async def test_the_only_admin_releases_alone_and_the_record_says_so(rest: Rest) -> None:
     switch = (await throw(rest, "class", "default")).json
     done = await release(rest, switch["id"], await browser(rest))
@@ -185,6 +188,7 @@ async def test_only_admins_throw_and_everybody_sees(rest: Rest) -> None:
     refused = await throw(rest, "tenant", key=author)
     for scope, subject in (("class", "default"), ("tenant", "")):
         await throw(rest, scope, subject)
+        rest.clock.advance(1)
     pages = [await rest.get(f"{KILL}?page_size=1", key=viewer)]
     token = pages[0].json["next_page_token"]
     pages.append(await rest.get(f"{KILL}?page_size=1&page_token={token}", key=viewer))
@@ -353,8 +357,10 @@ async def test_one_tenants_stops_do_not_exist_for_the_other(rest: Rest, other_ke
     for scope, subject in (("agent", agent), ("server", "time")):
         assert 422 == (await throw(rest, scope, subject, key=other_key)).status
     theirs = await throw(rest, "tenant", key=other_key)
+    told = [tenant for tenant, _ in stops_told(rest)]
 
     assert 201 == theirs.status
+    assert (rest.running.tenant.id, 2) == (told[0], len(set(told)))
     assert [theirs.json["id"]] == [
         one["id"] for one in (await rest.get(KILL, key=other_key)).json["items"]
     ]
