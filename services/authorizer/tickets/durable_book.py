@@ -131,10 +131,11 @@ class DurableBook:
                 await self._write()
 
     async def close(self) -> None:
-        """After the last caller; `write_forever` has ended, its last write perhaps not."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
-        self._thread.shutdown()
+        """For good. `write_forever` has ended; its last write perhaps not, which is waited for."""
+        self._retry_at_s = float("inf")
         self._give_up("the ticket journal is closed")
+        await self._in_thread(self._close)
+        self._thread.shutdown()
 
     def _stage(self, changes: Iterable[Ticket]) -> None:
         for ticket in changes:

@@ -1,0 +1,187 @@
+"""A ticket journal on a disk that fails, and one that cannot be believed."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from pathlib import Path
+
+import pytest
+
+from services.authorizer.tickets import durable_book
+from services.authorizer.tickets.local import LocalTicketStore, local_ticket_store
+from services.authorizer.tickets.protocol import StoreUnavailable
+from services.authorizer.tickets.ticket import Refused, State, Ticket
+from services.common.outbox.files import DirectoryLock
+from services.common.telemetry.logging import get_log
+from tests.fakes.disk import Broken, PowerCutFiles, ScriptedFiles
+from tests.fakes.tickets import START_MS, TENANT, Heard, another, approval, opening
+
+NOW = START_MS
+LOG = get_log("test")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call may try again, so that a test need not wait for the time to."""
+    monkeypatch.setattr(durable_book, "RETRY_S", 0.0)
+
+
+async def approved(store: LocalTicketStore) -> Ticket:
+    ticket = await store.open(another(), now_ms=NOW)
+    after = await store.decide(TENANT, ticket.id, approval(ticket), now_ms=NOW)
+    assert after is not None
+    return after
+
+
+async def use(store: LocalTicketStore, ticket: Ticket) -> Ticket | Refused:
+    return await store.consume(TENANT, ticket.id, binding=ticket.binding, now_ms=NOW)
+
+
+@pytest.mark.parametrize("operation", ["write", "sync"])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+async def test_what_cannot_be_written_did_not_happen(
+    tmp_path: Path, operation: str, code: int
+) -> None:
+    broken = Broken("write", "create", operation, code=code)
+    broken.on = False
+    heard = Heard()
+    async with local_ticket_store(tmp_path / "t", LOG, files=ScriptedFiles(broken)) as store:
+        ticket = await approved(store)
+        pending = await store.open(another(), now_ms=NOW)
+        store.on_change(heard)
+
+        broken.on = True
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                await use(store, ticket)
+            with pytest.raises(StoreUnavailable):
+                await store.open(another(), now_ms=NOW)
+            with pytest.raises(StoreUnavailable):
+                await store.decide(TENANT, pending.id, approval(pending), now_ms=NOW)
+        assert [ticket, pending] == [await store.get(TENANT, t.id) for t in (ticket, pending)]
+        assert store.broken is not None
+
+        broken.on = False
+        assert isinstance(await use(store, ticket), Ticket)
+        assert Refused.NOT_APPROVED == await use(store, ticket)
+        assert ["consumed"] == heard.states()
+    async with local_ticket_store(tmp_path / "t", LOG) as store:
+        assert [pending] == await store.live()
+
+
+async def test_of_many_who_wait_for_a_sync_that_fails_nobody_has_it(tmp_path: Path) -> None:
+    broken = Broken("sync")
+    broken.on = False
+    async with local_ticket_store(tmp_path / "t", LOG, files=ScriptedFiles(broken)) as store:
+        ticket = await approved(store)
+        broken.on, broken.left = True, 1
+
+        answers = await asyncio.gather(
+            *(use(store, ticket) for _ in range(50)), return_exceptions=True
+        )
+
+        assert {StoreUnavailable} == {type(answer) for answer in answers}
+        assert isinstance(await use(store, ticket), Ticket)  # healed: a new file was written
+        assert Refused.NOT_APPROVED == await use(store, ticket)
+
+
+async def test_a_caller_that_vanishes_cancels_no_write(tmp_path: Path) -> None:
+    async with local_ticket_store(tmp_path / "t", LOG) as store:
+        ticket = await approved(store)
+        async with asyncio.TaskGroup() as tasks:
+            gone = tasks.create_task(use(store, ticket))
+            stays = tasks.create_task(use(store, ticket))
+            await asyncio.sleep(0)
+            gone.cancel()
+
+        assert Refused.NOT_APPROVED == stays.result()
+        left = await store.get(TENANT, ticket.id)
+        assert left is not None
+        assert State.CONSUMED == left.state  # spent, and used by nobody
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_the_power_goes_at_any_moment(tmp_path: Path, seed: int) -> None:
+    """Of what was not synced the disk keeps what it likes; of what was told it loses nothing."""
+    chosen = random.Random(seed)
+    disk = PowerCutFiles(cut_at=chosen.randrange(4, 24))
+    told: list[Ticket] = []
+    used = 0
+    directory = tmp_path / "t"
+    async with local_ticket_store(directory, LOG, files=disk) as store:
+        try:
+            for _ in range(3):
+                ticket = await store.open(another(), now_ms=NOW)
+                told.append(ticket)
+                after = await store.decide(TENANT, ticket.id, approval(ticket), now_ms=NOW)
+                assert after is not None
+                told[-1] = after
+                taken = await use(store, after)
+                assert isinstance(taken, Ticket)
+                told[-1], used = taken, used + 1
+        except StoreUnavailable:
+            assert disk.dead
+    disk.wreck(tmp_path / "left", chosen)
+
+    async with local_ticket_store(tmp_path / "left", LOG) as store:
+        for ticket in told:
+            found = await store.get(TENANT, ticket.id)
+            assert found is not None
+            assert found.version in {ticket.version, ticket.version + 1}
+            if ticket.state is State.CONSUMED:
+                assert Refused.NOT_APPROVED == await use(store, ticket)
+            assert ticket.decide_by_ms == found.decide_by_ms
+
+
+async def test_a_damaged_journal_is_refused_aloud_until_it_is_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "t"
+    async with local_ticket_store(directory, LOG) as store:
+        ticket = await approved(store)
+        await store.open(another(), now_ms=NOW)
+    (path,) = directory.glob("*.journal")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:80] + bytes([whole[80] ^ 1]) + whole[81:])
+
+    async with local_ticket_store(directory, LOG) as store:
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="damaged"):
+                await store.get(TENANT, ticket.id)
+            with pytest.raises(StoreUnavailable, match="damaged"):
+                await use(store, ticket)
+            with pytest.raises(StoreUnavailable):
+                await store.expire(now_ms=NOW)
+        assert "ticket_journal_broken" in capsys.readouterr().out
+
+        path.write_bytes(whole)
+        assert isinstance(await use(store, ticket), Ticket)
+
+
+async def test_two_processes_do_not_share_a_journal(tmp_path: Path) -> None:
+    directory = tmp_path / "t"
+    other = DirectoryLock(directory)
+    async with local_ticket_store(directory, LOG) as store:
+        with pytest.raises(StoreUnavailable, match="another process"):
+            await store.open(opening(), now_ms=NOW)
+
+        other.release()
+        assert State.PENDING == (await store.open(opening(), now_ms=NOW)).state
+    assert 0o700 == directory.stat().st_mode & 0o777
+    assert {0o600} == {path.stat().st_mode & 0o777 for path in directory.iterdir()}
+
+
+async def test_a_directory_that_cannot_be_made_is_no_reason_to_end(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    async with local_ticket_store(tmp_path / "file" / "t", LOG) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.open(opening(), now_ms=NOW)
+
+
+async def test_a_closed_store_takes_nothing(tmp_path: Path) -> None:
+    async with local_ticket_store(tmp_path / "t", LOG) as store:
+        ticket = await approved(store)
+    with pytest.raises(StoreUnavailable):
+        await use(store, ticket)
