@@ -18,7 +18,7 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("transports",),  # listeners: they bring bytes to the pipeline
     ("servicer", "servicers", "api", "pipeline"),
     # What works in the background, joining concepts with the outside.
-    ("jobs", "notifications", "policy_watch", "publishing", "writer"),
+    ("jobs", "notifications", "policy_watch", "publishing", "stores", "writer"),
     ("clients", "engine", "journal", "link", "planes", "reading", "store", "tickets"),
 )
 CONCEPT = len(EDGES)

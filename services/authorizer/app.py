@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import grpc
 
-from behavry.authorizer.v1 import authorizer_pb2_grpc
+from behavry.authorizer.v1 import authorizer_pb2, authorizer_pb2_grpc
 from services.authorizer import bundles
 from services.authorizer.active import ActivePolicy
 from services.authorizer.approvals import Approvals
@@ -129,7 +129,8 @@ async def running(
             clock=clock,
             log=log,
         )
-        streams, notices = DecideStreams(), EscalationNotices(tickets)
+        streams = DecideStreams[authorizer_pb2.Verdict]()
+        notices = EscalationNotices(tickets)
         approvals = Approvals(
             store=tickets,
             keys=trust.decision_keys,
@@ -157,7 +158,7 @@ async def running(
             active=active,
             feed=feed,
             jwks=jwks,
-            streams=streams,
+            proxies=streams,
             notices=notices,
             approvals=approvals,
             log=log,

@@ -1,35 +1,55 @@
 """The Decide streams that are open: what waits to be written to each, and news for all of them.
 
 Verdicts go out as many at once as wait; news (an escalation changed, rights ended) go to every
-stream at once, before verdicts that were ready no earlier.
+stream at once, and before verdicts. What they look like on the wire is the servicer's.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
-
-from behavry.authorizer.v1 import authorizer_pb2 as wire
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 #: A reader that lets more news wait has its stream ended: a new stream starts from what is.
 MAX_NEWS: Final = 4_096
 
+V = TypeVar("V")
 
-class DecideStream:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketChanged:
+    tenant: str
+    escalation: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RightsEnded:
+    """Nothing named means everybody of the tenant; no tenant means everybody."""
+
+    tenant: str
+    agents: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+
+
+News = TicketChanged | RightsEnded
+
+
+class DecideStream(Generic[V]):
     """What one open stream has still to be sent. Iterating ends with the stream."""
 
     def __init__(self) -> None:
-        self._verdicts: list[wire.Verdict] = []
-        self._news: deque[wire.DecideResponse] = deque()
+        self._verdicts: list[V] = []
+        self._news: deque[News] = deque()
         self._wake = asyncio.Event()
         self._ended = False
 
-    def put(self, verdict: wire.Verdict) -> None:
+    def put(self, verdict: V) -> None:
         self._verdicts.append(verdict)
         self._wake.set()
 
-    def tell(self, news: wire.DecideResponse) -> None:
+    def tell(self, news: News) -> None:
         if len(self._news) >= MAX_NEWS:
             self.end()
             return
@@ -40,10 +60,10 @@ class DecideStream:
         self._ended = True
         self._wake.set()
 
-    def __aiter__(self) -> DecideStream:
+    def __aiter__(self) -> DecideStream[V]:
         return self
 
-    async def __anext__(self) -> wire.DecideResponse:
+    async def __anext__(self) -> News | list[V]:
         while not self._verdicts and not self._news:
             if self._ended:
                 raise StopAsyncIteration
@@ -52,34 +72,31 @@ class DecideStream:
         if self._news:
             return self._news.popleft()
         ready, self._verdicts = self._verdicts, []
-        return wire.DecideResponse(verdicts=wire.Verdicts(verdicts=ready))
+        return ready
 
 
-class DecideStreams:
+class DecideStreams(Generic[V]):
     """Every stream that is open. Telling nobody is no error."""
 
     def __init__(self) -> None:
-        self._open: set[DecideStream] = set()
+        self._open: set[DecideStream[V]] = set()
 
-    def opened(self) -> DecideStream:
-        stream = DecideStream()
+    def opened(self) -> DecideStream[V]:
+        stream = DecideStream[V]()
         self._open.add(stream)
         return stream
 
-    def closed(self, stream: DecideStream) -> None:
+    def closed(self, stream: DecideStream[V]) -> None:
         self._open.discard(stream)
 
     def ticket_changed(self, *, tenant: str, escalation: str, state: str) -> None:
-        changed = wire.TicketChanged(tenant_id=tenant, escalation_id=escalation, state=state)
-        self._tell(wire.DecideResponse(ticket_changed=changed))
+        self._tell(TicketChanged(tenant=tenant, escalation=escalation, state=state))
 
     def revoked(
         self, tenant: str, *, agents: tuple[str, ...] = (), sessions: tuple[str, ...] = ()
     ) -> None:
-        """Nothing named means everybody of the tenant; no tenant means everybody."""
-        revoked = wire.Revoked(tenant_id=tenant, agent_ids=agents, session_ids=sessions)
-        self._tell(wire.DecideResponse(revoked=revoked))
+        self._tell(RightsEnded(tenant=tenant, agents=agents, sessions=sessions))
 
-    def _tell(self, news: wire.DecideResponse) -> None:
+    def _tell(self, news: News) -> None:
         for stream in list(self._open):
             stream.tell(news)

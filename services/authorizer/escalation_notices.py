@@ -1,4 +1,4 @@
-"""Tickets as control hears of them, and which of them control has not kept yet.
+"""Which tickets control has to hear of, until it says that it has kept what it heard.
 
 Each opening and each change goes up until control says that it is kept: at once, on every new
 stream, and again after a while. What is unkept survives in the ticket store.
@@ -7,11 +7,10 @@ stream, and again after a while. What is unkept survives in the ticket store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from behavry.control.v1 import plane_link_pb2 as wire
 from services.authorizer.tickets.protocol import StoreUnavailable, TicketStore
 from services.authorizer.tickets.ticket import Ticket
 
@@ -20,22 +19,21 @@ AGAIN_AFTER_MS: Final = 10_000
 
 
 class EscalationNotices:
-    """`send` puts a message on the living link, or loses it: `unkept` has it still."""
+    """`send` puts a ticket on the living link, or loses it: `unkept` has it still."""
 
     def __init__(self, store: TicketStore) -> None:
         self._store = store
         #: The newest of each that was told and not kept, or lives.
         self._told: dict[str, Ticket] = {}
         self._kept: asyncio.Queue[tuple[str, int]] = asyncio.Queue()
-        self.send: Callable[[wire.OpenRequest], None] = _nobody
+        self.send: Callable[[Ticket], None] = _nobody
 
     def changed(self, ticket: Ticket) -> None:
         """Tells control of the newest change."""
         self._told[ticket.id] = ticket
-        for message in _messages(ticket):
-            self.send(message)
+        self.send(ticket)
 
-    async def unkept(self) -> list[wire.OpenRequest]:
+    async def unkept(self) -> list[Ticket]:
         """For a new stream: all that control has not said it kept. Raises StoreUnavailable."""
         waiting = [
             ticket
@@ -43,7 +41,7 @@ class EscalationNotices:
             if ticket.kept_version < ticket.version
         ]
         self._told |= {ticket.id: ticket for ticket in waiting}
-        return [message for ticket in waiting for message in _messages(ticket)]
+        return waiting
 
     def again(self, unsettled: list[Ticket], *, now_ms: int) -> None:
         """Says once more what has waited for long."""
@@ -71,52 +69,3 @@ class EscalationNotices:
 
 def _nobody(_: object) -> None:
     """Where no link is open yet."""
-
-
-def _messages(ticket: Ticket) -> Iterator[wire.OpenRequest]:
-    if ticket.kept_version < 0:
-        yield wire.OpenRequest(escalation_opened=_opened(ticket))
-    if ticket.version > 0:
-        yield wire.OpenRequest(escalation_changed=_changed(ticket))
-
-
-def _opened(ticket: Ticket) -> wire.EscalationOpened:
-    return wire.EscalationOpened(
-        id=ticket.id,
-        tenant_id=ticket.tenant,
-        agent_id=ticket.agent,
-        agent_name=ticket.agent_name,
-        agent_class=ticket.agent_class,
-        requester_id=ticket.requester_id,
-        requester_verified=ticket.requester_verified,
-        server=ticket.server,
-        tool=ticket.tool,
-        method=ticket.method,
-        action=ticket.action,
-        category=ticket.category,
-        resource=ticket.resource,
-        resource_kind=ticket.resource_kind,
-        codes=ticket.codes,
-        reason=ticket.reason,
-        policies=ticket.policies,
-        features=ticket.features,
-        finding_tags=ticket.finding_tags,
-        binding=ticket.binding,
-        policy_revision=ticket.policy_revision,
-        quorum=ticket.quorum,
-        tier=ticket.tier,
-        opened_at_ms=ticket.opened_at_ms,
-        decide_by_ms=ticket.decide_by_ms,
-        execute_for_s=ticket.execute_for_s,
-    )
-
-
-def _changed(ticket: Ticket) -> wire.EscalationChanged:
-    return wire.EscalationChanged(
-        id=ticket.id,
-        tenant_id=ticket.tenant,
-        state=ticket.state.value,
-        at_ms=ticket.changed_at_ms,
-        uses_left=ticket.uses_left,
-        version=ticket.version,
-    )

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
 
@@ -19,13 +19,13 @@ from behavry.control.v1 import plane_link_pb2_grpc
 from services.authorizer.active import ActivePolicy
 from services.authorizer.approvals import Approvals, Signal
 from services.authorizer.bundle_feed import BundleFeed
-from services.authorizer.decide_streams import DecideStreams
 from services.authorizer.escalation_notices import EscalationNotices
 from services.authorizer.jwks_feed import JwksFeed
 from services.authorizer.kill_switch import switch
 from services.authorizer.link_token import LinkTokens
 from services.authorizer.revocations import Revocation
 from services.authorizer.tickets.protocol import StoreUnavailable
+from services.authorizer.tickets.ticket import Ticket
 from services.common.ids import PlaneId
 from services.common.rpc.client import OPTIONS
 from services.common.rpc.peers import PEER_KEY, TOKEN_KEY
@@ -40,6 +40,13 @@ VERSION: Final = "0.1.0"
 _TOLD_ANEW: Final = frozenset({"tools_seen", "escalation_opened", "escalation_changed"})
 
 
+class Proxies(Protocol):
+    def revoked(
+        self, tenant: str, *, agents: tuple[str, ...] = (), sessions: tuple[str, ...] = ()
+    ) -> None:
+        """Rights of these have ended."""
+
+
 @dataclass(slots=True, kw_only=True)
 class PlaneLink:
     address: str
@@ -49,7 +56,7 @@ class PlaneLink:
     active: ActivePolicy
     feed: BundleFeed
     jwks: JwksFeed
-    streams: DecideStreams
+    proxies: Proxies
     notices: EscalationNotices
     approvals: Approvals
     log: Log
@@ -60,7 +67,7 @@ class PlaneLink:
     _stream: int = 0
 
     def __post_init__(self) -> None:
-        self.notices.send = self._send
+        self.notices.send = self._tell
         self.approvals.acknowledge = self._acknowledge
         self.approvals.tell = self.notices.changed
 
@@ -127,9 +134,10 @@ class PlaneLink:
         )
         seen = [wire.OpenRequest(tools_seen=one) for one in self._seen.values()]
         try:
-            return [*seen, *await self.notices.unkept()]
+            unkept = await self.notices.unkept()
         except StoreUnavailable:
             return seen  # when the store is back, they go up with what is told again
+        return [*seen, *(message for ticket in unkept for message in _messages(ticket))]
 
     def _heartbeat(self) -> wire.Heartbeat:
         age = self.active.age()
@@ -185,7 +193,7 @@ class PlaneLink:
         self.active.revocations.add(revocation, active_serial=self.active.serial)
         self.active.changed()
         if signal.agent_ids or signal.session_ids:  # stops are told by who listens to the switch
-            self.streams.revoked(
+            self.proxies.revoked(
                 signal.tenant_id,
                 agents=tuple(signal.agent_ids),
                 sessions=tuple(signal.session_ids),
@@ -200,6 +208,59 @@ class PlaneLink:
     def _acknowledge(self, signal_id: str) -> None:
         self._send(wire.OpenRequest(ack=wire.Ack(signal_id=signal_id)))
 
+    def _tell(self, ticket: Ticket) -> None:
+        for message in _messages(ticket):
+            self._send(message)
+
     def _send(self, message: wire.OpenRequest) -> None:
         self._waiting.append(message)
         self._wake.set()
+
+
+def _messages(ticket: Ticket) -> Iterator[wire.OpenRequest]:
+    if ticket.kept_version < 0:
+        yield wire.OpenRequest(escalation_opened=_opened(ticket))
+    if ticket.version > 0:
+        yield wire.OpenRequest(escalation_changed=_changed(ticket))
+
+
+def _opened(ticket: Ticket) -> wire.EscalationOpened:
+    return wire.EscalationOpened(
+        id=ticket.id,
+        tenant_id=ticket.tenant,
+        agent_id=ticket.agent,
+        agent_name=ticket.agent_name,
+        agent_class=ticket.agent_class,
+        requester_id=ticket.requester_id,
+        requester_verified=ticket.requester_verified,
+        server=ticket.server,
+        tool=ticket.tool,
+        method=ticket.method,
+        action=ticket.action,
+        category=ticket.category,
+        resource=ticket.resource,
+        resource_kind=ticket.resource_kind,
+        codes=ticket.codes,
+        reason=ticket.reason,
+        policies=ticket.policies,
+        features=ticket.features,
+        finding_tags=ticket.finding_tags,
+        binding=ticket.binding,
+        policy_revision=ticket.policy_revision,
+        quorum=ticket.quorum,
+        tier=ticket.tier,
+        opened_at_ms=ticket.opened_at_ms,
+        decide_by_ms=ticket.decide_by_ms,
+        execute_for_s=ticket.execute_for_s,
+    )
+
+
+def _changed(ticket: Ticket) -> wire.EscalationChanged:
+    return wire.EscalationChanged(
+        id=ticket.id,
+        tenant_id=ticket.tenant,
+        state=ticket.state.value,
+        at_ms=ticket.changed_at_ms,
+        uses_left=ticket.uses_left,
+        version=ticket.version,
+    )

@@ -15,7 +15,13 @@ from services.authorizer import asks, decision, snapshots
 from services.authorizer.active import ActivePolicy
 from services.authorizer.bundles import VerifiedBundle
 from services.authorizer.context_gate import gate, reaches
-from services.authorizer.decide_streams import DecideStream, DecideStreams
+from services.authorizer.decide_streams import (
+    DecideStream,
+    DecideStreams,
+    News,
+    RightsEnded,
+    TicketChanged,
+)
 from services.authorizer.decision import Result
 from services.authorizer.envelope import EnvelopeInvalid
 from services.authorizer.escalations import Escalations
@@ -48,7 +54,7 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
         judging: Judging,
         active: ActivePolicy,
         escalations: Escalations,
-        streams: DecideStreams,
+        streams: DecideStreams[wire.Verdict],
         link: PlaneLink,
         supervisor: Supervisor,
         counters: Counters,
@@ -69,8 +75,8 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
             "decide_reader", lambda: self._read(request_iterator, answers)
         )
         try:
-            async for response in answers:
-                yield response
+            async for ready in answers:
+                yield _response(ready)
         finally:
             self._streams.closed(answers)
             reader.cancel()
@@ -134,7 +140,7 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
         return wire.CancelEscalationResponse(state=state)
 
     async def _read(
-        self, requests: AsyncIterator[wire.DecideRequest], answers: DecideStream
+        self, requests: AsyncIterator[wire.DecideRequest], answers: DecideStream[wire.Verdict]
     ) -> None:
         """Ends with the stream; asks still under way end with it, for nobody would hear them."""
         running: dict[int, asyncio.Task[None]] = {}
@@ -157,7 +163,7 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
     def _start(
         self,
         ask: wire.Ask,
-        answers: DecideStream,
+        answers: DecideStream[wire.Verdict],
         running: dict[int, asyncio.Task[None]],
     ) -> None:
         self._asked.value += 1
@@ -169,7 +175,7 @@ class AuthorizerServicer(authorizer_pb2_grpc.AuthorizerServiceServicer):
         running[ask.id] = task
         task.add_done_callback(lambda _: running.pop(ask.id, None))
 
-    async def _answer(self, ask: wire.Ask, answers: DecideStream) -> None:
+    async def _answer(self, ask: wire.Ask, answers: DecideStream[wire.Verdict]) -> None:
         now_s = asyncio.get_running_loop().time()
         try:
             caller = _caller(ask.caller)
@@ -230,6 +236,22 @@ class SnapshotServicer(authorizer_pb2_grpc.SnapshotServiceServicer):
 
     def _jwks_part(self) -> tuple[str, bytes]:
         return "jwks", self._jwks.part
+
+
+def _response(ready: News | list[wire.Verdict]) -> wire.DecideResponse:
+    match ready:
+        case TicketChanged():
+            changed = wire.TicketChanged(
+                tenant_id=ready.tenant, escalation_id=ready.escalation, state=ready.state
+            )
+            return wire.DecideResponse(ticket_changed=changed)
+        case RightsEnded():
+            revoked = wire.Revoked(
+                tenant_id=ready.tenant, agent_ids=ready.agents, session_ids=ready.sessions
+            )
+            return wire.DecideResponse(revoked=revoked)
+        case _:
+            return wire.DecideResponse(verdicts=wire.Verdicts(verdicts=ready))
 
 
 def _caller(caller: wire.Caller) -> asks.Caller:
