@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 
 @dataclass(slots=True)
 class ValkeyServer:
-    """Keeps what it is told (`appendfsync always`) unless `durable` is off."""
+    """`keeps`: all that it answered for, all but perhaps a second, or nothing."""
 
     directory: Path
-    durable: bool = True
+    keeps: Literal["always", "everysec", "no"] = "always"
     password: str = ""
+    #: 0: the socket alone.
+    port: int = 0
+    replica_of: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -38,13 +42,16 @@ class ValkeyServer:
         assert binary is not None, "mark the test needs_valkey"
         self.socket.unlink(missing_ok=True)
         lines = [
-            "port 0",
+            f"port {self.port}",
+            "bind 127.0.0.1",
             f"unixsocket {self.socket}",
             f"dir {self.directory}",
             'save ""',
-            f"appendonly {'yes' if self.durable else 'no'}",
-            "appendfsync always",
+            f"appendonly {'no' if self.keeps == 'no' else 'yes'}",
+            f"appendfsync {self.keeps}",
             *([f"requirepass {self.password}"] if self.password else []),
+            *([f"replicaof 127.0.0.1 {self.replica_of}"] if self.replica_of else []),
+            "repl-diskless-sync-delay 0",
         ]
         with (self.directory / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -104,14 +111,25 @@ def _directory() -> Iterator[Path]:
 
 
 @contextmanager
-def running_valkey(*, durable: bool = True, password: str = "") -> Iterator[ValkeyServer]:
+def running_valkey(
+    *,
+    keeps: Literal["always", "everysec", "no"] = "always",
+    password: str = "",
+    port: int = 0,
+    replica_of: int = 0,
+) -> Iterator[ValkeyServer]:
     with _directory() as directory:
-        server = ValkeyServer(directory, durable=durable, password=password)
+        server = ValkeyServer(directory, keeps, password, port, replica_of)
         server.started()
         try:
             yield server
         finally:
             server.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
