@@ -116,8 +116,16 @@ class DestinationPatch(Body):
     enabled: bool | None = None
 
 
+class NotificationHealth(Answer):
+    """Of the destinations that are switched on: how many, and how many do not hear of anything."""
+
+    enabled: int
+    failing: int
+    failing_since: Time | None
+
+
 class Health(Answer):
-    """`failing`: the newest attempts did not arrive; whoever shows the inbox says so."""
+    """`failing`: the newest attempts did not arrive."""
 
     state: Literal["unknown", "working", "failing"]
     failing_since: Time | None
@@ -168,6 +176,13 @@ async def list_notification_destinations(call: Admin, query: Paging) -> Page[Des
         rows = await destinations.page(connection, after=after, limit=query.page_size + 1)
     shown, following = split(call, "notifications", query, rows, lambda row: str(row["name"]))
     return Page(items=[_answer(row) for row in shown], next_page_token=following)
+
+
+@router.get("/health")
+async def get_notification_health(call: Annotated[Call, needs(Role.VIEWER)]) -> NotificationHealth:
+    """For whoever shows the inbox: people may not be hearing of what waits."""
+    async with call.read() as connection:
+        return NotificationHealth(**await destinations.health(connection))
 
 
 @router.post("", status_code=201)

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final
 
 import asyncpg
+import msgspec
 
 from services.common.clock import Clock
 from services.common.outbox.table import TableOutbox
@@ -29,7 +30,8 @@ from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log
 from services.control import audit_records
 from services.control.notifications import destinations as rules
-from services.control.notifications.notices import Notice, link_of
+from services.control.notifications import notices
+from services.control.notifications.notices import Notice
 from services.control.notifications.sending import Sender, SendFailed, Sent
 from services.control.store import notification_deliveries as store
 from services.control.store import notification_destinations as destinations
@@ -142,25 +144,29 @@ class Deliveries:
             await self._end(taken, "given_up", again_at, TOO_LATE)
             return
         try:
-            sent = await self.sender.send(  # 2
-                rules.read(taken.kind, taken.settings), self._notice(taken)
-            )
+            sent = await self._send(taken)  # 2
         except SendFailed as failure:
             after = timedelta(seconds=delay_s(taken.attempts, asked_s=failure.after_s))
             await self._not_arrived(taken, failure, self._now() + after)  # 3
         else:
             await self._arrived(taken, sent)
 
-    def _notice(self, taken: Taken) -> Notice:
-        return Notice(
+    async def _send(self, taken: Taken) -> Sent:
+        try:
+            settings = rules.read(taken.kind, taken.settings)
+            facts = notices.decode(taken.content)
+        except msgspec.ValidationError:
+            raise SendFailed("unreadable", final=True) from None
+        notice = Notice(
             id=taken.id,
             event=taken.event,
             tenant=taken.tenant,
             tenant_slug=taken.tenant_slug,
-            facts=taken.facts,
-            link=link_of(self.public_url, taken.facts),
+            facts=facts,
+            link=notices.link_of(self.public_url, facts),
             at=taken.planned_at,
         )
+        return await self.sender.send(settings, notice)
 
     async def _arrived(self, taken: Taken, sent: Sent) -> None:
         now = self._now()
@@ -244,7 +250,7 @@ class Deliveries:
                 audit_records.change(name, None, value)
                 for name, value in (
                     ("event", taken.event),
-                    ("subject", taken.facts.id),
+                    ("subject", taken.subject),
                     ("error", code),
                 )
                 if value

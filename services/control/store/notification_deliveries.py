@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
-from services.control.notifications import notices
-from services.control.notifications.notices import Event, Facts
+from services.control.notifications.notices import Event
 from services.control.store.notification_plans import CHANNEL, GIVE_UP_AFTER
 
 _DUE: Final = """
@@ -27,8 +26,8 @@ WITH taken AS (
     WHERE id = $1 AND state = 'queued' AND next_at <= $2
     RETURNING *
 )
-SELECT n.id, n.tenant_id, n.destination_id, n.event, n.content, n.planned_at, n.give_up_at,
-       n.attempts, d.kind, d.settings, t.slug
+SELECT n.id, n.tenant_id, n.destination_id, n.event, n.subject_id, n.content, n.planned_at,
+       n.give_up_at, n.attempts, d.kind, d.settings, t.slug
 FROM taken n
 JOIN control.notification_destinations d ON d.id = n.destination_id
 JOIN control.tenants t ON t.id = n.tenant_id"""
@@ -84,7 +83,9 @@ class Taken:
     kind: str
     settings: dict[str, Any]
     event: Event
-    facts: Facts
+    subject: str
+    #: The facts, as they were stored.
+    content: str = field(repr=False)
     planned_at: datetime
     give_up_at: datetime
     attempts: int
@@ -129,7 +130,8 @@ async def take(
         kind=row["kind"],
         settings=json.loads(row["settings"]),
         event=row["event"],
-        facts=notices.decode(row["content"]),
+        subject=str(row["subject_id"]),
+        content=row["content"],
         planned_at=row["planned_at"],
         give_up_at=row["give_up_at"],
         attempts=row["attempts"],

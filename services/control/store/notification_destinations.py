@@ -25,9 +25,9 @@ _GET_LOCKED: Final = f"{_GET} FOR NO KEY UPDATE"
 _PAGE: Final = f"""
 SELECT {_COLUMNS} FROM control.notification_destinations WHERE name > $1 ORDER BY name LIMIT $2"""  # noqa: S608  # as above
 _COUNT: Final = "SELECT count(*) FROM control.notification_destinations"
-_FAILING: Final = """
-SELECT count(*) FROM control.notification_destinations
-WHERE enabled AND failing_since IS NOT NULL"""
+_HEALTH: Final = """
+SELECT count(*) AS enabled, count(failing_since) AS failing, min(failing_since) AS failing_since
+FROM control.notification_destinations WHERE enabled"""
 _NAME_TAKEN: Final = """
 SELECT 1 FROM control.notification_destinations WHERE name = $1 AND id <> $2"""
 _UPDATE: Final = f"""
@@ -85,9 +85,9 @@ async def count(connection: Connection) -> int:
     return int(await connection.fetchval(_COUNT))
 
 
-async def failing(connection: Connection) -> int:
-    """How many destinations cannot be reached now: whoever shows the inbox says so."""
-    return int(await connection.fetchval(_FAILING))
+async def health(connection: Connection) -> dict[str, Any]:
+    """How many there are, how many of them cannot be reached now, and since when."""
+    return dict(await connection.fetchrow(_HEALTH) or {})
 
 
 async def name_taken(connection: Connection, name: str, *, but_by: str) -> bool:

@@ -256,7 +256,10 @@ async def test_a_receiver_that_is_away_is_tried_until_it_is_back(rest: Rest) -> 
     await until(rest, destination, attempts="2", error="not_reachable")
     health = (await rest.get(f"{PATH}/{destination}")).json["health"]
     waiting = (await rest.get(f"{ESCALATIONS}/{escalation}")).json
+    viewer = (await rest.post("/api/v1/api-keys", {"name": "v", "role": "viewer"})).json["key"]
+    banner = (await rest.get(f"{PATH}/health", key=viewer)).json
     assert ("failing", "not_reachable") == (health["state"], health["error"])
+    assert {"enabled": 1, "failing": 1, "failing_since": health["failing_since"]} == banner
     assert "queued" == first["state"]
     assert "pending" == waiting["state"]
 
@@ -270,6 +273,7 @@ async def test_a_receiver_that_is_away_is_tried_until_it_is_back(rest: Rest) -> 
     assert ("working", None, "") == tuple(
         healthy[name] for name in ("state", "failing_since", "error")
     )
+    assert 0 == (await rest.get(f"{PATH}/health", key=viewer)).json["failing"]
     for kind in ("failing", "recovered"):
         assert 1 == len(await recorded(rest, f"notification_destination.{kind}")), kind
 
@@ -316,6 +320,15 @@ async def test_what_would_be_refused_again_is_not_tried_again(rest: Rest) -> Non
         await look(rest)
         assert (1, "refused", None) == (failed["attempts"], failed["error"], failed["next_at"])
     assert 1 == len(receiver.received)
+    assert 1 == len(await recorded(rest, "notification.lost"))
+
+
+async def test_what_cannot_be_read_any_more_is_lost_aloud(rest: Rest) -> None:
+    async with http_receiver() as receiver:
+        destination = (await add(rest, webhook(rest, receiver.url))).json["id"]
+        await run(rest, "UPDATE control.notification_destinations SET settings = '{}'")
+        await one(rest)
+        await until(rest, destination, state="failed", error="unreadable")
     assert 1 == len(await recorded(rest, "notification.lost"))
 
 
