@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
 import msgspec
 
 from services.authorizer import decision
-from services.authorizer.active import ActivePolicy
 from services.authorizer.asks import Ask, Caller
 from services.authorizer.decision import Escalation, Result, Verdict
 from services.authorizer.envelope import Envelope
@@ -47,6 +46,11 @@ class PolicyChanged(Exception):
     """The call was judged under a policy that is not the active one any more: judge it again."""
 
 
+class Policies(Protocol):
+    def tenant(self, tenant_id: str) -> Tenant | None:
+        """As the bundle that is active now has it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """A call as it was judged. `continues` is the escalation that the caller says it waits for."""
@@ -68,7 +72,7 @@ class Escalations:
         *,
         store: TicketStore,
         digester: Digester,
-        active: ActivePolicy,
+        active: Policies,
         clock: Clock,
         verifiable: bool,
     ) -> None:
