@@ -46,6 +46,7 @@ for _name, _target, _help in (
     ("escalations", "escalations:app", "Calls that wait for a person."),
     ("kill", "kill:app", "Stop an agent, a class, a server or everything at once."),
     ("limits", "limits:app", "Rates of calls, and the clocks of escalations."),
+    ("notifications", "notifications:app", "Who outside is told of them."),
     ("traces", "traces:app", "Decisions and their records."),
     ("audit", "audit:app", "Whether the records are the ones that were written."),
     ("api-keys", "api_keys:app", "Keys of machines that use the API."),

@@ -75,12 +75,20 @@ class Client:
             if cursor is None:
                 return names
 
-    def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    def call(
+        self, tool: str, arguments: dict[str, Any], *, timeout_s: float = wire.TIMEOUT_S
+    ) -> dict[str, Any]:
         """The JSON-RPC answer, whatever it is."""
-        return self.request("tools/call", {"name": tool, "arguments": arguments}, name=tool)
+        params = {"name": tool, "arguments": arguments}
+        return self.request("tools/call", params, name=tool, timeout_s=timeout_s)
 
     def request(
-        self, method: str, params: dict[str, Any], *, name: str | None = None
+        self,
+        method: str,
+        params: dict[str, Any],
+        *,
+        name: str | None = None,
+        timeout_s: float = wire.TIMEOUT_S,
     ) -> dict[str, Any]:
         message = {
             "jsonrpc": "2.0",
@@ -104,7 +112,8 @@ class Client:
         }
         if name is not None:
             headers["mcp-name"] = name
-        answer = wire.send("POST", self.mcp_url, headers=headers, body=json.dumps(message).encode())
+        body = json.dumps(message).encode()
+        answer = wire.send("POST", self.mcp_url, headers=headers, body=body, timeout_s=timeout_s)
         return _message(answer)
 
 

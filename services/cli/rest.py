@@ -86,8 +86,8 @@ class Control:
     def put(self, path: str, body: Any, *, etag: str | None = None) -> Any:
         return self._ask("PUT", path, body, {} if etag is None else {"if-match": etag})
 
-    def patch(self, path: str, body: Any) -> Any:
-        return self._ask("PATCH", path, body)
+    def patch(self, path: str, body: Any, *, etag: str | None = None) -> Any:
+        return self._ask("PATCH", path, body, {} if etag is None else {"if-match": etag})
 
     def delete(self, path: str, *, etag: str | None = None) -> None:
         self._ask("DELETE", path, None, {} if etag is None else {"if-match": etag})

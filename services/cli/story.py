@@ -2,22 +2,27 @@
 installation.
 
 Each step is a real request; its decision and the id of its record are read back from the chain. The
-story may be told again and again: it begins by taking back the approvals that an earlier telling
-gave.
+story may be told again and again: it begins by hiding the tools that an earlier telling approved,
+and each commit that it waits for is one of its own.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from services.cli import agent, demo_data
-from services.cli.output import CommandFailed, Exit, emit_text
+from services.cli.output import CommandFailed, Exit, emit_text, plain
+from services.cli.person import Person, open_session
 from services.cli.rest import Control, segment
 from services.cli.state import State, recall
 from services.cli.verification import verify
 
 RECORD_TIMEOUT_S = 10.0
+#: A held call answers at once when somebody has decided; until then it keeps its agent waiting.
+HELD_TIMEOUT_S = 70.0
 #: What the admin approves in the story; every other tool stays out of sight.
 APPROVED = {
     "time": {"get_current_time": "read", "convert_time": "read"},
@@ -25,6 +30,7 @@ APPROVED = {
         "git_status": "read",
         "git_log": "read",
         "git_diff_unstaged": "read",
+        "git_add": "write",
         "git_commit": "write",
         "git_reset": "write",
     },
@@ -48,6 +54,7 @@ class _Telling:
     clients: dict[str, agent.Client]
     agent_id: str
     repository: str
+    password_file: Path
     on_step: Callable[[Step], None] | None
     steps: list[Step] = field(default_factory=list)
 
@@ -85,6 +92,7 @@ def tell(control: Control, state: State, *, on_step: Callable[[Step], None] | No
         },
         agent_id=token.agent_id,
         repository=str(state.demo_repo),
+        password_file=state.admin_password,
         on_step=on_step,
     )
     _take_back_approvals(telling)
@@ -105,13 +113,8 @@ def tell(control: Control, state: State, *, on_step: Callable[[Step], None] | No
         {"repo_path": telling.repository, "branch_name": "x"},
         expect="unknown",
     )
-    _call(
-        telling,
-        "git",
-        "git_commit",
-        {"repo_path": telling.repository, "message": "A change by the agent"},
-        expect="intercept",
-    )
+    _something_to_commit(telling)
+    _a_person_decides(telling)
     _the_chain_is_whole(telling)
     return telling.steps
 
@@ -137,6 +140,7 @@ def _take_back_approvals(telling: _Telling) -> None:
 
 
 def _nothing_is_visible(telling: _Telling) -> None:
+    before = _newest_id(telling, "type:catalog.served")
     for slug in telling.clients:
         _until_listed(telling, slug, set())
         _until_known(telling, slug)
@@ -144,8 +148,20 @@ def _nothing_is_visible(telling: _Telling) -> None:
         "It lists the tools of both servers: nobody has approved one, so there are none",
         "[]",
         decision="hidden",
-        record=_newest_id(telling, "type:catalog.served"),
+        record=_served(telling, other_than=before),
     )
+
+
+def _served(telling: _Telling, *, other_than: str | None) -> str | None:
+    """A list is recorded when it is another one than before; an agent that saw nothing last time
+    leaves no new record now.
+    """
+    deadline = time.monotonic() + 1.0
+    while True:
+        newest = _newest_id(telling, "type:catalog.served")
+        if newest != other_than or time.monotonic() > deadline:
+            return newest
+        time.sleep(0.05)  # noqa: TID251  # the record travels by itself; nobody tells a REST client
 
 
 def _until_known(telling: _Telling, slug: str) -> None:
@@ -202,7 +218,7 @@ _TITLES = {
     "allow": "It calls {tool}: allowed, and the real server answers",
     "deny": "It calls {tool}: a policy refuses",
     "unknown": "It calls {tool}, which nobody approved: to the agent there is no such tool",
-    "intercept": "It calls {tool}: a policy wants a person's consent, not to be had yet",
+    "approved": "The agent's call goes on, once: it runs, and its record names the approval",
 }
 
 
@@ -212,6 +228,12 @@ def _call(
     """One call, what the agent saw of it, and the record that it left."""
     before = _newest_id(telling, f"tool:{tool}")
     answer = telling.clients[server].call(tool, arguments)
+    _tell_call(telling, tool, answer, expect=expect, before=before)
+
+
+def _tell_call(
+    telling: _Telling, tool: str, answer: dict[str, Any], *, expect: str, before: str | None
+) -> None:
     saw = _seen(answer, expect)
     record = _newest(telling, f"tool:{tool}", other_than=before)
     telling.step(
@@ -223,24 +245,111 @@ def _call(
     )
 
 
+def _something_to_commit(telling: _Telling) -> None:
+    """A line more in the scratch repository, so that each telling has a commit of its own."""
+    readme = Path(telling.repository) / "README.md"
+    with readme.open("a") as file:
+        file.write("\nOne more edit.\n")
+    arguments = {"repo_path": telling.repository, "files": [readme.name]}
+    _call(telling, "git", "git_add", arguments, expect="allow")
+
+
+def _a_person_decides(telling: _Telling) -> None:
+    """1. the agent calls and is kept waiting  2. the inbox shows it  3. the admin signs in and
+    approves  4. the waiting call runs.
+    """
+    tool = "git_commit"
+    held_before = _newest_id(telling, f"tool:{tool} type:call.held")
+    before = _newest_id(telling, f"tool:{tool} type:call.intent")
+    with ThreadPoolExecutor(1) as held:
+        calling: Future[dict[str, Any]] = held.submit(  # 1
+            telling.clients["git"].call,
+            tool,
+            {"repo_path": telling.repository, "message": "A change by the agent"},
+            timeout_s=HELD_TIMEOUT_S,
+        )
+        waiting = _waiting(telling, tool, calling)  # 2
+        telling.step(
+            f"It calls {tool}: a policy wants a person's consent, so the call waits",
+            f"nothing yet; behavry escalations list shows {waiting['id']}",
+            decision="intercept",
+            record=_newest(telling, f"tool:{tool} type:call.held", other_than=held_before)["id"],
+            reasons=waiting["codes"],
+        )
+        _the_admin_approves(telling, waiting["id"])  # 3
+        answer = calling.result()  # 4
+    _tell_call(telling, f"{tool} type:call.intent", answer, expect="approved", before=before)
+
+
+def _waiting(telling: _Telling, tool: str, calling: Future[dict[str, Any]]) -> dict[str, Any]:
+    """The escalation of the agent's call, as soon as the inbox has it."""
+    deadline = time.monotonic() + RECORD_TIMEOUT_S
+    terms = f"state:pending agent:{telling.agent_id} tool:{tool}"
+    while True:
+        page = telling.control.get("/api/v1/escalations", filter=terms, page_size=1)
+        if page["items"]:
+            return dict(page["items"][0])
+        if calling.done():
+            raise CommandFailed(
+                f"{tool} should wait for a person, the agent saw: {_line(calling.result())}",
+                status=Exit.DIFFERENCE,
+            )
+        if time.monotonic() > deadline:
+            raise CommandFailed(f"{tool} is not in the inbox", status=Exit.DIFFERENCE)
+        time.sleep(0.05)  # noqa: TID251  # the inbox is asked, as a person would
+
+
+def _the_admin_approves(telling: _Telling, escalation: str) -> None:
+    """As a person: an API key may not. The session ends with the step."""
+    password = telling.password_file.read_text().strip()
+    session = open_session(telling.control.url, username="admin", password=password)
+    person = Person(state=None, session=session, password_file=telling.password_file)
+    before = _newest_id(telling, "type:admin.escalation.approve")
+    approved = person.act(
+        f"/api/v1/escalations/{segment(escalation)}:approve",
+        {"mode": "once", "reason": "shown by the demo"},
+    )
+    record = _newest(telling, "type:admin.escalation.approve", other_than=before)
+    person.control.post("/api/v1/auth/logout")
+    telling.step(
+        "The admin signs in and approves: behavry login, behavry escalations approve ID",
+        f"{approved['state']}, usable until {approved['execute_by']}",
+        decision=approved["state"],
+        record=record["id"],
+    )
+
+
 def _seen(answer: dict[str, Any], expect: str) -> str:
     """What came back, checked against what the story promises."""
     if "error" in answer:
-        saw = f"error {answer['error']['code']}: {answer['error']['message']}"
         as_told = expect == "unknown" and answer["error"]["code"] == -32602
     else:
-        result = answer["result"]
-        saw = " ".join(part.get("text", "") for part in result["content"]).strip()
-        reason = result.get("_meta", {}).get("com.behavry/decision", {}).get("reason")
-        as_told = {
-            "allow": not result.get("isError"),
-            "deny": bool(result.get("isError")),
-            "intercept": reason == "escalation_unavailable",
-            "unknown": False,
-        }[expect]
+        refused = bool(answer["result"].get("isError"))
+        as_told = {"allow": not refused, "approved": not refused, "deny": refused}.get(
+            expect, False
+        )
     if not as_told:
-        raise CommandFailed(f"expected {expect}, the agent saw: {saw}", status=Exit.DIFFERENCE)
-    line = " ".join(saw.split()) or "(nothing)"
+        denied = expect in {"allow", "approved"}
+        raise CommandFailed(
+            f"expected {expect}, the agent saw: {_line(answer)}",
+            status=Exit.DENIED if denied and _verdict(answer) == "deny" else Exit.DIFFERENCE,
+        )
+    return _line(answer)
+
+
+def _verdict(answer: dict[str, Any]) -> str:
+    """What the gateway says that it decided, where it does."""
+    told = answer.get("result", {}).get("_meta", {}).get("com.behavry/decision", {})
+    return str(told.get("verdict", ""))
+
+
+def _line(answer: dict[str, Any]) -> str:
+    """What an agent sees of an answer, in one line."""
+    if "error" in answer:
+        saw = f"error {answer['error']['code']}: {answer['error']['message']}"
+    else:
+        saw = " ".join(part.get("text", "") for part in answer["result"].get("content", []))
+    line = plain(" ".join(saw.split())) or "(nothing)"
     return line if len(line) <= 120 else line[:117] + "..."
 
 

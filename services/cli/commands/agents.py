@@ -55,13 +55,16 @@ def enroll(
     /,
     *,
     role: Annotated[
-        list[str] | None, Parameter("--role", help="A role that it gets; may be repeated.")
+        list[str] | None,
+        Parameter("--role", negative=(), help="A role that it gets; may be repeated."),
     ] = None,
     type: Annotated[Type | None, Parameter("--type", help="What kind of agent it is.")] = None,
     agent_class: Annotated[
         str | None, Parameter("--class", help="The class that policies may read.")
     ] = None,
-    tag: Annotated[list[str] | None, Parameter("--tag", help="May be repeated.")] = None,
+    tag: Annotated[
+        list[str] | None, Parameter("--tag", negative=(), help="May be repeated.")
+    ] = None,
     token_file: Annotated[
         Path | None,
         Parameter(

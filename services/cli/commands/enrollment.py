@@ -19,7 +19,8 @@ def create(
     /,
     *,
     role: Annotated[
-        list[str] | None, Parameter("--role", help="A role of the agent; may be repeated.")
+        list[str] | None,
+        Parameter("--role", negative=(), help="A role of the agent; may be repeated."),
     ] = None,
     type: Annotated[Type | None, Parameter("--type", help="What kind of agent it is.")] = None,
     agent_class: Annotated[

@@ -32,11 +32,15 @@ def change(
     ] = None,
     tool: Annotated[
         list[str] | None,
-        Parameter("--tool", help="SERVER/TOOL=N calls of a tool per minute; 0: no own limit."),
+        Parameter(
+            "--tool", negative=(), help="SERVER/TOOL=N calls of a tool per minute; 0: no own limit."
+        ),
     ] = None,
     decide: Annotated[
         list[str] | None,
-        Parameter("--decide", help="TIER=SECONDS to decide, for low, medium, high, critical."),
+        Parameter(
+            "--decide", negative=(), help="TIER=SECONDS to decide, for low, medium, high, critical."
+        ),
     ] = None,
     execute_seconds: Annotated[
         int | None, Parameter("--execute-seconds", help="How long an approval may be used.")

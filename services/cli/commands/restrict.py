@@ -38,10 +38,12 @@ def restrict(
     ] = None,
     hours: Annotated[float | None, Parameter("--hours", help="Or for how long from now.")] = None,
     tool: Annotated[
-        list[str] | None, Parameter("--tool", help="SERVER/TOOL it may call, * allowed.")
+        list[str] | None,
+        Parameter("--tool", negative=(), help="SERVER/TOOL it may call, * allowed."),
     ] = None,
     resource: Annotated[
-        list[str] | None, Parameter("--resource", help="How resources it may touch begin.")
+        list[str] | None,
+        Parameter("--resource", negative=(), help="How resources it may touch begin."),
     ] = None,
     max_arg_bytes: Annotated[
         int | None, Parameter("--max-arg-bytes", help="How large arguments may be.")
