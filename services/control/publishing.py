@@ -52,12 +52,17 @@ class Publisher:
 
     async def resume(self) -> None:
         """Call before anything changes: signals count from the newest bundle that planes may hold,
-        also while none can be built.
+        also while none can be built. What stands still is said again: whoever was told so must not
+        depend on a process that ended before the planes had heard of it.
         """
-        async with self.pool.acquire() as connection:
+        async with self.pool.acquire() as connection, connection.transaction():
             newest = await bundle_store.newest(connection, self.plane_id)
-        if newest is not None:
-            self.signals.published(newest.serial)
+            if newest is not None:
+                self.signals.published(newest.serial)
+            for row in await connection.fetch(_TENANTS):
+                tenant = TenantId(str(row["id"]))
+                await connection.execute(_SET_TENANT, tenant)
+                self.signals.revoke(tenant, stops=await desired.stops(connection))
 
     async def run(self) -> None:
         """Builds at the start, then after each change, until cancelled."""

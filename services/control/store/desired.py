@@ -10,6 +10,7 @@ from services.common.postgres.connection import Connection
 from services.control.credentials import LEEWAY, SESSION_IDLE
 from services.control.desired_state import PolicyRow, TenantRows
 from services.control.restrictions import Restriction
+from services.control.signals import Stop
 from services.control.store import tenant_limits
 
 _TENANT: Final = "SELECT slug, status FROM control.tenants WHERE id = $1"
@@ -101,9 +102,15 @@ async def read(connection: Connection, tenant: TenantId, *, now_s: int) -> Tenan
             for row in restrictions
             if row["subject_id"] != row["agent_id"]
         },
-        stops=[dict(row) for row in await connection.fetch(_STOPS)],
+        stops=[{"scope": stop.scope, "subject": stop.subject} for stop in await stops(connection)],
         limits=limits.document,
     )
+
+
+async def stops(connection: Connection) -> list[Stop]:
+    """The tenant's kill switches that are on."""
+    rows = await connection.fetch(_STOPS)
+    return [Stop(scope=row["scope"], subject=row["subject"]) for row in rows]
 
 
 def _agent(row: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from joserfc.jwk import ECKey
 
 from services.common.rego.names import policy_package
 from services.control.settings import ControlSettings
+from services.control.signals import Stop
 from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
 from tests.integration.control.conftest import Rest
@@ -278,3 +279,22 @@ async def test_a_restarted_control_counts_signals_from_the_stored_bundle(
 
     assert (agent["id"],) == signal.agents
     assert signal.min_serial > 2
+
+
+async def test_a_restarted_control_says_again_what_stands_still_until_a_bundle_says_it(
+    settings: ControlSettings, clock: ManualClock, control_database: Database
+) -> None:
+    """It may have ended between its answer and the plane's hearing of it."""
+    async with opened_control(settings, clock, control_database) as first:
+        body = {"scope": "class", "subject": "default", "reason": "no more of these"}
+        assert 201 == (await first.post("/api/v1/kill-switch", body)).status
+    async with opened_control(settings, clock, control_database) as second:
+        [signal] = second.running.control.signals.pending()
+        plan(second)
+        await until_serial(second, 1)
+        state = tenant_state(second, (await fetch(second)).body)
+        settled = second.running.control.signals.pending()
+
+    assert (Stop(scope="class", subject="default"),) == signal.stops
+    assert [{"scope": "class", "subject": "default"}] == state["stops"]
+    assert [] == settled
