@@ -93,15 +93,8 @@ async def step_up(
 
 @router.post("/auth/logout", status_code=204)
 async def logout(call: Annotated[Call, needs(Role.VIEWER)]) -> Response:
-    control, principal = call.control, call.principal
-    if principal.session_sha256 is None:
-        raise Refusal("INVALID_ARGUMENT", "An API key has no session; delete the key instead.")
-    async with tenant_tx(control.pool, principal.tenant) as connection:
-        await people.end_session(connection, principal.session_sha256, call.now)
-        record = audit_records.user("user.signout", call.tenant, call.came(principal.actor()))
-        await control.recorder.put(connection, record)
-    control.recorder.wake()
-    return Response(status_code=204, headers={"set-cookie": control.origins.clear_cookie()})
+    await end(call)
+    return Response(status_code=204, headers={"set-cookie": call.control.origins.clear_cookie()})
 
 
 @router.get("/me")
@@ -177,6 +170,18 @@ async def give_again(call: Call, kind: sessions.Kind, password: str) -> str:
         await control.recorder.put(connection, record)
     control.recorder.wake()
     return token
+
+
+async def end(call: Call) -> None:
+    """Ends the caller's session, recorded. Raises INVALID_ARGUMENT where there is none."""
+    control, principal = call.control, call.principal
+    if principal.session_sha256 is None:
+        raise Refusal("INVALID_ARGUMENT", "An API key has no session; delete the key instead.")
+    async with tenant_tx(control.pool, principal.tenant) as connection:
+        await people.end_session(connection, principal.session_sha256, call.now)
+        record = audit_records.user("user.signout", call.tenant, call.came(principal.actor()))
+        await control.recorder.put(connection, record)
+    control.recorder.wake()
 
 
 def check_origin(visit: Visit) -> None:

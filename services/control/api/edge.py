@@ -73,7 +73,10 @@ class Edge:
         self, scope: Scope, receive: Receive, answer: _Answer, error: BehavryError
     ) -> None:
         response = faults.answer(
-            error, instance=faults.instance_of(scope), request_id=answer.request_id
+            error,
+            instance=faults.instance_of(scope),
+            request_id=answer.request_id,
+            page=faults.is_page(scope),
         )
         await response(scope, receive, answer.send)
 
@@ -92,7 +95,7 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self.request_id
             headers["x-content-type-options"] = "nosniff"
-            headers["referrer-policy"] = "no-referrer"
+            headers.setdefault("referrer-policy", "no-referrer")
             headers.setdefault("content-security-policy", _CSP)
             headers.setdefault("cache-control", "no-store")
         await self._send(message)

@@ -12,10 +12,11 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from services.common.errors import BehavryError
 from services.control import problems
+from services.control.api import approval_html
 from services.control.api.bodies import CODES
 from services.control.problems import FieldError, Refusal
 from services.control.servers import BadServer
@@ -47,12 +48,16 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _database)
 
 
-def answer(error: BehavryError, *, instance: str, request_id: str) -> Response:
-    """The response of a refusal."""
+def answer(error: BehavryError, *, instance: str, request_id: str, page: bool = False) -> Response:
+    """The response of a refusal; to whoever looks at a page, in words."""
     problem = problems.document(error, instance=instance, request_id=request_id)
     headers = dict(error.headers) if isinstance(error, Refusal) else {}
     if problem["status"] == 503:
         headers.setdefault("retry-after", "1")
+    if page:
+        text = approval_html.failed(problem["title"], problem["detail"], request_id=request_id)
+        headers |= approval_html.HEADERS
+        return HTMLResponse(text, status_code=problem["status"], headers=headers)
     return Response(
         json.dumps(problem, ensure_ascii=False),
         status_code=problem["status"],
@@ -64,6 +69,11 @@ def answer(error: BehavryError, *, instance: str, request_id: str) -> Response:
 def instance_of(scope: Mapping[str, Any]) -> str:
     """The route, its parameters as names: what was put into a path is not echoed."""
     return _PARAMETER.sub(r":\1", getattr(scope.get("route"), "path", "/"))
+
+
+def is_page(scope: Mapping[str, Any]) -> bool:
+    """Whether a browser is at the other end, and a person reads what comes back."""
+    return str(scope["path"]).startswith("/approve/")
 
 
 async def _behavry(request: Request, error: Exception) -> Response:
@@ -105,4 +115,9 @@ async def _database(request: Request, _: Exception) -> Response:
 
 
 def _answer(request: Request, error: BehavryError) -> Response:
-    return answer(error, instance=instance_of(request.scope), request_id=request.state.request_id)
+    return answer(
+        error,
+        instance=instance_of(request.scope),
+        request_id=request.state.request_id,
+        page=is_page(request.scope),
+    )

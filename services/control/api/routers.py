@@ -7,6 +7,7 @@ from typing import Final
 from services.control.api import (
     agents,
     api_keys,
+    approval_page,
     audit,
     auth,
     bundle,
@@ -40,6 +41,7 @@ ROUTERS: Final = (
     limit_settings.router,
     notifications.router,
     escalations.router,
+    approval_page.router,
     roles.router,
     tools.router,
     servers.router,

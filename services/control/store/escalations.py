@@ -108,9 +108,9 @@ async def insert(connection: Connection, plane: PlaneId, new: Opened, now: datet
     """False when it is there already, or the tenant is none."""
     done = await connection.execute(
         _INSERT, new.id, new.tenant, plane, new.agent, new.agent_name, new.agent_class,
-        new.requester, new.requester_verified, new.server, new.tool, new.method, new.action, new.category,
-        new.resource, new.resource_kind, new.codes, new.reason, new.policies, new.features,
-        new.finding_tags, new.binding, new.policy_revision, new.quorum, new.tier,
+        new.requester, new.requester_verified, new.server, new.tool, new.method, new.action,
+        new.category, new.resource, new.resource_kind, new.codes, new.reason, new.policies,
+        new.features, new.finding_tags, new.binding, new.policy_revision, new.quorum, new.tier,
         _moment(new.opened_at_ms), _moment(new.decide_by_ms), new.execute_for_s, now,
     )  # fmt: skip
     added: bool = done == "INSERT 0 1"
