@@ -244,7 +244,7 @@ class Stack:
         query: dict[str, Any] = {"filter": f"agent:{agent} type:call.*", "page_size": 500}
         records: list[dict[str, Any]] = []
         while True:
-            page = self.rest.get("/api/v1/traces", **query)
+            page = patiently(lambda: self.rest.get("/api/v1/traces", **query))
             records += [item["decision"]["record"] for item in page["items"]]
             if not page.get("next_page_token"):
                 return records
@@ -267,6 +267,19 @@ def until(
             message = f"after {timeout_s} s still not so: {what}"
             raise TimeoutError(message)
         pause.wait(look_again_s)
+
+
+def patiently(ask: Callable[[], Any], timeout_s: float = 60) -> Any:
+    """Asks again while a service behind control is restarting or overloaded (503)."""
+    give_up = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while True:
+        try:
+            return ask()
+        except Refused as refused:
+            if refused.status != 503 or time.monotonic() > give_up:
+                raise
+        pause.wait(0.5)
 
 
 @contextmanager
