@@ -189,7 +189,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             supervisor.spawn("readiness", ready.run)
             supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures, pipeline))
             try:
-                async with listening(entry, listener):
+                async with listening(entry, listener), _letting_go(holds):
                     yield Running(
                         http=f"http://{bound}",
                         serving=serving,
@@ -339,6 +339,15 @@ class _Notes:
                 self._log.error("not_recorded", reason=failure.code)
 
         self._supervisor.once("record", put)
+
+
+@asynccontextmanager
+async def _letting_go(holds: Holds) -> AsyncIterator[None]:
+    """What waits for a person is answered before the listener waits for its answers."""
+    try:
+        yield
+    finally:
+        holds.close()
 
 
 async def _sweep(

@@ -49,6 +49,7 @@ class Holds:
         #: The last piece of news that may concern anybody.
         self._general = 0
         self._waiters: set[_Waiter] = set()
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -61,6 +62,12 @@ class Holds:
         key = (caller.tenant, escalation_id)
         return self._general > since or self._changes.get(key, 0) > since
 
+    def close(self) -> None:
+        """The process ends: whoever waits is told to call again."""
+        self._closed = True
+        for waiter in self._waiters:
+            waiter.wake(Woken.OVER)
+
     async def wait(
         self,
         caller: Caller,
@@ -71,6 +78,8 @@ class Holds:
         request: tuple[str, int | str] | None,
         gone: asyncio.Event,
     ) -> Woken:
+        if self._closed:
+            return Woken.OVER
         if self.changed(caller, escalation_id, since):
             return Woken.CHANGED
         loop = asyncio.get_running_loop()
