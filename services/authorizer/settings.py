@@ -10,9 +10,9 @@ from typing import Final, Literal
 from services.common.service_settings import ServiceSettings, socket
 from services.common.settings import Resolved, SettingsError, setting, under
 
-#: No user name and no password: those would be shown with the effective settings.
+#: No password, which would be shown with the effective settings.
 _STORE: Final = re.compile(
-    r"rediss?://[A-Za-z0-9._\-\[\]:]+(/[0-9]*)?|unix:///[^?#\s@]+(\?db=[0-9]+)?"
+    r"rediss?://([A-Za-z0-9._\-]+@)?[A-Za-z0-9._\-\[\]:]+(/[0-9]*)?|unix:///[^?#\s@]+(\?db=[0-9]+)?"
 )
 
 
