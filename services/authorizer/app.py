@@ -226,11 +226,12 @@ async def running(
                 log.error("revocations_lost", alert="critical")
             active.changed()
             await feed.restore()
-            watch = PolicyWatch(active=active, serving=serving, journal=journal)
+            watch = PolicyWatch(active=active, serving=serving, proxies=streams, journal=journal)
             for name, run in (
                 ("bundle_feed", feed.run),
                 ("jwks_feed", jwks.run),
                 ("control_link", link.run),
+                ("revocations_kept", link.run_acknowledgements),
                 ("policy_watch", watch.run),
                 ("kill_file", kill_file.run),
                 ("kill_switch_records", stop_news.run),

@@ -65,6 +65,8 @@ class PlaneLink:
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _seen: dict[tuple[str, str], wire.ToolsSeen] = field(default_factory=dict)
     _stream: int = 0
+    _unacknowledged: list[str] = field(default_factory=list)
+    _revoked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.notices.send = self._tell
@@ -83,6 +85,23 @@ class PlaneLink:
         if len(self._seen) > MAX_WAITING:
             del self._seen[next(iter(self._seen))]
         self._send(wire.OpenRequest(tools_seen=seen))
+
+    async def run_acknowledgements(self) -> None:
+        """Says what no restart can forget any more: many at once, where many came at once."""
+        while True:
+            await self._revoked.wait()
+            self._revoked.clear()
+            kept = list(self._unacknowledged)
+            try:
+                await self.active.revocations.save()
+            except OSError as failure:
+                self.log.error("revocation_not_kept", error=describe(failure))
+                self._revoked.set()
+                await asyncio.sleep(LONGEST_RETRY_S)
+                continue
+            del self._unacknowledged[: len(kept)]
+            for signal_id in kept:
+                self._acknowledge(signal_id)
 
     async def run(self) -> None:
         """Dials again and again until cancelled."""
@@ -105,7 +124,7 @@ class PlaneLink:
                 metadata = ((PEER_KEY, "plane"), (TOKEN_KEY, self.tokens.bearer()))
                 stub = plane_link_pb2_grpc.PlaneLinkServiceStub(channel)
                 async for message in stub.Open(self._outgoing(self._stream), metadata=metadata):
-                    await self._receive(message)
+                    self._receive(message)
         finally:
             self._stream += 1
             self._wake.set()  # lets what fed the dead stream end
@@ -150,7 +169,7 @@ class PlaneLink:
             engine="up" if self.engine_up else "down",
         )
 
-    async def _receive(self, message: wire.OpenResponse) -> None:
+    def _receive(self, message: wire.OpenResponse) -> None:
         match message.WhichOneof("message"):
             case "hello_ack":
                 self.log.info("control_link_up")
@@ -161,7 +180,7 @@ class PlaneLink:
                 if message.bundle_notify.serial > self.active.serial:
                     self.feed.poke()
             case "revocation":
-                await self._revoke(message.revocation)
+                self._revoke(message.revocation)
             case "escalation_kept":
                 kept = message.escalation_kept
                 self.notices.kept(kept.id, kept.version)
@@ -178,8 +197,8 @@ class PlaneLink:
             case _:  # drain, or a message of a newer control: the stream's end says the rest
                 return
 
-    async def _revoke(self, signal: wire.Revocation) -> None:
-        """In effect at once; acknowledged when no restart can forget it."""
+    def _revoke(self, signal: wire.Revocation) -> None:
+        """In effect at once, whatever the disk does."""
         revocation = Revocation(
             signal_id=signal.signal_id,
             tenant=signal.tenant_id,
@@ -198,12 +217,8 @@ class PlaneLink:
                 agents=tuple(signal.agent_ids),
                 sessions=tuple(signal.session_ids),
             )
-        try:
-            await self.active.revocations.save()
-        except OSError as failure:  # control sends it again on the next stream
-            self.log.error("revocation_not_kept", error=describe(failure))
-            return
-        self._acknowledge(signal.signal_id)
+        self._unacknowledged.append(signal.signal_id)
+        self._revoked.set()
 
     def _acknowledge(self, signal_id: str) -> None:
         self._send(wire.OpenRequest(ack=wire.Ack(signal_id=signal_id)))

@@ -124,6 +124,25 @@ async def test_a_switch_thrown_over_the_link_stops_within_a_second_what_it_names
     assert took_s <= AT_MOST_S
 
 
+async def test_many_revocations_at_once_are_all_in_effect_within_a_second_and_acknowledged(
+    control: FakeControl, clock: ManualClock, desk: PlaneDesk, start: Start, state_dir: Path
+) -> None:
+    control.publish(TWO_AGENTS, now_s=now_s(clock))
+    signals = [revocation(f"signal {n}", session_ids=[f"session {n}"]) for n in range(300)]
+    last = {"session_id": "session 299"}
+    async with start() as authorizer:
+        await until_serial(authorizer, 1)
+        await desk.until_connected(1)
+        for signal in signals:
+            desk.revoke(signal)
+        took_s = await until(authorizer.decider, ["session_revoked"], lambda: ask(caller=last))
+        await desk.until_acknowledged(*signals)
+
+    kept = json.loads((state_dir / "bundles" / "revocations.json").read_bytes())
+    assert took_s <= AT_MOST_S
+    assert {signal.signal_id for signal in signals} == {one["signal_id"] for one in kept["signals"]}
+
+
 async def test_a_bundle_gives_back_what_the_link_stopped_and_holds_what_it_says_itself(
     control: FakeControl, clock: ManualClock, desk: PlaneDesk, start: Start
 ) -> None:
@@ -346,7 +365,7 @@ async def test_replicas_share_their_counts_and_each_has_its_share_when_the_store
     control: FakeControl, clock: ManualClock, start: Start
 ) -> None:
     control.publish(limited(agent_per_minute=6, agent_burst=4), now_s=now_s(clock))
-    with running_valkey(durable=False) as server:
+    with running_valkey() as server:
         settings = {"BEHAVRY_COUNTER_STORE_URL": server.url, "BEHAVRY_AUTHORIZER_REPLICAS": "2"}
         async with start(**settings) as authorizer:
             await until_serial(authorizer, 1)
