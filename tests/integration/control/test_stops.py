@@ -9,6 +9,7 @@ from services.control.signals import Stop
 from services.control.store import people
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.planes import fetch, plan, tenant_state, until_serial
+from tests.integration.control.test_plane_link import linked
 from tests.integration.control.test_problems import key_of
 from tests.integration.control.test_sign_in import browser
 from tests.promises import promise
@@ -76,6 +77,18 @@ async def test_each_scope_is_told_at_once_and_is_in_the_next_bundle(rest: Rest) 
     assert [(tenant, (Stop(scope=a, subject=b),)) for a, b in wanted] == told
     assert [{"scope": scope, "subject": subject} for scope, subject in wanted] == state["stops"]
     assert [] == stops_told(rest)
+
+
+async def test_a_stop_reaches_the_plane_before_any_bundle(rest: Rest) -> None:
+    """Nothing can be built here: entitlements never spoke."""
+    async with linked(rest) as plane:
+        await plane.next("hello_ack")
+        await throw(rest, "class", "default")
+        told = await plane.next("revocation")
+
+    assert rest.running.tenant.id == told.tenant_id
+    assert [("class", "default")] == [(stop.scope, stop.subject) for stop in told.stops]
+    assert ([], []) == (list(told.agent_ids), list(told.session_ids))
 
 
 async def test_a_stop_of_nothing_is_refused_by_pointer(rest: Rest) -> None:
