@@ -659,3 +659,18 @@ async def test_who_lost_their_rights_is_named_to_the_proxies_at_once(
         list(revoked.session_ids),
     )
     assert (DENY, "agent_suspended") == said(refused)[:2]
+
+
+async def test_rights_that_only_a_bundle_ends_are_told_to_the_proxies_too(
+    control: FakeControl, clock: ManualClock, desk: PlaneDesk, start: Start
+) -> None:
+    suspended = {AGENT: {**ASKING.agents[AGENT], "status": "suspended"}}
+    control.publish(ASKING, now_s=now_s(clock))
+    async with start() as authorizer:
+        await until_serial(authorizer, 1)
+        await desk.until_connected(1)
+        control.publish(rows(agents=suspended, policies=ASKING.policies), now_s=now_s(clock))
+        desk.notify(2)
+        revoked = await asyncio.wait_for(authorizer.decider.revoked.get(), 5)
+
+    assert (TENANT, [AGENT]) == (revoked.tenant_id, list(revoked.agent_ids))
