@@ -332,6 +332,23 @@ async def test_what_cannot_be_read_any_more_is_lost_aloud(rest: Rest) -> None:
     assert 1 == len(await recorded(rest, "notification.lost"))
 
 
+async def test_cut_connections_to_the_database_lose_no_notice(rest: Rest) -> None:
+    async with http_receiver() as receiver:
+        await add(rest, webhook(rest, receiver.url))
+        await one(rest)
+        await receiver.next()
+        await run(
+            rest,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        await ask_until(lambda: rest.get("/api/v1/agents"), lambda answer: answer.status == 200)
+        escalation = await one(rest)
+        body = json.loads((await receiver.next()).body)
+
+    assert escalation == body["escalation"]["id"]
+
+
 async def test_nobody_waits_for_one_that_does_not_answer(rest: Rest) -> None:
     async with http_receiver() as slow, http_receiver() as quick:
         slow.go_on.clear()

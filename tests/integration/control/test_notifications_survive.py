@@ -46,12 +46,13 @@ class Control:
             return await got.json()
 
     async def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        await self.process.wait()
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGKILL)
+            await self.process.wait()
 
 
 @asynccontextmanager
-async def started(settings: ControlSettings) -> AsyncIterator[Control]:
+async def started(settings: ControlSettings, name: str = "control") -> AsyncIterator[Control]:
     port = _free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.control",
@@ -61,6 +62,7 @@ async def started(settings: ControlSettings) -> AsyncIterator[Control]:
             "BEHAVRY_STATE_DIR": str(settings.state_dir),
             "BEHAVRY_ENV": "development",
             "BEHAVRY_CONTROL_DB_URL": settings.db_url,
+            "BEHAVRY_CONTROL_GRPC_LISTEN": f"unix:{settings.run_dir}/{name}.sock",
             "BEHAVRY_CONTROL_HTTP_LISTEN": f"127.0.0.1:{port}",
             "BEHAVRY_CONTROL_PUBLIC_URL": settings.public_url,
         },
@@ -141,10 +143,16 @@ async def tenant_of(pool: Pool) -> TenantId:
         return TenantId(str(await connection.fetchval("SELECT id FROM control.tenants")))
 
 
-async def sent(control: Control, destination: str) -> list[dict[str, Any]]:
-    """What became of the notices of openings."""
-    items = (await control.call("GET", f"{PATH}/{destination}/deliveries"))["items"]
-    return [one for one in items if one["event"] == "escalation.opened"]
+async def until_delivered(control: Control, destination: str, count: int) -> list[dict[str, Any]]:
+    """The notices of so many openings, as soon as they are where they belong."""
+
+    async def opened() -> list[dict[str, Any]]:
+        items = (await control.call("GET", f"{PATH}/{destination}/deliveries"))["items"]
+        return [one for one in items if one["event"] == "escalation.opened"]
+
+    return await ask_until(
+        opened, lambda items: ["delivered"] * count == [one["state"] for one in items]
+    )
 
 
 @pytest.fixture
@@ -171,15 +179,34 @@ async def test_a_notice_outlives_the_process_that_should_have_sent_it(
         receiver.go_on.set()
         async with started(settings) as control:
             ids = {(await receiver.next()).headers["webhook-id"] for _ in range(2)}
-            found = await ask_until(
-                lambda: sent(control, destination),
-                lambda items: {"delivered"} == {one["state"] for one in items},
-            )
+            found = await until_delivered(control, destination, 2)
 
     assert first.headers["webhook-id"] in ids
     assert {one["id"] for one in found} == ids
     assert [1, 2] == sorted(one["attempts"] for one in found)
     assert 3 == len(receiver.received)
+
+
+async def test_of_two_controls_one_sends_and_the_other_takes_over(
+    settings: ControlSettings, pool: Pool
+) -> None:
+    clock = SystemClock()
+    async with (
+        http_receiver() as receiver,
+        started(settings) as first,
+        started(settings, "second") as second,
+    ):
+        destination = await subscribe(first, settings, receiver.url)
+        tenant = await tenant_of(pool)
+        for so_far in (10, 20):
+            for _ in range(10):
+                await keep(pool, tenant, clock)
+                await receiver.next()
+            await until_delivered(second, destination, so_far)
+            await first.kill()
+
+    assert 20 == len({got.headers["webhook-id"] for got in receiver.received})
+    assert 20 == len(receiver.received)
 
 
 @promise("notifications:soon")
