@@ -4,7 +4,6 @@ people.
 Decides wording and the document's keys. No secret is in it: paths of the files that hold them.
 """
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from services.cli import plan
 from services.cli.children import Children
+from services.cli.clients.catalogue import KEY_VARIABLE
 from services.cli.output import emit, emit_text
 from services.common.service_settings import default_state_dir
 
@@ -93,10 +93,11 @@ def page(document: dict[str, Any]) -> str:
     """For people."""
     control, state = document["control_url"], document["state_dir"]
     admin = document["admin"]
+    behavry, where = _command(), _state_option(Path(state))
     lines = [
         "Behavry is ready.",
         "",
-        f"  API and dashboard   {control}",
+        f"  API                 {control}",
         f"  admin sign-in       {admin['username']}, password in {admin['password_file']}",
         f"  policy engine       {document['engine']}",
         f"  state               {state}",
@@ -106,37 +107,54 @@ def page(document: dict[str, Any]) -> str:
         for server in document["servers"]
     ]
     if document["agents"]:
-        lines += _connect(document)
-    behavry, where = _command(), _state_option(Path(state))
+        lines += _first_run(document, behavry, where)
     lines += [
-        "",
-        "Try next, in another terminal:",
-        f"  {behavry} demo{where}      one governed call of each kind, with its records",
-        f"  {behavry} traces{where}    what was decided",
-        f"  {behavry} tools list git{where}",
         "",
         "Your own server behind it:",
         f"  {behavry} servers add SLUG --url http://127.0.0.1:9000/mcp{where}",
         f"  {behavry} roles grant git:read SLUG:read{where}      (a role of the demo agent)",
+        f"  {behavry} connect claude-code --server SLUG --write{where}",
         "  let the agent list the server's tools once, then say what they do:",
         f"  {behavry} tools classify SLUG TOOL --action read{where}",
         f"  All of it is the REST API's too: {control}/openapi.json",
         "",
-        f"Ctrl-C or `{behavry} down{where}` stops everything; the same command resumes.",
+        f"Something wrong?  {behavry} doctor{where}",
+        f"Stop everything an agent does, now:  {behavry} kill --help",
+        f"Ctrl-C or `{behavry} down{where}` ends the services; the same command resumes.",
     ]
     return "\n".join(lines)
 
 
-def _connect(document: dict[str, Any]) -> list[str]:
-    agent, server = document["agents"][0], document["servers"][0]
-    snippet = json.dumps(
-        client_snippet(server["mcp_url"], f"<key in {agent['key_file']}>"), indent=2
-    )
-    client_file = Path(agent["key_file"]).with_suffix(".mcp.json")
+def _first_run(document: dict[str, Any], behavry: str, where: str) -> list[str]:
+    """From a client that sees nothing to a person who decides, with what the demo data brings."""
+    agent, password = document["agents"][0], document["admin"]["password_file"]
+    repository = Path(document["state_dir"]) / "demo-repo"
     return [
         "",
-        f"Connect a client as {agent['name']} (ready with its key in {client_file}):",
-        *(f"  {line}" for line in snippet.splitlines()),
+        f"Five steps, in another terminal (`{behavry} demo{where}` shows all of them by itself):",
+        "",
+        f"1. Connect an MCP client, as {agent['name']}. `connect --help` names the clients.",
+        f'     export {KEY_VARIABLE}="$(cat {agent["key_file"]})"',
+        f"     {behavry} connect claude-code --server git --write{where}",
+        "   Start the client there. It sees no tool: nobody has said yet what they do.",
+        "2. Classify what it may see.",
+        f"     {behavry} tools list git{where}",
+        f"     {behavry} tools classify git git_status git_log --action read{where}",
+        f"     {behavry} tools classify git git_add git_commit git_reset --action write{where}",
+        "3. Allow: ask your client for the git status of",
+        f"     {repository}",
+        "   The agent's roles permit it, no policy objects, the server answers.",
+        "4. Deny: ask it to reset that repository. A policy refuses:",
+        f"     {behavry} policy show no_reset{where}",
+        "5. Approve: ask it to add README.md and commit. The call waits for you:",
+        f"     {behavry} login --password-file {password}{where}",
+        f"     {behavry} escalations list{where}",
+        f"     {behavry} escalations approve ID{where}",
+        "   (a client that opens pages shows you the same question in the browser)",
+        "",
+        "Everything was recorded, and whether nobody changed the records can be checked:",
+        f"     {behavry} traces{where}",
+        f"     {behavry} audit verify{where}",
     ]
 
 

@@ -1,6 +1,7 @@
 """Checks of what runs: processes, their gRPC health, HTTP doors, engine, bundle, keys, licence."""
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ SERVICES: Final = {
     "proxy": (),
 }
 TIMEOUT_S: Final = 2.0
+EXPIRY_WARN_DAYS: Final = 7  # control.md 8: LicenseExpiring
 BUNDLE_WARN_S: Final = 60  # control.md 8: the objective
 BUNDLE_FAIL_S: Final = 300  # deployment.md 3.5: stale
 _START: Final = "behavry up"
@@ -165,10 +167,17 @@ def plan(installation: Installation) -> Iterator[Check]:
     why = f"{held['plan']} ({held['status']})"
     if held["stale"]:
         yield warn("license", f"{why}, as it was said last", "see the log of entitlements")
-    elif held["status"].lower() not in {"active", "valid"}:
+    elif _days_left(held, installation.now_s) <= EXPIRY_WARN_DAYS:
         yield warn("license", f"{why}, until {held['plan_expires_at']}", "behavry license show")
     else:
         yield ok("license", why)
+
+
+def _days_left(held: dict[str, Any], now_s: int) -> float:
+    until = held["plan_expires_at"]
+    if until is None:
+        return float("inf")
+    return (datetime.fromisoformat(until).timestamp() - now_s) / 86_400
 
 
 _KEY_FIX: Final = (
