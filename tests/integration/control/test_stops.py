@@ -8,8 +8,7 @@ from services.common.postgres.pool import tenant_tx
 from services.control.signals import Stop
 from services.control.store import people
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
-from tests.integration.control.planes import fetch, plan, tenant_state, until_serial
-from tests.integration.control.test_plane_link import linked
+from tests.integration.control.planes import fetch, linked, plan, tenant_state, until_serial
 from tests.integration.control.test_problems import key_of
 from tests.integration.control.test_sign_in import browser
 from tests.promises import promise
