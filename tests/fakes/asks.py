@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 import grpc
@@ -146,3 +146,21 @@ class Decider:
                 self.tickets.put_nowait((changed.escalation_id, changed.state))
             if message.HasField("revoked"):
                 self.revoked.put_nowait(message.revoked)
+
+
+async def reasons(decider: Decider, *asks: wire.Ask) -> list[str]:
+    """Reason codes; empty for what was allowed."""
+    decisions = [verdict.decision for verdict in await decider.ask(*asks)]
+    allowed = wire.DECISION_RESULT_ALLOW
+    return ["" if one.result == allowed else one.reason_code for one in decisions]
+
+
+async def until(decider: Decider, expected: list[str], *asks: Callable[[], wire.Ask]) -> float:
+    """Asks the same again until it is answered so; how many seconds that took."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    async with asyncio.timeout(5):
+        while True:
+            if await reasons(decider, *(make() for make in asks)) == expected:
+                return loop.time() - began_s
+            await asyncio.sleep(0.01)

@@ -20,7 +20,7 @@ from behavry.control.v1 import plane_link_pb2 as wire
 from services.common.clock import SystemClock
 from services.common.rpc.client import dial
 from services.control.desired_state import TenantRows
-from tests.fakes.asks import FEATURES, SESSION, Decider, ask
+from tests.fakes.asks import FEATURES, SESSION, Decider, ask, reasons, until
 from tests.fakes.clock import ManualClock
 from tests.fakes.control import AGENT, OTHER_TENANT, SCHEMA_HASH, TENANT, FakeControl, rows
 from tests.fakes.peers import identity, make_peers
@@ -55,24 +55,6 @@ async def desk(state_dir: Path, control: FakeControl) -> AsyncIterator[PlaneDesk
 
 def of(agent: str, **changes: Any) -> asked.Ask:
     return ask(caller={"agent_id": agent}, **changes)
-
-
-async def reasons(decider: Decider, *asks: asked.Ask) -> list[str]:
-    """Reason codes; empty for what was allowed."""
-    return [
-        "" if verdict.decision.result == ALLOW else verdict.decision.reason_code
-        for verdict in await decider.ask(*asks)
-    ]
-
-
-async def until(decider: Decider, expected: list[str], *asks: Callable[[], asked.Ask]) -> float:
-    """Asks the same again until it is answered so; how many seconds that took."""
-    loop = asyncio.get_running_loop()
-    began_s = loop.time()
-    async with asyncio.timeout(5):
-        while await reasons(decider, *(make() for make in asks)) != expected:  # noqa: ASYNC110  # the answers are what is waited for
-            await asyncio.sleep(0.01)
-    return loop.time() - began_s
 
 
 def revocation(signal_id: str = "a signal", **parts: Any) -> wire.Revocation:
