@@ -34,6 +34,11 @@ _SQL: Final[Mapping[str, str]] = {
 }
 
 
+#: What is live is found by its own small index, however much is not.
+_LIVE: Final = frozenset({"pending", "approved"})
+_LIVE_SQL: Final = "e.state IN ('pending', 'approved')"
+
+
 class Where(NamedTuple):
     """Conditions, each with its ` AND ` before it, and the values that they bind."""
 
@@ -55,11 +60,13 @@ def parse(text: str, *, first: int) -> Where:
             raise _invalid("syntax", "A term of the filter is `qualifier:value`.")
         if match[2] not in _SQL:
             raise _invalid("unknown_qualifier", f"Qualifiers are {', '.join(_SQL)}.")
-        if len(conditions) == MAX_TERMS:
+        if len(bound) == MAX_TERMS:
             raise _invalid("too_many", f"A filter has at most {MAX_TERMS} terms.")
         bound.append(_values(match[2], match[3].strip('"')))
-        condition = _SQL[match[2]].format(f"${first + len(conditions)}::text[]")
+        condition = _SQL[match[2]].format(f"${first + len(bound) - 1}::text[]")
         conditions.append(f"NOT {condition}" if match[1] else condition)
+        if match[2] == "state" and not match[1] and _LIVE.issuperset(bound[-1]):
+            conditions.append(_LIVE_SQL)
         at = match.end()
     return Where("".join(f" AND {condition}" for condition in conditions), tuple(bound))
 

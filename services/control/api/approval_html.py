@@ -313,6 +313,8 @@ def _password(act: str, viewer: Viewer) -> str:
     if not viewer.needs_password:
         return ""
     return (
+        '<input type="text" name="username" autocomplete="username" hidden readonly'
+        f' value="{escape(viewer.name)}">'
         f'<label for="{act}-password">Your password, again</label>'
         f'<input type="password" id="{act}-password" name="password"'
         f' autocomplete="current-password" maxlength="1024" required'

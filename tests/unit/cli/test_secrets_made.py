@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from joserfc.jwk import ECKey
 
 from services.cli import secrets_made
 from services.cli.state import State, open_state
@@ -70,6 +71,30 @@ def test_an_existing_secret_is_never_overwritten_and_no_half_is_left(tmp_path: P
     assert 1 == errors.count(None)
     assert 1 == len(set(path.read_text().split()))
     assert [path] == list(tmp_path.iterdir())
+
+
+def test_an_older_trust_root_is_completed_and_keeps_what_it_has(state: State) -> None:
+    secrets_made.make_all(state, plane_id="dp-1")
+    whole = json.loads(state.trust.read_bytes())
+    older = {"version": 1, "roles": {"bundle": whole["roles"]["bundle"]}, "note": "ours"}
+    state.trust.write_text(json.dumps(older))
+    secrets_made.make_all(state, plane_id="dp-1")
+    completed = state.trust.read_bytes()
+    secrets_made.make_all(state, plane_id="dp-1")
+
+    assert {**whole, "note": "ours"} == json.loads(completed)
+    assert completed == state.trust.read_bytes()
+    assert 0o600 == stat.S_IMODE(state.trust.stat().st_mode)
+
+
+@pytest.mark.parametrize("role", secrets_made.TRUST_ROLES)
+def test_each_role_is_trusted_for_its_own_key(state: State, role: str) -> None:
+    secrets_made.make_all(state, plane_id="dp-1")
+    (key,) = json.loads(state.trust.read_bytes())["roles"][role]["keys"]
+    private = ECKey.import_key((state.keys / f"{role}.pem").read_bytes())
+
+    assert private.thumbprint() == key["kid"]
+    assert "d" not in key
 
 
 def test_the_trust_root_names_the_public_half_alone(state: State) -> None:

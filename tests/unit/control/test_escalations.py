@@ -282,6 +282,22 @@ def test_a_filter_binds_its_values_and_pastes_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "narrow"),
+    [
+        ("state:pending", True),
+        ("state:approved,pending", True),
+        ("state:pending,expired", False),
+        ("-state:pending", False),
+    ],
+)
+def test_what_is_live_is_looked_for_among_what_is_live(text: str, narrow: bool) -> None:
+    where = escalation_filters.parse(text, first=4)
+
+    assert narrow == ("e.state IN ('pending', 'approved')" in where.sql)
+    assert 1 == len(where.bound)
+
+
+@pytest.mark.parametrize(
     ("text", "code"),
     [
         ("pending", "syntax"),
