@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from contextlib import suppress
 from typing import Final, Protocol
 
 from services.authorizer.active import ActivePolicy
@@ -76,7 +77,7 @@ class EscalationWatch:
                 down = False
             except StoreUnavailable:
                 if not down:
-                    self._log.error("escalation_store", up=False)
+                    self._log.error("escalation_store", up=False, alert="high")
                 down = True
             while self._due and self._due[0][0] < self._now_ms():
                 heapq.heappop(self._due)
@@ -111,7 +112,7 @@ class EscalationWatch:
     async def run_again(self) -> None:
         """What a crash, a lost message or a store that was away has left behind."""
         while True:
-            try:
+            with suppress(StoreUnavailable):  # run_clocks says that it is away
                 unsettled = await self._store.unsettled()
                 now_ms = self._now_ms()
                 for ticket in unsettled:
@@ -119,8 +120,6 @@ class EscalationWatch:
                     if late and ticket.recorded_version < ticket.version:
                         await self._record(ticket)
                 self._notices.again(unsettled, now_ms=now_ms)
-            except StoreUnavailable:
-                self._log.warning("escalation_store", up=False)
             await asyncio.sleep(AGAIN_S)
 
     def _changed(self, ticket: Ticket, here: bool) -> None:  # noqa: FBT001  # Listener
