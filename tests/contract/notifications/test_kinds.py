@@ -187,6 +187,19 @@ async def test_a_webhook_is_json_that_is_signed_with_its_id_and_time(office: Off
     } == json.loads(got.body)
 
 
+async def test_the_check_that_is_documented_accepts_it(office: Office) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "notifications.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    known: dict[str, Any] = {"base64": base64, "hmac": hmac}
+    exec(code, known)
+    async with http_receiver() as receiver:
+        await office.send(webhook(receiver.url))
+        got = await receiver.next()
+
+    assert known["is_ours"](got.headers, got.body, KEY.encode())
+    assert not known["is_ours"](got.headers, got.body + b" ", KEY.encode())
+
+
 async def test_a_changed_id_time_or_body_does_not_fit_the_signature(office: Office) -> None:
     async with http_receiver() as receiver:
         await office.send(webhook(receiver.url))
