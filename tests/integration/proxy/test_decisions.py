@@ -21,12 +21,29 @@ def changed(**fields: Any) -> Twist:
         made.CopyFrom(verdict)
         for name, value in fields.items():
             if name in pb.Decision.DESCRIPTOR.fields_by_name:
-                setattr(made.decision, name, value)
+                if name == "escalation":
+                    made.decision.escalation.CopyFrom(value)
+                else:
+                    setattr(made.decision, name, value)
             else:
                 setattr(made, name, value)
         return made
 
     return twist
+
+
+def escalated(result: str, **fields: Any) -> Twist:
+    escalation = {
+        "id": "0199d0d0-0000-7000-8000-0000000000e5",
+        "state": "pending",
+        "decide_by_ms": 2**42,
+        **fields,
+    }
+    return changed(
+        result=pb.DecisionResult.Value(f"DECISION_RESULT_{result}"),
+        reason_code="four_eyes",
+        escalation=pb.Escalation(**escalation),
+    )
 
 
 NOT_ALLOWS: dict[str, tuple[Twist, str]] = {
@@ -54,6 +71,19 @@ NOT_ALLOWS: dict[str, tuple[Twist, str]] = {
     "intercept": (
         changed(result=pb.DECISION_RESULT_INTERCEPT, reason_code="four_eyes"),
         "escalation_unavailable",
+    ),
+    "an intercept whose escalation has no name": (
+        escalated("INTERCEPT", id=""), "escalation_unavailable",
+    ),
+    "an intercept whose escalation has ended": (
+        escalated("INTERCEPT", state="approved"), "escalation_unavailable",
+    ),
+    "an intercept that nobody can decide in time": (
+        escalated("INTERCEPT", decide_by_ms=0), "escalation_unavailable",
+    ),
+    "an allow of what still waits": (escalated("ALLOW"), "engine_invalid"),
+    "an allow by an approval without a name": (
+        escalated("ALLOW", state="consumed", id="e"), "engine_invalid",
     ),
     "an empty verdict": (lambda one: pb.Verdict(id=one.id), "policy_unavailable"),
 }  # fmt: skip

@@ -139,8 +139,8 @@ def test_only_what_is_relayed_is_offered() -> None:
     introduced = bridge.initialized(facts, "2025-06-18")
     discovered = bridge.discovered(facts)
 
-    offered = {"tools": {}, "resources": {}}
-    ours = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+    offered: dict[str, Any] = {"tools": {}, "resources": {}}
+    ours: dict[str, Any] = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
     assert offered == introduced["capabilities"]
     assert {**offered, **ours} == discovered["capabilities"]
     assert (
