@@ -126,9 +126,10 @@ async def open_valkey(
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=MAX_CONNECTIONS,
-        timeout=1,
-        # Calls are bounded here. The library's own bound rests on asyncio.wait_for, which before
-        # Python 3.12 loses a cancellation that comes together with its result.
+        # Calls are bounded here, waiting for a connection and all. The library's own bound rests
+        # on asyncio.wait_for, which before Python 3.12 loses a cancellation that comes together
+        # with its result.
+        timeout=None,
         socket_timeout=None,
         retry=Retry(NoBackoff(), 0),
         protocol=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import signal
 import socket
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl  # looked up before the fork: nothing is loaded after it
 
 
 @dataclass(slots=True)
@@ -55,7 +59,11 @@ class ValkeyServer:
         ]
         with (self.directory / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [binary, "-"], stdin=subprocess.PIPE, stdout=log, stderr=log
+                [binary, "-"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_us,  # noqa: PLW1509  # one call, looked up beforehand
             )
         assert self._process.stdin is not None
         self._process.stdin.write("\n".join(lines).encode())
@@ -103,6 +111,11 @@ class ValkeyServer:
             self._process = None
 
 
+def _end_with_us() -> None:
+    """A test run that is killed leaves no server behind."""
+    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
 @contextmanager
 def _directory() -> Iterator[Path]:
     """Short: the path of a unix socket has 107 bytes."""
@@ -120,11 +133,11 @@ def running_valkey(
 ) -> Iterator[ValkeyServer]:
     with _directory() as directory:
         server = ValkeyServer(directory, keeps, password, port, replica_of)
-        server.started()
         try:
+            server.started()
             yield server
         finally:
-            server.stop()
+            server.kill()
 
 
 def free_port() -> int:

@@ -65,8 +65,9 @@ Key = tuple[TenantId, TicketId]
 class SharedTicketStore:
     """Made by shared_ticket_store."""
 
-    def __init__(self, valkey: Valkey, log: Log, *, prefix: str) -> None:
+    def __init__(self, valkey: Valkey, log: Log, *, prefix: str, bound_s: float) -> None:
         self._valkey = valkey
+        self._bound_s = bound_s
         self._log = log
         self._root = f"{{{prefix}}}:ticket:"
         self._instance = str(uuid4())
@@ -322,12 +323,15 @@ class SharedTicketStore:
                     pipe.hmget(f"{self._root}t:{member}", "j", "k", "r")
                 return cast("list[Any]", await pipe.execute())
 
-            bound_s = BOUND_S if len(members) == 1 else _MANY_BOUND_S
+            bound_s = self._bound_s if len(members) == 1 else _MANY_BOUND_S
             found += [_decode(row) for row in await self._call(rows, bound_s=bound_s)]
         return found
 
     async def _mark_ms(self) -> int:
-        return int(await self._call(lambda s: s.get(f"{self._root}mark"), bound_s=BOUND_S) or 0)
+        mark = await self._call(
+            lambda server: server.get(f"{self._root}mark"), bound_s=self._bound_s
+        )
+        return int(mark or 0)
 
     async def _many(self, command: Callable[[Any], Any]) -> Any:
         return await self._call(command, bound_s=_MANY_BOUND_S)
@@ -339,7 +343,9 @@ class SharedTicketStore:
             raise StoreUnavailable(f"the shared ticket store is away: {lost}") from None
 
     async def _run(self, script: Any, args: Sequence[str]) -> Any:
-        return await self._call(lambda _: script(keys=[self._root], args=args), bound_s=BOUND_S)
+        return await self._call(
+            lambda _: script(keys=[self._root], args=args), bound_s=self._bound_s
+        )
 
     def _one_at_a_time(self, key: str) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -397,10 +403,10 @@ def _contended() -> StoreUnavailable:
 
 @asynccontextmanager
 async def shared_ticket_store(
-    valkey: Valkey, log: Log, *, prefix: str
+    valkey: Valkey, log: Log, *, prefix: str, bound_s: float = BOUND_S
 ) -> AsyncIterator[SharedTicketStore]:
     """`prefix` names the plane: several may share a server."""
-    store = SharedTicketStore(valkey, log, prefix=prefix)
+    store = SharedTicketStore(valkey, log, prefix=prefix, bound_s=bound_s)
     with suppress(ValkeyLost):
         await store.catch_up()
     async with Supervisor(log) as tasks:

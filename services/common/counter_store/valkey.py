@@ -54,8 +54,9 @@ return {{longest, lacking}}
 class ValkeyCounterStore:
     """`prefix` keeps planes apart that share a server."""
 
-    def __init__(self, valkey: Valkey, *, prefix: str) -> None:
+    def __init__(self, valkey: Valkey, *, prefix: str, bound_s: float = BOUND_S) -> None:
         self._valkey = valkey
+        self._bound_s = bound_s
         #: In braces: a cluster keeps all keys of a plane on one node, as the script needs them.
         self._prefix = f"{{{prefix}}}:count:"
         self._take = valkey.script(_TAKE)
@@ -68,7 +69,7 @@ class ValkeyCounterStore:
             args += [bucket.per_minute, bucket.burst, bucket.cost, max(1, fill_ms(bucket))]
         keys = [self._prefix + bucket.key for bucket in buckets]
         try:
-            wait, lacking = await self._valkey.run(self._take, keys, args, bound_s=BOUND_S)
+            wait, lacking = await self._valkey.run(self._take, keys, args, bound_s=self._bound_s)
         except ValkeyLost as lost:
             raise CounterStoreLost(str(lost)) from None
         if wait:
@@ -79,7 +80,7 @@ class ValkeyCounterStore:
         name, ttl_ms = self._key_of(key), ttl_s * 1_000
         try:
             before = await self._valkey.call(
-                lambda server: server.set(name, "1", px=ttl_ms, get=True), bound_s=BOUND_S
+                lambda server: server.set(name, "1", px=ttl_ms, get=True), bound_s=self._bound_s
             )
         except ValkeyLost as lost:
             raise CounterStoreLost(str(lost)) from None
@@ -89,7 +90,7 @@ class ValkeyCounterStore:
         name = self._key_of(key)
         try:
             return bool(
-                await self._valkey.call(lambda server: server.exists(name), bound_s=BOUND_S)
+                await self._valkey.call(lambda server: server.exists(name), bound_s=self._bound_s)
             )
         except ValkeyLost as lost:
             raise CounterStoreLost(str(lost)) from None

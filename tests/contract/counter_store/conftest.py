@@ -43,4 +43,4 @@ async def counting(request: pytest.FixtureRequest) -> AsyncIterator[Counting]:
     async with AsyncExitStack() as opened:
         server: ValkeyServer = request.getfixturevalue("valkey")
         valkey = await opened.enter_async_context(open_valkey(server.url, get_log("test")))
-        yield Counting(ValkeyCounterStore(valkey, prefix=str(uuid4())), None)
+        yield Counting(ValkeyCounterStore(valkey, prefix=str(uuid4()), bound_s=5), None)

@@ -23,7 +23,9 @@ async def a_replica(
     """With a connection of its own, as another process has."""
     log = get_log("test")
     valkey = await opened.enter_async_context(open_valkey(server.url, log))
-    return await opened.enter_async_context(shared_ticket_store(valkey, log, prefix=prefix))
+    # What is shown here is what happens, not how soon on a machine that has other things to do.
+    store = shared_ticket_store(valkey, log, prefix=prefix, bound_s=5)
+    return await opened.enter_async_context(store)
 
 
 @pytest.fixture(params=["local", pytest.param("shared", marks=pytest.mark.needs_valkey)])

@@ -6,10 +6,21 @@ import asyncio
 
 import pytest
 
+from services.authorizer.tickets.opening import Held
 from services.authorizer.tickets.protocol import TooManyPending
 from services.authorizer.tickets.shared import SharedTicketStore
 from services.authorizer.tickets.ticket import PENDING_PER_AGENT, Refused, State, Ticket
-from tests.fakes.tickets import HOUR_MS, START_MS, TENANT, Heard, another, approval, opening
+from services.common.ids import TenantId
+from tests.fakes.tickets import (
+    HOUR_MS,
+    START_MS,
+    TENANT,
+    Heard,
+    another,
+    approval,
+    opening,
+    refusal,
+)
 
 pytestmark = pytest.mark.needs_valkey
 NOW = START_MS
@@ -87,3 +98,29 @@ async def test_what_both_expire_is_ended_once(replicas: Replicas) -> None:
     ids = sorted(ticket.id for part in ended for ticket in part)
     assert sorted(ticket.id for ticket in tickets) == ids
     assert {State.EXPIRED} == {ticket.state for part in ended for ticket in part}
+
+
+async def test_a_refusal_between_looking_and_opening_is_seen(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = replicas
+    look = one._around
+    refused: list[Ticket] = []
+
+    async def look_and_be_overtaken(
+        slot: str, subject: str, tenant: TenantId
+    ) -> tuple[Held, str, list[str]]:
+        seen = await look(slot, subject, tenant)
+        if not refused:
+            theirs = await two.open(opening(), now_ms=NOW)
+            denied = await two.decide(TENANT, theirs.id, refusal(theirs), now_ms=NOW)
+            assert denied is not None
+            refused.append(denied)
+        return seen
+
+    monkeypatch.setattr(one, "_around", look_and_be_overtaken)
+
+    answer = await one.open(opening(), now_ms=NOW)
+
+    assert refused == [answer]
+    assert [] == await one.live()

@@ -16,7 +16,16 @@ from services.authorizer.tickets.ticket import Refused, State, Ticket
 from services.common.outbox.files import DirectoryLock
 from services.common.telemetry.logging import get_log
 from tests.fakes.disk import Broken, PowerCutFiles, ScriptedFiles
-from tests.fakes.tickets import START_MS, TENANT, Heard, another, approval, opening
+from tests.fakes.tickets import (
+    HOUR_MS,
+    START_MS,
+    TENANT,
+    Heard,
+    another,
+    approval,
+    opening,
+    refusal,
+)
 
 NOW = START_MS
 LOG = get_log("test")
@@ -185,3 +194,31 @@ async def test_a_closed_store_takes_nothing(tmp_path: Path) -> None:
         ticket = await approved(store)
     with pytest.raises(StoreUnavailable):
         await use(store, ticket)
+
+
+async def many_denied(store: LocalTicketStore) -> list[Ticket]:
+    tickets = []
+    for _ in range(40):
+        ticket = await store.open(another(reason="x" * 100_000), now_ms=NOW)
+        await store.decide(TENANT, ticket.id, refusal(ticket), now_ms=NOW)
+        tickets.append(ticket)
+    return tickets
+
+
+async def test_the_journal_does_not_grow_for_ever(tmp_path: Path) -> None:
+    directory = tmp_path / "t"
+    async with local_ticket_store(directory, LOG) as store:
+        old = await many_denied(store)
+        for ticket in old:
+            await store.settle(TENANT, ticket.id, kept=1, recorded=1)
+        kept = await store.open(another(), now_ms=NOW)
+        grown = sum(path.stat().st_size for path in directory.iterdir())
+        await store.expire(now_ms=NOW + 25 * HOUR_MS)
+        new = await many_denied(store)
+    async with local_ticket_store(directory, LOG) as store:
+        assert await store.get(TENANT, old[0].id) is None
+        assert await store.get(TENANT, kept.id) is not None
+        assert await store.get(TENANT, new[0].id) is not None
+    files = list(directory.glob("*.journal"))
+    assert 1 == len(files)
+    assert files[0].stat().st_size < 1.2 * grown
