@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import Any, Final
 
 from services.control.escalations import MAX_MINUTES, MAX_USES, Rule
 from services.control.visible import markup
 
+#: How far into a feature the page looks.
+_DEEPEST: Final = 5
 #: What a person reads beside a code.
 _CODES: Final[Mapping[str, str]] = {
     "policy": "a policy asks for a person",
@@ -229,7 +231,8 @@ def _votes(row: Mapping[str, Any], rule: Rule) -> str:
 def _vote(vote: Mapping[str, Any]) -> str:
     said = "approved" if vote["verdict"] == "approve" else "denied"
     reason = f": {markup(vote['reason'])}" if vote["reason"] else ""
-    return f"{markup(vote['name'] or vote['user_id'])} {said}{reason}"
+    at = datetime.fromisoformat(vote["voted_at"]).astimezone(UTC)
+    return f"{markup(vote['name'] or vote['user_id'])} {said} at {at:%H:%M:%S} UTC{reason}"
 
 
 def _features(row: Mapping[str, Any]) -> str:
@@ -237,14 +240,31 @@ def _features(row: Mapping[str, Any]) -> str:
         features = json.loads(row["features"] or b"null")
     except (ValueError, RecursionError):
         features = None
-    if not isinstance(features, dict) or not features:
-        return "<p>Nothing more is known here. Arguments stay in the data plane.</p>"
-    return _list(*((name, _value(value)) for name, value in sorted(features.items())))
+    known = features.items() if isinstance(features, dict) else ()
+    told = _list(*((name.replace("_", " "), markup(_value(value))) for name, value in known))
+    return f"{told}<p>Arguments stay in the data plane.</p>"
 
 
-def _value(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return markup(text)
+def _value(value: Any, depth: int = 0) -> str:
+    """A feature in words; what is empty, zero or no says nothing."""
+    match value:
+        case str():
+            return value
+        case bool():
+            return "yes" if value else ""
+        case int() | float():
+            return str(value) if value else ""
+        case list() if depth < _DEEPEST:
+            return "; ".join(filter(None, (_value(item, depth + 1) for item in value)))
+        case dict() if depth < _DEEPEST:
+            inner = ((name, _value(item, depth + 1)) for name, item in value.items())
+            return ", ".join(
+                text if name in {"name", "value"} else f"{name}: {text}"
+                for name, text in inner
+                if text
+            )
+        case _:
+            return ""
 
 
 def _decide(path: str, row: Mapping[str, Any], viewer: Viewer, typed: Mapping[str, str]) -> str:

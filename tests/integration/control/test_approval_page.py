@@ -137,7 +137,7 @@ async def test_a_person_follows_the_link_signs_in_and_approves_once(rest: Rest) 
     assert (200, "approve", 1) == (answer.status, said["verdict"], said["uses"])
     assert "This call is approved. It may be made once, until" in browser.text
     assert {"revoke"} == browser.acts
-    assert "approved: fine" in browser.text
+    assert "UTC: fine" in browser.text
 
 
 async def test_a_person_approves_for_a_while(rest: Rest) -> None:
@@ -218,6 +218,21 @@ async def test_what_would_hide_or_inject_is_spelled_out(rest: Rest) -> None:
     for hidden in "\u202e\u200b\u2066\x1b":
         assert hidden not in text
         assert f"[U+{ord(hidden):04X}]" in text
+
+
+async def test_what_the_call_looks_like_is_told_in_words(rest: Rest) -> None:
+    features = {
+        "arg_bytes": 73, "overflow": False, "urls": [], "depth": 0, "share": 0.5,
+        "keys": [{"name": "repo_path", "type": "string"}, {"name": "message", "type": "string"}],
+        "paths": [{"value": "/etc/passwd", "protected": True, "config": False}],
+        "odd": {"a": {"b": {"c": {"d": {"e": {"f": 1}}}}}}, "none": None,
+    }  # fmt: skip
+    browser = await signed_in(rest, await one(rest, features=json.dumps(features).encode()))
+    for words in ("arg bytes 73", "keys repo_path, type: string; message, type: string",
+                  "paths /etc/passwd, protected: yes", "share 0.5"):  # fmt: skip
+        assert words in browser.text, words
+    for unsaid in ("overflow", "urls", "odd", "none "):
+        assert unsaid not in browser.text.partition("What the call looks like")[2]
 
 
 async def test_every_end_of_a_call_is_told_in_words(rest: Rest) -> None:
