@@ -85,7 +85,9 @@ class Tasks:
             mine += (other.tenant, other.agent) == owner
         if mine >= PER_AGENT:
             return None
-        return TaskWait(incoming=incoming, desk=self)
+        kept = {name: value for name, value in incoming.headers.items() if name[:4] == b"mcp-"}
+        # Nothing of the request is kept but what is asked for: no credential, no connection.
+        return TaskWait(incoming=replace(incoming, headers=kept, stream=_Closed()), desk=self)
 
     def created(self, wait: TaskWait, call: Call) -> Answer:
         """The task, instead of a result."""
@@ -212,6 +214,19 @@ class Tasks:
             "pollIntervalMs": POLL_MS,
             **ended,
         }
+
+
+class _Closed:
+    """The stream of a request that was answered long ago."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    async def open(self) -> None:
+        pass
+
+    async def send(self, message: bytes) -> None:
+        pass
 
 
 def _ended(wait: TaskWait, answer: Answer) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Waits:
         try:
             state = self._carried.open_round(visit, str(params.get(STATE, "")))  # 1
         except Unsealed:
-            raise Refused(answers.bad_params("requestState cannot be used")) from None
+            raise Refused(answers.bad_params("requestState is not usable: call anew")) from None
         if (state.method, state.tool, state.digest) != (asked.method, asked.tool, digest):  # 2
             raise Refused(answers.bad_params("requestState belongs to another request"))
         action = _action(params.get(RESPONSES))  # 3

@@ -226,14 +226,15 @@ class _Reply:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
         self._send = send
-        self._opening = asyncio.Lock()
-        self._open = False
+        self._beginning = asyncio.Lock()
+        self._begun = False
+        self._watched = False
         self._beside: list[asyncio.Task[None]] = []
         self.gone = asyncio.Event()
 
     async def give(self, work: Awaitable[Answer]) -> None:
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(PATIENCE_S, lambda: self._start(self._keep_open()))
+        timer = loop.call_later(PATIENCE_S, lambda: self._start(self._begin()))
         try:
             answer = await work
         finally:
@@ -242,21 +243,20 @@ class _Reply:
                 task.cancel()
             if self._beside:  # nothing is sent in the middle of what they send
                 await asyncio.wait(self._beside)
-        if not self._open:
+        if not self._begun:
             await _send(self._send, answer)
             return
         event = b"event: message\ndata: %s\n\n" % answer.body
         await self._send({"type": "http.response.body", "body": event})
 
     async def open(self) -> None:
-        """From here on the answer is an event stream, and who reads it is watched."""
-        async with self._opening:
-            if self._open:
-                return
-            await self._send({"type": "http.response.start", "status": 200, "headers": _SSE})
-            self._open = True
-        self._start(self._keep_open())
-        self._start(self._watch())
+        """From here on the answer is an event stream, and who reads it is watched. Only once the
+        body is read: what is watched for comes the same way.
+        """
+        await self._begin()
+        if not self._watched:
+            self._watched = True
+            self._start(self._watch())
 
     async def send(self, message: bytes) -> None:
         event = b"event: message\ndata: %s\n\n" % message
@@ -265,10 +265,15 @@ class _Reply:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._beside.append(asyncio.get_running_loop().create_task(work))
 
+    async def _begin(self) -> None:
+        async with self._beginning:
+            if self._begun:
+                return
+            await self._send({"type": "http.response.start", "status": 200, "headers": _SSE})
+            self._begun = True
+        self._start(self._keep_open())
+
     async def _keep_open(self) -> None:
-        if not self._open:
-            await self.open()
-            return  # which started another one of these
         while True:
             await self._send({"type": "http.response.body", "body": b":\n\n", "more_body": True})
             await asyncio.sleep(PATIENCE_S)

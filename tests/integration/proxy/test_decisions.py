@@ -108,6 +108,18 @@ async def test_anything_but_a_well_formed_allow_denies(
     assert (reason, meta["decision_id"]) == (record["reason"], record["id"])
 
 
+async def test_the_agent_is_told_when_to_come_back(proxy: Gateway) -> None:
+    proxy.authorizer.twist = changed(
+        result=pb.DECISION_RESULT_DENY, reason_code="rate_limited", retry_after_ms=12_345
+    )
+    _, limited = await proxy.call("read_note", {"call": "c"})
+    _, read = await proxy.modern("resources/read", {"uri": "file:///a"})
+
+    meta = limited["result"]["_meta"]["com.behavry/decision"]
+    assert (True, 12_345) == (meta["retryable"], meta["retry_after_ms"])
+    assert (4290, 12_345) == (read["error"]["code"], read["error"]["data"]["retry_after_ms"])
+
+
 async def test_two_answers_to_one_question_are_one(proxy: Gateway, tools: ToolServer) -> None:
     """The second is dropped, whatever it says."""
     asked = asyncio.gather(*(proxy.call("read_note", {"call": f"c{i}"}) for i in range(4)))
