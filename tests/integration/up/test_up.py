@@ -253,9 +253,11 @@ def test_kill_9_of_up_leaves_no_process_and_the_next_start_heals(state_dir: Path
         left = still_there(everything, within_s=20)
     with starting(state_dir, "--port-base", "0", "--engine", "embedded") as second:
         verified = second.json("audit", "verify")["verdict"]
+        story = [step["decision"] for step in second.json("demo")]
 
     assert set() == left
     assert "ok" == verified
+    assert ["intercept", "approved", "allow", "ok"] == story[-4:]
 
 
 def test_production_refuses_embedded_parts(tmp_path: Path) -> None:
