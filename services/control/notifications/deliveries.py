@@ -92,17 +92,16 @@ class Deliveries:
                 self._news.clear()
                 if connection.is_closed():
                     raise TurnLost
-                await self._start_due()  # 2
-                await self._rest()  # 3
+                await self._start_due(connection)  # 2
+                await self._rest(connection)  # 3
         finally:
             connection.terminate()
 
     def _wake(self, *_: object) -> None:
         self._news.set()
 
-    async def _start_due(self) -> None:
-        async with self.pool.acquire() as connection:
-            due = await store.due(connection, self._now(), of_each=OF_EACH, at_most=AT_ONCE)
+    async def _start_due(self, connection: Connection) -> None:
+        due = await store.due(connection, self._now(), of_each=OF_EACH, at_most=AT_ONCE)
         for one in due:
             busy = list(self._in_flight.values())
             about = (one.destination, one.subject)
@@ -114,10 +113,9 @@ class Deliveries:
                 self._in_flight[one.id] = about
                 self.supervisor.once("notification", partial(self._attempt, one))
 
-    async def _rest(self) -> None:
+    async def _rest(self, connection: Connection) -> None:
         now = self._now()
-        async with self.pool.acquire() as connection:
-            due_at = await store.next_at(connection, now)
+        due_at = await store.next_at(connection, now)
         wait_s = LOOK_S if due_at is None else min((due_at - now).total_seconds(), LOOK_S)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
