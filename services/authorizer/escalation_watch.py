@@ -69,6 +69,7 @@ class EscalationWatch:
         for ticket in await self._restored():
             self._note_clock(ticket)
         while True:
+            self._sooner.clear()
             now_ms = self._now_ms()
             try:
                 await self._store.expire(now_ms=now_ms)
@@ -79,9 +80,8 @@ class EscalationWatch:
                 if not down:
                     self._log.error("escalation_store", up=False, alert="high")
                 down = True
-            while self._due and self._due[0][0] < self._now_ms():
+            while self._due and self._due[0][0] < now_ms:
                 heapq.heappop(self._due)
-            self._sooner.clear()
             try:
                 await asyncio.wait_for(self._sooner.wait(), self._pause_s())
             except TimeoutError:
