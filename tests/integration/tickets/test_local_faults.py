@@ -144,6 +144,26 @@ async def test_the_power_goes_at_any_moment(tmp_path: Path, seed: int) -> None:
             assert ticket.decide_by_ms == found.decide_by_ms
 
 
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_power_goes_while_a_new_file_takes_over(tmp_path: Path, seed: int) -> None:
+    for operation in range(7):
+        chosen = random.Random(f"{seed}/{operation}")
+        disk = PowerCutFiles()
+        directory, left = tmp_path / f"t{operation}", tmp_path / f"left{operation}"
+        async with local_ticket_store(directory, LOG, files=disk) as store:
+            ticket = await approved(store)
+            spent = await approved(store)
+            assert isinstance(await use(store, spent), Ticket)
+        disk.cut_at = disk.count + operation
+        async with local_ticket_store(directory, LOG, files=disk) as store:
+            pass
+        disk.wreck(left, chosen)
+
+        async with local_ticket_store(left, LOG) as store:
+            assert ticket == await store.get(TENANT, ticket.id)
+            assert Refused.NOT_APPROVED == await use(store, spent)
+
+
 async def test_a_damaged_journal_is_refused_aloud_until_it_is_mended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
