@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ class ValkeyServer:
     #: 0: the socket alone.
     port: int = 0
     replica_of: int = 0
+    #: Further lines of its configuration.
+    more: Sequence[str] = ()
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -56,6 +58,7 @@ class ValkeyServer:
             *([f"requirepass {self.password}"] if self.password else []),
             *([f"replicaof 127.0.0.1 {self.replica_of}"] if self.replica_of else []),
             "repl-diskless-sync-delay 0",
+            *self.more,
         ]
         with (self.directory / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -130,9 +133,10 @@ def running_valkey(
     password: str = "",
     port: int = 0,
     replica_of: int = 0,
+    more: Sequence[str] = (),
 ) -> Iterator[ValkeyServer]:
     with _directory() as directory:
-        server = ValkeyServer(directory, keeps, password, port, replica_of)
+        server = ValkeyServer(directory, keeps, password, port, replica_of, more)
         try:
             server.started()
             yield server

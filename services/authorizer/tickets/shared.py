@@ -236,13 +236,21 @@ class SharedTicketStore:
     async def _end_each(
         self, tickets: Iterable[Ticket], end: Callable[[Ticket], Ticket], *, now_ms: int
     ) -> list[Ticket]:
-        """Those that this process ended; where another one was quicker, it has told."""
-        changes = [(ticket, end(ticket)) for ticket in tickets]
-        return [
-            after
-            for before, after in changes
-            if after is not before and await self._commit([after], [before], now_ms=now_ms)
-        ]
+        """Those that this process ended; where another one was quicker, that one has told."""
+        ended = [await self._end(ticket, end, now_ms=now_ms) for ticket in tickets]
+        return [ticket for ticket in ended if ticket is not None]
+
+    async def _end(
+        self, ticket: Ticket | None, end: Callable[[Ticket], Ticket], *, now_ms: int
+    ) -> Ticket | None:
+        for _ in range(_ATTEMPTS):
+            after = None if ticket is None else end(ticket)
+            if ticket is None or after is None or after is ticket:
+                return None
+            if await self._commit([after], [ticket], now_ms=now_ms):
+                return after
+            ticket = await self.get(ticket.tenant, ticket.id)
+        raise _contended()
 
     async def _commit(
         self, writes: Sequence[Ticket], read: Sequence[Ticket], *, now_ms: int, **more: Any
@@ -273,10 +281,13 @@ class SharedTicketStore:
             self._log.warning("ticket_store_restarted", approvals_lapsed=len(approved))
 
     async def _lost_nothing(self) -> bool:
-        try:
-            kept = await self._many(lambda server: server.config_get("append*"))
-        except ResponseError:  # not ours to ask: then it may have
-            return False
+        async def ask(server: Any) -> dict[str, str]:
+            try:
+                return cast("dict[str, str]", await server.config_get("append*"))
+            except ResponseError:  # not ours to ask: then it may have
+                return {}
+
+        kept = await self._many(ask)
         replicated = await self._many(lambda server: server.get(f"{self._root}replicated"))
         always = kept.get("appendonly") == "yes" and kept.get("appendfsync") == "always"
         return always and replicated is None

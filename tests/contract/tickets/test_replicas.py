@@ -124,3 +124,22 @@ async def test_a_refusal_between_looking_and_opening_is_seen(
 
     assert refused == [answer]
     assert [] == await one.live()
+
+
+async def test_another_policy_ends_a_ticket_that_changes_meanwhile(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = replicas
+    ticket = await one.open(opening(), now_ms=NOW)
+    live = one.live
+
+    async def live_and_be_overtaken() -> list[Ticket]:
+        found = await live()
+        await two.decide(TENANT, ticket.id, approval(ticket), now_ms=NOW)
+        return found
+
+    monkeypatch.setattr(one, "live", live_and_be_overtaken)
+
+    (ended,) = await one.supersede(TENANT, keep_revision="r2", now_ms=NOW)
+
+    assert (State.SUPERSEDED, 2) == (ended.state, ended.version)

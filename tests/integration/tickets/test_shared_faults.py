@@ -112,6 +112,17 @@ async def test_a_server_that_may_have_lost_a_use_gives_none() -> None:
             assert isinstance(await use(store, again), Ticket)
 
 
+async def test_a_server_that_does_not_say_how_it_syncs_may_have_lost_a_use() -> None:
+    with running_valkey(more=['rename-command CONFIG ""']) as server:
+        async with on(server) as store:
+            ready = await approved(store)
+            server.kill()
+            server.started()
+
+            assert Refused.NOT_APPROVED == await once_available(using(store, ready))
+            assert isinstance(await use(store, await approved(store)), Ticket)
+
+
 async def test_a_server_without_memory_knows_no_approval() -> None:
     with running_valkey(keeps="no") as server:
         async with on(server) as store:
