@@ -49,11 +49,12 @@ def list_escalations(
 @app.command
 def show(escalation: str, /, *, state: StateOption = None, json: LinesOption = False) -> None:
     """Who wants what, why it waits, and who has answered."""
-    item = control_of(state).get(f"/api/v1/escalations/{segment(escalation)}")
+    control = control_of(state)
+    item = control.get(f"/api/v1/escalations/{segment(escalation)}")
     if json:
         emit_lines([item])
     else:
-        emit_text(_told(item))
+        emit_text(_told(item, page=f"{control.url}/approve/{item['id']}"))
 
 
 @app.command
@@ -150,8 +151,10 @@ def _answer(
         say(f"{what}: {item['state']}")
 
 
-def _told(item: dict[str, Any]) -> str:
-    """One escalation for people. What agents wrote is shown as text, control characters escaped."""
+def _told(item: dict[str, Any], *, page: str) -> str:
+    """One escalation for people. What agents wrote is shown as text, control characters escaped.
+    `page` is where a browser shows the same.
+    """
     how = item.get("approval", {})
     rows = [
         ("state", item["state"]),
@@ -166,6 +169,7 @@ def _told(item: dict[str, Any]) -> str:
         ("opened", item["opened_at"]),
         ("decide by", item["decide_by"]),
         ("execute by", item["execute_by"]),
+        ("page", page if item["state"] == "pending" else None),
         *((f"vote of {vote['name']}", vote["verdict"]) for vote in item["votes"]),
     ]
     width = max(len(name) for name, _ in rows)

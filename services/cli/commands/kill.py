@@ -97,6 +97,12 @@ def list_stops(*, state: StateOption = None, json: JsonOption = False) -> None:
         emit_text(table([*own, *items], "id", "state", "scope", "subject", "reason", "on_at"))
 
 
+@app.command
+def show(stop: str, /, *, state: StateOption = None) -> None:
+    """One stop of control's as JSON: who threw it, who wants it released."""
+    emit(control_of(state).get(f"/api/v1/kill-switch/{segment(stop)}"))
+
+
 def agent_id(state: State, agent: str) -> str:
     """The id of an agent named by a person; without control, only an id will do."""
     if is_id(agent):

@@ -17,3 +17,13 @@ def show(*, state: StateOption = None, json: JsonOption = False) -> None:
         return
     emit_text(f"{held['plan']} ({held['status']})")
     emit_text(table(held["features"], "key", "allowed", "mode", "source", "required_plan"))
+
+
+@app.command
+def plans(*, state: StateOption = None, json: JsonOption = False) -> None:
+    """Every plan and feature that there is."""
+    catalogue = control_of(state).get("/api/v1/plan-features")
+    if json:
+        emit(catalogue)
+    else:
+        emit_text(table(catalogue["features"], "key", "plan", "name"))

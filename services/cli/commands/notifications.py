@@ -214,7 +214,7 @@ def _add(
     state: StateOption,
     as_json: bool,
 ) -> None:
-    for field in ("password", "key", "routing_key"):
+    for field in ("password", "key", "routing_key", *(["url"] if kind == "slack" else [])):
         if settings.get(field) and not settings[field].startswith("secret://"):
             raise CommandFailed(
                 f"the {field.replace('_', ' ')} is a reference, secret://NAME: put the value into"

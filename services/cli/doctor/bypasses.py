@@ -6,6 +6,7 @@ that is registered here and dialled there by its own address fails, any other di
 
 import json
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def _files(installation: Installation) -> Iterator[tuple[FileClient, Path]]:
             home=installation.home,
             project=root,
             environment=installation.environment,
-            platform=_platform(),
+            platform=sys.platform,
         )
         for client in FILE_CLIENTS.values():
             path = client.file(places)
@@ -93,12 +94,6 @@ def _files(installation: Installation) -> Iterator[tuple[FileClient, Path]]:
     user = installation.home / ".claude.json"
     if user.is_file():
         yield FILE_CLIENTS["claude-code"], user
-
-
-def _platform() -> str:
-    import sys  # noqa: PLC0415  # one word of it
-
-    return sys.platform
 
 
 def _entries(client: FileClient, path: Path) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def every(installation: Installation) -> Iterator[Check]:
         running.bundle,
         running.jwks,
         running.plan,
+        running.notifications,
         database.migrations,
         bypasses.clients,
     )

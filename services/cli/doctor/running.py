@@ -153,11 +153,7 @@ def jwks(installation: Installation) -> Iterator[Check]:
 def plan(installation: Installation) -> Iterator[Check]:
     """The plan, as control tells it to the installation's own API key."""
     try:
-        control = Control(
-            url=f"http://127.0.0.1:{installation.remembered.control_port}",
-            credential=read_key(installation.state.admin_api_key),
-        )
-        held = control.get("/api/v1/license")
+        held = _as_machine(installation).get("/api/v1/license")
     except wire.Unreachable:
         yield unknown("license", "control does not answer")
         return
@@ -171,6 +167,29 @@ def plan(installation: Installation) -> Iterator[Check]:
         yield warn("license", f"{why}, until {held['plan_expires_at']}", "behavry license show")
     else:
         yield ok("license", why)
+
+
+def notifications(installation: Installation) -> Iterator[Check]:
+    """Whether people outside hear of what waits for them."""
+    try:
+        health = _as_machine(installation).get("/api/v1/settings/notifications/health")
+    except CommandFailed:
+        yield unknown("notifications", "control does not tell")
+        return
+    if health["failing"]:
+        why = f"{health['failing']} of {health['enabled']} fail since {health['failing_since']}"
+        yield warn("notifications", why, "behavry notifications list, then test NAME")
+    elif health["enabled"]:
+        yield ok("notifications", f"{health['enabled']} destinations are told")
+    else:
+        yield ok("notifications", "nobody outside is told (behavry notifications add --help)")
+
+
+def _as_machine(installation: Installation) -> Control:
+    return Control(
+        url=f"http://127.0.0.1:{installation.remembered.control_port}",
+        credential=read_key(installation.state.admin_api_key),
+    )
 
 
 def _days_left(held: dict[str, Any], now_s: int) -> float:

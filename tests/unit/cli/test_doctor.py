@@ -159,6 +159,31 @@ def test_a_key_that_control_refuses_is_found(
     assert "fail" == _found(running.plan(installation))["license"].state
 
 
+@pytest.mark.parametrize(
+    ("enabled", "failing", "state"), [(0, 0, "ok"), (2, 0, "ok"), (2, 1, "warn")]
+)
+def test_notices_that_do_not_arrive_are_found(
+    installation: Installation, control: RestControl, enabled: int, failing: int, state: str
+) -> None:
+    health = {"enabled": enabled, "failing": failing, "failing_since": "2026-01-01T00:00:00Z"}
+    control.answers["GET /api/v1/settings/notifications/health"] = (200, health)
+
+    assert state == _found(running.notifications(installation))["notifications"].state
+
+
+@pytest.mark.parametrize(
+    ("until", "state"),
+    [(None, "ok"), ("2027-03-01T00:00:00Z", "ok"), ("2027-01-20T00:00:00Z", "warn")],
+)
+def test_a_licence_that_ends_soon_is_told(
+    installation: Installation, control: RestControl, until: str | None, state: str
+) -> None:
+    held = {"plan": "trial", "status": "EXPIRING", "stale": False, "plan_expires_at": until}
+    control.answers["GET /api/v1/license"] = (200, held)
+
+    assert state == _found(running.plan(installation))["license"].state
+
+
 # --- Clients that go past the gateway -----------------------------------------------------------
 
 GATEWAY = {"url": "http://localhost:9/mcp/v1/notes/key"}
