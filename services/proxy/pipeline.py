@@ -106,6 +106,7 @@ class Pipeline:
     _calls: Counter = field(init=False)
     _allowed: Counter = field(init=False)
     _denied: Counter = field(init=False)
+    _held: Counter = field(init=False)
     _judging: Judging = field(init=False)
     _refusals: Refusals = field(init=False)
     _forwarding: Forwarding = field(init=False)
@@ -126,6 +127,7 @@ class Pipeline:
         self._calls = self.counters.counter("proxy.calls")
         self._allowed = self.counters.counter("proxy.allowed")
         self._denied = self.counters.counter("proxy.denied")
+        self._held = self.counters.counter("proxy.held")
         self._refusals = Refusals(
             recorder=self.recorder,
             failures=self.failures,
@@ -241,6 +243,7 @@ class Pipeline:
                     self._denied.value += 1
                     answer = encodings.denial(call, refusal)
                 case Result.INTERCEPT:  # 7
+                    self._held.value += wait is None
                     wait = wait or self._begin(incoming, asked)
                     answer = await wait.next(call, since)
                 case Result.ALLOW:

@@ -13,6 +13,7 @@ CounterName = Literal[
     "proxy.calls",  # tool calls that entered the pipeline
     "proxy.allowed",
     "proxy.denied",
+    "proxy.held",  # calls that began to wait for a person
     "proxy.rejected",  # refused before the pipeline (malformed, over a limit)
     "proxy.auth.failed",
     "proxy.upstream.connections",  # new connections to tool servers

@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
+from services.proxy.transports import entry
 from tests.fakes.authorizer import AGENT, SESSION, TENANT
-from tests.fakes.gateway import Gateway, modern_request, until
+from tests.fakes.gateway import BOTH, Gateway, modern_request, until
 from tests.fakes.tool_server import ToolServer
 
 META = "com.behavry/decision"
@@ -326,3 +327,28 @@ async def test_another_agents_identical_call_is_another_matter(
     assert escalation != second
     assert "escalation_denied" == answer["result"]["_meta"][META]["reason"]
     assert ["c"] == tools.ran()
+
+
+async def test_a_body_that_comes_slowly_is_read_whole(
+    proxy: Gateway, tools: ToolServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer became a stream before the request was read."""
+    monkeypatch.setattr(entry, "PATIENCE_S", 0.05)
+    body, headers = modern_request(
+        "tools/call", {"name": "read_note", "arguments": {"call": "slow"}}, {}, {}
+    )
+    raw = orjson.dumps(body)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield raw[:20]
+        await asyncio.sleep(0.2)
+        yield raw[20:]
+
+    sent = {"authorization": f"Bearer {proxy.issuer.token()}", "accept": BOTH,
+            "content-type": "application/json", **headers}  # fmt: skip
+    async with proxy.http.post(proxy.mcp(), data=slowly(), headers=sent) as response:
+        content = await response.read()
+
+    assert b"slow read_note" in content
+    assert content.startswith(b":\n")
+    assert ["slow"] == tools.ran()

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import orjson
@@ -26,7 +27,15 @@ from services.proxy.settings import ProxySettings
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import FakeAuthorizer, serving, snapshot
 from tests.fakes.children import ROOT
-from tests.fakes.gateway import BOTH, MODERN_META, Issuer, environment, http_server, until_true
+from tests.fakes.gateway import (
+    BOTH,
+    MODERN_META,
+    Issuer,
+    environment,
+    http_server,
+    modern_request,
+    until_true,
+)
 from tests.fakes.tool_server import ToolServer
 
 ROUNDS = 4
@@ -142,6 +151,77 @@ async def test_no_tool_runs_without_an_intent_and_no_acknowledged_call_is_lost(
     assert {1} == set(ends.values())
     unknown = sum(one["type"] == "call.outcome_unknown" for one in records)
     assert len(intents) - unknown >= len(traffic.acknowledged)
+
+
+async def test_a_held_call_outlives_a_killed_proxy_and_runs_once(
+    tmp_path: Path, tools: ToolServer
+) -> None:
+    """What the agent was told of is in the outbox; its approval serves the same call."""
+    assert tools.url is not None
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = environment(tmp_path / "s", BEHAVRY_PROXY_HTTP_LISTEN=f"127.0.0.1:{port}")
+    env["BEHAVRY_OUTBOX_DURABILITY"] = "power"
+    settings = load(ProxySettings, env)
+    issuer = Issuer()
+    fake = FakeAuthorizer(snapshot({"notes": http_server(tools.url)}), issuer.jwks())
+    fake.rules.verdicts["notes", "write_note"] = ("intercept", "four_eyes")
+    caller = {"authorization": f"Bearer {issuer.token()}", "accept": BOTH}
+    listing, list_headers = modern_request("tools/list", {}, {}, {})
+    call, call_headers = modern_request(
+        "tools/call", {"name": "write_note", "arguments": {"call": "c"}}, {}, {}
+    )
+
+    @asynccontextmanager
+    async def posted(
+        body: dict[str, Any], headers: dict[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        where = f"{url}/mcp/v1/notes"
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(where, json=body, headers={**caller, **headers}) as response,
+        ):
+            yield response
+
+    async with serving(fake, settings.authorizer_address, settings.peers_dir):
+        async with process(env, url) as first:
+            async with posted(listing, list_headers) as response:
+                await response.read()
+            await fake.approve("notes", "write_note")
+            async with posted(call, call_headers) as held:
+                assert b":\n" == await held.content.readline()  # it waits
+                first.send_signal(signal.SIGKILL)
+                first.wait(10)
+        (escalation,) = fake.tickets
+        fake.settle(escalation, "approved")
+        async with process(env, url):
+            async with posted(call, call_headers) as response:
+                answer = orjson.loads(await response.read())
+            async with posted(call, call_headers) as response:
+                assert "text/event-stream" == response.content_type  # used up: it waits again
+
+    assert answer["result"]["isError"] is False
+    assert ["c"] == tools.ran()
+    records = [orjson.loads(one.body) for one in stored(settings.outbox_dir)]
+    told = [one for one in records if one["type"] in {"call.held", "call.intent"}]
+    assert ["call.held", "call.intent", "call.held"] == [one["type"] for one in told]
+    assert escalation == told[0]["approval"]["escalation"] == told[1]["approval"]["escalation"]
+
+
+@asynccontextmanager
+async def process(env: dict[str, str], url: str) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A proxy that serves, until the block ends."""
+    everything = {**os.environ, **env, "PYTHONPATH": f"{ROOT}:{ROOT}/protos/gen"}
+    made = subprocess.Popen(
+        [sys.executable, "-m", "services.proxy"],
+        cwd=ROOT, env=everything, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        await until_true(lambda: ready(url), seconds=20)
+        yield made
+    finally:
+        made.terminate()
+        made.wait(15)
 
 
 def stored(directory: Path) -> list[audit_pb2.Entry]:
