@@ -21,12 +21,14 @@ from tests.fakes.tickets import (
     opening,
     refusal,
 )
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_valkey
 NOW = START_MS
 Replicas = tuple[SharedTicketStore, SharedTicketStore]
 
 
+@promise("escalations:once")
 @pytest.mark.parametrize("uses", [1, 7])
 async def test_of_fifty_on_two_replicas_as_many_win_as_there_are_uses(
     replicas: Replicas, uses: int

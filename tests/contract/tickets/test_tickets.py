@@ -33,6 +33,7 @@ from tests.fakes.tickets import (
     opening,
     refusal,
 )
+from tests.promises import promise
 
 NOW = START_MS
 
@@ -186,6 +187,7 @@ async def test_an_approval_is_used_once(store: TicketStore) -> None:
     assert [] == await store.live()
 
 
+@promise("escalations:once")
 @pytest.mark.parametrize(("uses", "taken"), [(1, 1), (3, 3), (20, 20)])
 async def test_of_fifty_who_consume_at_once_as_many_win_as_there_are_uses(
     store: TicketStore, uses: int, taken: int

@@ -14,6 +14,7 @@ from services.authorizer.tickets.ticket import State, Ticket
 from services.common.telemetry.logging import get_log
 from tests.fakes.ticket_writer import DECIDED_MS, USES
 from tests.fakes.tickets import HOUR_MS, MINUTE_MS, START_MS, TENANT, opening
+from tests.promises import promise
 
 ROOT = Path(__file__).resolve().parents[3]
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos' / 'gen'}", "PATH": os.environ["PATH"]}
@@ -21,6 +22,7 @@ ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'protos' / 'gen'}", "PATH": os.env
 OPERATIONS = 16
 
 
+@promise("escalations:once")
 async def test_killed_before_each_file_operation(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.fakes.ticket_writer", str(tmp_path), str(OPERATIONS)]
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, timeout=60)

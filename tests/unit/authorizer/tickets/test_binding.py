@@ -10,6 +10,7 @@ import pytest
 from services.authorizer.tickets.binding import Bound, binding, subject
 from services.common.outbox.digests import Digester
 from tests.fakes.tickets import AGENT, OTHER_AGENT, OTHER_TENANT, TENANT
+from tests.promises import promise
 
 DIGESTER = Digester([b"k" * 32])
 CALL = Bound(
@@ -53,6 +54,7 @@ FLIPS: list[tuple[str, Any]] = [
 NOT_OF_THE_SUBJECT = {"schema_hash", "policy_revision", "codes"}
 
 
+@promise("escalations:bound")
 @pytest.mark.parametrize(("field", "value"), FLIPS, ids=str)
 def test_each_bound_field_makes_another_binding(field: str, value: Any) -> None:
     other = dataclasses.replace(CALL, **{field: value})
