@@ -5,7 +5,7 @@ ones that do not; the page in a real browser.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -200,11 +200,12 @@ async def test_an_api_key_approves_nothing(place: Place) -> None:
 # --- the page ------------------------------------------------------------------------------------
 
 
-def the_page(test: Callable[..., Any]) -> Callable[..., Any]:
-    """The engine makes no difference to it: one is enough."""
-    embedded = pytest.param("embedded", marks=pytest.mark.needs_regorus)
-    one = pytest.mark.parametrize("running_stack", [embedded], indirect=True)
-    return pytest.mark.needs_browser(one(test))
+#: The engine makes no difference to the page: one is enough.
+one_engine = pytest.mark.parametrize(
+    "running_stack",
+    [pytest.param("embedded", marks=(pytest.mark.needs_regorus, pytest.mark.needs_browser))],
+    indirect=True,
+)
 
 
 async def sign_in(seat: Seat, stack: Stack) -> None:
@@ -213,7 +214,7 @@ async def sign_in(seat: Seat, stack: Stack) -> None:
     await seat.page.get_by_role("button", name="Sign in").click()
 
 
-@the_page
+@one_engine
 @pytest.mark.parametrize("javascript", [True, False], ids=["script", "no-script"])
 async def test_the_page_signs_in_shows_the_call_and_approves_it(
     place: Place,
@@ -240,7 +241,7 @@ async def test_the_page_signs_in_shows_the_call_and_approves_it(
     assert 1 == len(seat.hosts)
 
 
-@the_page
+@one_engine
 async def test_the_page_denies_with_a_reason(place: Place) -> None:
     async with session(place.stack, place.agent, place.slug, MODERN) as client:
         held = await client.call_tool(TOOL, {"call": "c-1"})
@@ -259,7 +260,7 @@ async def test_the_page_denies_with_a_reason(place: Place) -> None:
     assert [] == place.server.ran()
 
 
-@the_page
+@one_engine
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 async def test_the_page_is_usable_by_everybody_in_each_of_its_states(
     place: Place,
