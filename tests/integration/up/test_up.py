@@ -154,6 +154,7 @@ def _secrets(state: Path) -> dict[str, str]:
             "agents",
             "admin-password",
             "admin-api-key",
+            "session.json",
         }:
             continue
         text = path.read_text().strip()
@@ -161,6 +162,8 @@ def _secrets(state: Path) -> dict[str, str]:
             text = text.splitlines()[2]
         elif path.suffix == ".pgpass":
             text = text.rsplit(":", 1)[1]
+        elif path.name == "session.json":
+            text = json.loads(text)["token"]
         elif path.suffix == ".json":
             text = text.split("Bearer ", 1)[1].split('"')[0]
         found[str(path.relative_to(state))] = text
@@ -171,6 +174,7 @@ def test_no_secret_is_in_any_process_s_arguments_environment_or_log(
     up: Installation, state_dir: Path
 ) -> None:
     up.json("demo")
+    up.json("login", "--password-file", str(state_dir / "admin-password"))
     secrets = _secrets(state_dir)
     processes = {name: facts["pid"] for name, facts in up.json("status")["processes"].items()} | {
         "up": up.process.pid
@@ -197,6 +201,7 @@ def test_no_secret_is_in_any_process_s_arguments_environment_or_log(
     ]
 
     assert len(secrets) >= 20
+    assert "session.json" in secrets
     assert all(len(secret) >= 20 for secret in secrets.values())
     assert [] == hits
     assert [] == blind
