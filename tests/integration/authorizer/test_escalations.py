@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from joserfc.jwk import ECKey
 from behavry.authorizer.v1 import authorizer_pb2 as wire
 from behavry.authorizer.v1 import authorizer_pb2_grpc
 from behavry.control.v1 import plane_link_pb2
+from services.common.ids import TenantId
 from tests.fakes.asks import FEATURES, ask
 from tests.fakes.clock import ManualClock
 from tests.fakes.control import (
@@ -160,7 +162,10 @@ async def test_what_the_agents_side_gives_up_is_cancelled_and_nobody_elses(
 async def test_both_clocks_end_an_escalation_and_wake_who_waits(
     control: FakeControl, clock: ManualClock, desk: PlaneDesk, start: Start
 ) -> None:
-    control.publish(ASKING, now_s=now_s(clock))
+    an_hour = {"decide_seconds": {"low": 3600, "medium": 60, "high": 60, "critical": 60}}
+    escalations = {**ASKING.limits["escalations"], **an_hour}
+    limits = {**ASKING.limits, "escalations": escalations}
+    control.publish(replace(ASKING, limits=limits), now_s=now_s(clock))
     async with start() as authorizer:
         await until_serial(authorizer, 1)
         await authorizer.decider.ask(ask(arguments_digest="h1:00000000:1"))
@@ -173,7 +178,7 @@ async def test_both_clocks_end_an_escalation_and_wake_who_waits(
         (too_late,) = await authorizer.decider.ask(
             ask(arguments_digest="h1:00000000:2", escalation=unused.id)
         )
-        clock.advance(86_400 - 901 + 1)
+        clock.advance(3600 - 901 + 1)
         expired = await authorizer.decider.ticket_changed()
         late = control.decide(undecided, now_ms=now_ms(clock))
         desk.send(late)
@@ -272,7 +277,7 @@ verdicts contains {"result": "intercept", "code": "large", "reason": "ask",
 """
 
 
-def everything_held(tenant: str, **changes: Any) -> Any:
+def everything_held(tenant: TenantId, **changes: Any) -> Any:
     """Two agents, two servers, two tools: whatever is asked, people are."""
     plain = rows()
     agents = {AGENT: plain.agents[AGENT], OTHER_AGENT: {**plain.agents[AGENT], "name": "other"}}
@@ -280,12 +285,12 @@ def everything_held(tenant: str, **changes: Any) -> Any:
     tool = plain.tools["files"]["read_file"]
     tools = {"read_file": tool, "read_other": tool}
     return rows(
-        tenant,  # type: ignore[arg-type]  # a TenantId
+        tenant,
         slug=f"acme-{tenant[-1]}",
         agents=agents,
         servers={"files": server, "more": {**server, "id": server["id"][:-1] + "e"}},
         tools={"files": tools, "more": tools},
-        policies=[policy(tenant, "hold", HOLD_ALL)],  # type: ignore[arg-type]
+        policies=[policy(tenant, "hold", HOLD_ALL)],
         **changes,
     )
 
