@@ -99,7 +99,7 @@ def elicited(escalation_id: str) -> bytes:
     return answers.notification(method, {"elicitationId": escalation_id})
 
 
-def progress(token: int | str, done_s: int, total_s: int) -> bytes:
+def progress(token: int | str, done_s: float, total_s: int) -> bytes:
     params = {
         "progressToken": token,
         "progress": done_s,

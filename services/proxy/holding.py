@@ -96,7 +96,7 @@ class Holds:
                 leaving = group.create_task(_leave(waiter, gone))
                 woken = await waiter.woken
                 leaving.cancel()
-            return woken
+            return Woken.GONE if gone.is_set() else woken  # nothing is done for nobody
         finally:
             timer.cancel()
             self._waiters.discard(waiter)

@@ -44,7 +44,6 @@ class Wait:
     call: Call | None = None
     #: Escalations that its records tell of.
     recorded: set[str] = field(default_factory=set)
-
     #: The last ask was not answered.
     unanswered: bool = False
 
@@ -116,7 +115,7 @@ class OpenWait(Wait):
         total_s = int(self.desk.hold_s)
         loop = asyncio.get_running_loop()
         while token is not None:
-            done_s = total_s - max(0, round(self.until_s - loop.time()))
+            done_s = round(max(0.0, self.desk.hold_s - (self.until_s - loop.time())), 3)
             await self.incoming.stream.send(encodings.progress(token, done_s, total_s))
             await asyncio.sleep(PROGRESS_S)
 

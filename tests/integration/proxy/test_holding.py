@@ -217,6 +217,7 @@ async def test_of_twenty_callers_one_approval_serves_one(proxy: Gateway, tools: 
     escalation = await waiting(proxy, 20)
     proxy.authorizer.settle(escalation, "approved")
     await proxy.authorizer.asked(20 + 20)
+    await asyncio.wait(calls, timeout=5, return_when=asyncio.FIRST_COMPLETED)
     await waiting(proxy, 19)
     for call in calls:
         if not call.done():

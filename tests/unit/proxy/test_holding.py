@@ -116,3 +116,15 @@ async def test_a_reader_that_left_ends_the_wait() -> None:
     gone.set()
 
     assert Woken.GONE is await wait
+
+
+async def test_an_approval_that_comes_with_the_readers_leaving_serves_nobody() -> None:
+    holds, gone = Holds(), asyncio.Event()
+    wait = asyncio.ensure_future(
+        holds.wait(caller(), "e", since=0, seconds=5, request=None, gone=gone)
+    )
+    await asyncio.sleep(0)
+    holds.ticket_changed("t", "e")
+    gone.set()
+
+    assert Woken.GONE is await wait
