@@ -92,7 +92,7 @@ class Escalations:
         bindable = self._verifiable and held.ask.request.arguments_digest
         if not bindable and verdict.result is Result.INTERCEPT:  # 1
             return _refused(verdict, "escalation_unavailable")
-        bound = self._bound(verdict, held)
+        bound, before = self._bound(verdict, held), None
         try:
             before = await self._continued(held, bound)  # 2
             if before and before.state in ENDED and verdict.result is not Result.DENY:
@@ -102,7 +102,7 @@ class Escalations:
             else:
                 settled = verdict  # 3
         except TooManyPending:
-            before, settled = None, _refused(verdict, "escalation_limit")
+            settled = _refused(verdict, "escalation_limit")
         except StoreUnavailable:
             if verdict.result is Result.DENY:
                 return verdict

@@ -305,8 +305,16 @@ async def test_a_denial_after_a_changed_policy_says_that_the_approval_was_supers
     await desk.store.real.supersede(TENANT, keep_revision="sha256:2", now_ms=NOW_MS)
     denied = await desk.settle(deny("policy"), continues=id_, tenant=OTHER_POLICY)
     held_anew = await desk.settle(continues=id_, tenant=OTHER_POLICY)
+    for number in range(19):
+        await desk.settle(tenant=OTHER_POLICY, digest=f"h1:00000000:{number}")
+    assert held_anew.escalation is not None
+    await desk.decide(held_anew)
+    await desk.settle(tenant=OTHER_POLICY)
+    await desk.settle(tenant=OTHER_POLICY, digest="h1:00000000:last")
+    no_room = await desk.settle(continues=id_, tenant=OTHER_POLICY)
 
     assert ("policy", "approval_superseded") == denied.codes
+    assert ("ask_first", "escalation_limit", "approval_superseded") == no_room.codes
     assert ("ask_first",) == held_anew.codes
     assert Result.INTERCEPT is held_anew.result
 
