@@ -42,7 +42,7 @@ from services.control.store.notification_plans import CHANNEL
 FIRST_DELAY_S: Final = 1.0
 LONGEST_DELAY_S: Final = 300.0
 #: At the same time: to one destination, and in all.
-OF_EACH: Final = 4
+OF_EACH: Final = 8
 AT_ONCE: Final = 256
 #: The clock may be moved, a wake-up lost: what is due is found by then at the latest.
 LOOK_S: Final = 5.0
@@ -171,14 +171,8 @@ class Deliveries:
         # The notice and the destination in transactions of their own: nobody holds both locks.
         async with tenant_tx(self.pool, taken.tenant) as connection:
             await store.delivered(connection, taken.id, note=sent.note, now=now)
-        async with tenant_tx(self.pool, taken.tenant) as connection:
-            recovered = await destinations.works(connection, taken.destination, now)
-            if recovered:
-                await self._record(connection, taken, "recovered", "")
-        if recovered:
-            self.recorder.wake()
-            async with tenant_tx(self.pool, taken.tenant) as connection:
-                await store.try_at_once(connection, taken.destination, now)
+        if not taken.known_to_work:
+            await self._works(taken, now)
         self.counters.counter("control.notifications.delivered").value += 1
         self.log.info(
             "notification_delivered",
@@ -188,6 +182,17 @@ class Deliveries:
             attempts=taken.attempts,
             ms=(now - taken.planned_at) // timedelta(milliseconds=1),
         )
+
+    async def _works(self, taken: Taken, now: datetime) -> None:
+        """Where it did not before, what waits for it is tried at once."""
+        async with tenant_tx(self.pool, taken.tenant) as connection:
+            recovered = await destinations.works(connection, taken.destination, now)
+            if recovered:
+                await self._record(connection, taken, "recovered", "")
+        if recovered:
+            self.recorder.wake()
+            async with tenant_tx(self.pool, taken.tenant) as connection:
+                await store.try_at_once(connection, taken.destination, now)
 
     async def _not_arrived(self, taken: Taken, failure: SendFailed, again_at: datetime) -> None:
         state = "queued"

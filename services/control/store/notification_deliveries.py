@@ -27,7 +27,8 @@ WITH taken AS (
     RETURNING *
 )
 SELECT n.id, n.tenant_id, n.destination_id, n.event, n.subject_id, n.content, n.planned_at,
-       n.give_up_at, n.attempts, d.kind, d.settings, t.slug
+       n.give_up_at, n.attempts, d.kind, d.settings, t.slug,
+       d.failing_since IS NULL AND d.last_delivered_at > $2 - interval '1 minute' AS known_to_work
 FROM taken n
 JOIN control.notification_destinations d ON d.id = n.destination_id
 JOIN control.tenants t ON t.id = n.tenant_id"""
@@ -51,9 +52,12 @@ _COLUMNS: Final = (
     "last_error"
 )
 _PAGE: Final = f"""
-SELECT {_COLUMNS} FROM control.notification_deliveries
-WHERE destination_id = $1 AND ($2 = '' OR id < $2::text::uuid)
-ORDER BY id DESC LIMIT $3"""  # noqa: S608  # a constant list of columns
+SELECT {", ".join(f"n.{name}" for name in _COLUMNS.split(", "))}
+FROM control.notification_destinations d
+LEFT JOIN control.notification_deliveries n
+       ON n.destination_id = d.id AND ($2 = '' OR n.id < $2::text::uuid)
+WHERE d.id = $1
+ORDER BY n.id DESC LIMIT $3"""  # noqa: S608  # a constant list of columns
 _GET: Final = f"""
 SELECT {_COLUMNS} FROM control.notification_deliveries WHERE id = $1 FOR UPDATE"""  # noqa: S608  # as above
 _AGAIN: Final = f"""
@@ -89,6 +93,8 @@ class Taken:
     planned_at: datetime
     give_up_at: datetime
     attempts: int
+    #: Something arrived there lately, and nothing has failed since.
+    known_to_work: bool
 
 
 async def due(
@@ -135,6 +141,7 @@ async def take(
         planned_at=row["planned_at"],
         give_up_at=row["give_up_at"],
         attempts=row["attempts"],
+        known_to_work=bool(row["known_to_work"]),
     )
 
 
@@ -163,9 +170,10 @@ async def try_at_once(connection: Connection, destination: str, now: datetime) -
 
 async def page(
     connection: Connection, destination: str, *, before: str, limit: int
-) -> list[dict[str, Any]]:
-    """Newest first."""
-    return [_read(row) for row in await connection.fetch(_PAGE, destination, before, limit)]
+) -> list[dict[str, Any]] | None:
+    """Newest first. None: there is no such destination."""
+    rows = await connection.fetch(_PAGE, destination, before, limit)
+    return [_read(row) for row in rows if row["id"] is not None] if rows else None
 
 
 async def get(connection: Connection, id: str) -> dict[str, Any] | None:

@@ -211,25 +211,21 @@ async def test_of_two_controls_one_sends_and_the_other_takes_over(
 
 @promise("notifications:soon")
 async def test_a_notice_arrives_within_two_seconds(settings: ControlSettings, pool: Pool) -> None:
-    """95 of 100 (control.md 8), the whole way: transaction, wake-up, request."""
+    """95 of 100 (control.md 8), in tens: transaction, wake-up, request."""
     clock = SystemClock()
-    arrived: dict[str, int] = {}
+    waits_ns: list[int] = []
     async with http_receiver() as receiver, started(settings) as control:
         await subscribe(control, settings, receiver.url)
         tenant = await tenant_of(pool)
-        began: dict[str, int] = {}
-
-        async def read() -> None:
-            for _ in range(100):
-                got = await receiver.next()
-                arrived[_subject(got.body)] = clock.monotonic_ns()
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(read())
-            for _ in range(100):
+        for _ in range(10):
+            began: dict[str, int] = {}
+            for _ in range(10):
                 at_ns = clock.monotonic_ns()
                 began[await keep(pool, tenant, clock)] = at_ns
-    waits_ms = sorted((arrived[one] - began[one]) // 10**6 for one in began)
+            for _ in range(10):
+                subject = _subject((await receiver.next()).body)
+                waits_ns.append(clock.monotonic_ns() - began[subject])
+    waits_ms = sorted(wait_ns // 10**6 for wait_ns in waits_ns)
     print(f"opening to arrival, ms: p50 {waits_ms[50]}, p95 {waits_ms[95]}, max {waits_ms[-1]}")
 
     assert waits_ms[95] <= 2_000
