@@ -23,17 +23,18 @@ def choose(remembered: Remembered, *, base: int | None) -> Remembered:
     else:
         proxy, control = base, base + 1
     for name, port in (("proxy", proxy), ("control", control)):
-        if not _is_free(port):
+        if not is_free(port):
             raise CommandFailed(
                 f"port {port} ({name}) is taken; choose others with --port-base N (0: free ones)"
             )
     feed = remembered.feed_port
-    if feed is None or feed in {proxy, control} or not _is_free(feed):
+    if feed is None or feed in {proxy, control} or not is_free(feed):
         (feed,) = _free(1)
     return remembered.with_ports(proxy=proxy, control=control, feed=feed)
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -3,7 +3,7 @@ bytes.
 
 Clients' files are written by people: comments, their own indentation, sometimes a comma too many.
 An edit is done on the text, then read back: unless the values are exactly the wanted ones and every
-comment is still there, CannotEdit is raised and nothing has happened.
+comment outside the changed member is still there, CannotEdit is raised and nothing has happened.
 """
 
 import copy
@@ -64,7 +64,8 @@ def edit(text: str, path: Sequence[str], value: Any) -> str:
         node, depth = node.parts[path[depth]].node, depth + 1
     for missing in reversed(path[depth + 1 :]):
         value = {missing: value}
-    return _checked(text, _with_member(text, node, path[depth], value), expected)
+    old = node.parts.get(path[depth])
+    return _checked(text, _with_member(text, node, path[depth], value), expected, gone=old)
 
 
 def append(text: str, path: Sequence[str], item: Any) -> str:
@@ -86,7 +87,8 @@ def remove(text: str, path: Sequence[str | int]) -> str:
         return text
     expected = parse(text)
     del _get(expected, path[:-1])[path[-1]]
-    return _checked(text, _without(text, parent, path[-1]), expected)
+    gone = parent.parts[path[-1]]
+    return _checked(text, _without(text, parent, path[-1]), expected, gone=gone)
 
 
 def _find(node: Node, path: Sequence[str | int]) -> Node | None:
@@ -113,15 +115,21 @@ def _put(document: Any, path: Sequence[str], value: Any) -> None:
     document[path[-1]] = value
 
 
-def _checked(before: str, after: str, expected: Any) -> str:
-    """Nothing but the wanted value has changed, or there is no edit."""
+def _checked(before: str, after: str, expected: Any, *, gone: Part | None = None) -> str:
+    """Nothing but the wanted value has changed, or there is no edit. `gone`: the member whose own
+    comments may go with it.
+    """
     try:
         same = parse(after) == expected
     except Malformed:
         same = False
-    kept = list(_Reader(after).comments()) if same else []
-    if not same or [c for c in _Reader(before).comments() if c not in kept]:
+    if not same:
         raise CannotEdit("it cannot be changed without touching the rest")
+    kept = {comment for _, comment in _Reader(after).comments()}
+    for place, comment in _Reader(before).comments():
+        inside = gone is not None and gone.start <= place < (gone.comma or gone.node.end)
+        if comment not in kept and not inside:
+            raise CannotEdit("it cannot be changed without losing a comment")
     return after
 
 
@@ -217,7 +225,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 1 if text.startswith("\ufeff") else 0
-        self._comments: list[str] = []
+        self._comments: list[tuple[int, str]] = []
 
     def document(self) -> Node:
         self._skip()
@@ -229,7 +237,8 @@ class _Reader:
             raise self._wrong("nothing more may follow")
         return node
 
-    def comments(self) -> Iterator[str]:
+    def comments(self) -> Iterator[tuple[int, str]]:
+        """Each comment and where it stands."""
         self.document()
         yield from self._comments
 
@@ -305,7 +314,7 @@ class _Reader:
             comment = _COMMENT.match(self._text, self._at)
             if comment is None:
                 return
-            self._comments.append(comment.group())
+            self._comments.append((self._at, comment.group()))
             self._at = comment.end()
 
     def _wrong(self, why: str) -> Malformed:

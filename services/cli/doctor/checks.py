@@ -80,6 +80,7 @@ def every(installation: Installation) -> Iterator[Check]:
         machine.outbox,
         machine.local_stops,
         running.processes,
+        running.ports,
         running.grpc_health,
         running.http,
         running.engine,

@@ -13,6 +13,7 @@ from services.cli.doctor.checks import Check, Installation, fail, ok, unknown, w
 from services.cli.doctor.machine import marks
 from services.cli.engines import find_opa
 from services.cli.output import CommandFailed
+from services.cli.ports import is_free
 from services.cli.rest import Control, read_key
 
 #: Each service, and what else it tells the health of.
@@ -44,6 +45,23 @@ def processes(installation: Installation) -> Iterator[Check]:
             yield warn(f"processes.{name}", why, f"see {installation.state.log_of(name)}")
         else:
             yield ok(f"processes.{name}", "ready")
+
+
+def ports(installation: Installation) -> Iterator[Check]:
+    """While nothing runs: whether the remembered addresses could be taken again."""
+    if installation.running is not None:
+        return
+    known = installation.remembered
+    taken = [
+        port
+        for port in (known.proxy_port, known.control_port)
+        if port is not None and not is_free(port)
+    ]
+    if taken:
+        why = f"somebody else listens on {', '.join(map(str, taken))}"
+        yield fail("ports", why, "end that program, or behavry up --port-base N")
+    else:
+        yield ok("ports", "the remembered ports are free")
 
 
 def grpc_health(installation: Installation) -> Iterator[Check]:

@@ -100,6 +100,19 @@ def test_a_value_is_replaced_in_its_place() -> None:
     assert "npx" not in changed
 
 
+def test_a_comment_goes_with_the_entry_that_it_speaks_of_and_with_no_other() -> None:
+    text = '{"s": {"git": {\n  "url": "x" // mine\n} /* behind */, // here\n"b": 1 // of b\n}}'
+    changed = jsonc.edit(text, ("s", "git"), ENTRY)
+    removed = jsonc.remove(text, ("s", "git"))
+
+    assert {"s": {"git": ENTRY, "b": 1}} == jsonc.parse(changed)
+    assert {"s": {"b": 1}} == jsonc.parse(removed)
+    for after in (changed, removed):
+        assert "mine" not in after
+        assert "// here" in after
+        assert "// of b" in after
+
+
 @pytest.mark.parametrize("victim", ["a", "b", "c"])
 def test_any_of_several_goes(victim: str) -> None:
     for text in (

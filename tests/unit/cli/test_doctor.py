@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,17 @@ def test_a_process_that_is_not_ready_is_named_with_its_log(installation: Install
 
     assert ("ok", "fail") == (found["processes.proxy"].state, found["processes.audit"].state)
     assert "audit.log" in found["processes.audit"].fix
+
+
+def test_a_port_that_somebody_else_took_is_found(installation: Installation) -> None:
+    stopped = replace(installation, running=None)
+    (taken,) = running.ports(stopped)
+    free = replace(stopped.remembered, control_port=None, proxy_port=None)
+    (unused,) = running.ports(replace(stopped, remembered=free))
+
+    assert ("fail", "ok") == (taken.state, unused.state)
+    assert str(installation.remembered.control_port) in taken.why
+    assert [] == list(running.ports(installation))
 
 
 def test_sockets_that_nobody_serves_are_found(installation: Installation) -> None:
