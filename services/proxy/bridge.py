@@ -65,14 +65,18 @@ class Untranslatable(Exception):
 
 
 def outgoing(
-    params: dict[str, Any], facts: Facts, *, arguments: bytes | None = None
+    params: dict[str, Any], facts: Facts, *, arguments: bytes | None = None, approved: bool = False
 ) -> dict[str, Any]:
-    """Params for the tool server. `arguments` are the very bytes that were decided and digested."""
-    made = {name: value for name, value in params.items() if name not in _NOT_PASSED}
-    if arguments is not None:
-        made["arguments"] = orjson.Fragment(arguments)
+    """Params for the tool server. `arguments` are the very bytes that were decided and digested:
+    what else stands beside them in a tool's call does not go there. `approved`: people looked at
+    the call, and not at the agent's `_meta`.
+    """
+    if arguments is None:
+        made = {name: value for name, value in params.items() if name not in _NOT_PASSED}
+    else:
+        made = {"name": params["name"], "arguments": orjson.Fragment(arguments)}
     given = params.get("_meta")
-    meta = _passed(given) if type(given) is dict else {}
+    meta = _passed(given) if type(given) is dict and not approved else {}
     if facts.modern:
         client = given.get(CLIENT_META) if type(given) is dict else None
         meta |= modern_meta(facts.version, client if type(client) is dict else OURS)

@@ -67,7 +67,10 @@ class Forwarding:
         if facts is None or backend is None:
             return _Outcome("upstream_error", "upstream_unreachable")
         params = bridge.outgoing(
-            call.message.params, facts, arguments=asked.canonical if asked.is_tool else None
+            call.message.params,
+            facts,
+            arguments=asked.canonical if asked.is_tool else None,
+            approved=call.decision.escalation is not None,
         )
         tool = call.live.tool
         extra = tuple(headers.param_headers(tool.params, asked.arguments)) if tool else ()
