@@ -26,6 +26,8 @@ from services.proxy.waiting import Wait, Waits, waited_for
 
 METHODS: Final = frozenset({"tasks/get", "tasks/cancel"})
 PER_AGENT: Final = 64
+#: Bytes of them that are kept for one agent, all its tasks together.
+MAX_ARGUMENTS: Final = 4 * 1024 * 1024
 POLL_MS: Final = 5000
 MAX_RESULT: Final = 1024 * 1024
 KEPT_MS: Final = 600_000
@@ -46,6 +48,8 @@ class TaskWait(Wait):
     """From the call that became a task to the end of what is kept of it."""
 
     desk: Tasks
+    #: Bytes of its arguments.
+    size: int
     task: Task | None = None
     id: str = ""
     #: What came later than this leads to asking again.
@@ -75,19 +79,21 @@ class Tasks:
         #: Ended and forgotten: nobody is told to call again.
         self._over: dict[str, int] = {}
 
-    def begin(self, incoming: Incoming) -> Wait | None:
-        """None: the agent has too many already."""
+    def begin(self, incoming: Incoming, size: int) -> Wait | None:
+        """None: with arguments of this size the agent would have too many."""
         caller = incoming.visit.caller
-        owner = (caller.tenant, caller.agent)
-        mine = 0
+        mine, bytes_kept = 0, size
         for one in self._kept.values():
             other = one.incoming.visit.caller
-            mine += (other.tenant, other.agent) == owner
-        if mine >= PER_AGENT:
+            if (other.tenant, other.agent) == (caller.tenant, caller.agent):
+                mine += 1
+                bytes_kept += one.size
+        if mine >= PER_AGENT or bytes_kept > MAX_ARGUMENTS:
             return None
         kept = {name: value for name, value in incoming.headers.items() if name[:4] == b"mcp-"}
         # Nothing of the request is kept but what is asked for: no credential, no connection.
-        return TaskWait(incoming=replace(incoming, headers=kept, stream=_Closed()), desk=self)
+        lean = replace(incoming, headers=kept, stream=_Closed())
+        return TaskWait(incoming=lean, desk=self, size=size)
 
     def created(self, wait: TaskWait, call: Call) -> Answer:
         """The task, instead of a result."""

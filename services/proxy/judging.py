@@ -104,8 +104,6 @@ class Judging:
     def _renewed(self, visit: Visit) -> Visit | None:
         """The same visit by the present snapshot; None where it would be turned away."""
         snapshot, caller = self.snapshot(), visit.caller
-        if snapshot.revision == visit.revision:
-            return visit
         tenant = snapshot.tenants.get(caller.tenant)
         agent = tenant.agents.get(caller.agent) if tenant else None
         server = tenant.servers.get(visit.slug) if tenant else None

@@ -404,5 +404,5 @@ class Pipeline:
     def _begin(self, incoming: Incoming, asked: Question) -> Wait:
         """The wait of a call that nobody waits for yet."""
         row = encodings.row(incoming, is_tool=asked.is_tool)
-        task = self.tasks.begin(incoming) if row is Row.TASK else None
+        task = self.tasks.begin(incoming, len(asked.canonical)) if row is Row.TASK else None
         return task or self.waits.begin(incoming, row)

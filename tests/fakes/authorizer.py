@@ -104,6 +104,12 @@ class FakeAuthorizer(
             self.snapshot["revision"] = f"{self.snapshot['serial']}-test"
             self._changed.notify_all()
 
+    async def signal(self, **tenant_changes: Any) -> None:
+        """What has changed since the bundle was made: its revision stays."""
+        async with self._changed:
+            self.snapshot["tenants"][TENANT].update(tenant_changes)
+            self._changed.notify_all()
+
     async def seen(self, server: str, tool: str) -> wire.ReportedTool:
         """The report of a tool, when it has come."""
         async with asyncio.timeout(5), self._heard:
