@@ -158,7 +158,9 @@ def _number(form: Mapping[str, str], name: str, most: int, label: str) -> int:
 async def _signed_in(visit: Visit) -> Call:
     """Raises UNAUTHENTICATED or SESSION_EXPIRED."""
     control = visit.control
-    token = visit.request.cookies.get(control.origins.cookie, "")
+    token = visit.request.cookies.get(control.origins.cookie)
+    if not token:
+        raise Refusal("UNAUTHENTICATED", "Nobody is signed in.")
     principal = await guards.by_session(control, token, "browser", visit.now)
     return Call(control=control, request=visit.request, principal=principal)
 

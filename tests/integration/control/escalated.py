@@ -1,6 +1,7 @@
 """What the tests of escalations share: people who sign in, a plane that asks them, its answers."""
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -71,6 +72,19 @@ async def joined(
         uuid4(), tenant or rest.running.tenant.id, name, role, hashed, now,
     )  # fmt: skip
     return await signed_in(rest, name, password)
+
+
+async def statements(rest: Rest, read: Callable[[], Awaitable[Any]]) -> int:
+    """How many a reading costs beside the transaction that names the tenant (BEGIN, SET, COMMIT).
+    What else goes on counts too, now and then: the least of a few times.
+    """
+    counters = rest.running.control.pool.counters
+    cost = []
+    for _ in range(5):
+        before = counters.statements
+        await read()
+        cost.append(counters.statements - before)
+    return min(cost) - 3
 
 
 async def run(rest: Rest, sql: str, *args: Any) -> None:
