@@ -143,7 +143,7 @@ def _answer(
     if as_lines:
         emit_lines([item])
         return
-    what = f"{item['agent']['name']} {item['server']}/{item['tool']}"
+    what = plain(f"{item['agent']['name']} {item['server']}/{item['tool']}")
     if verb == "approve" and item["state"] == "pending":
         given = sum(vote["verdict"] == "approve" for vote in item["votes"])
         say(f"{what}: {given} of {item['quorum']} have approved; others have to, too")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import subprocess
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,10 +12,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from services.cli import agent
+from services.cli import agent, summary
 from services.cli.output import CommandFailed
 from services.common.postgres import embedded
-from tests.fakes.installation import Installation
+from tests.fakes.installation import COMMAND, Installation
 from tests.fakes.stack import until
 from tests.fakes.tool_server import serving
 
@@ -417,3 +419,24 @@ def test_limits_change_only_where_they_are_named(known: Installation) -> None:
         changed["rates"]
     )
     assert (before, 2) == (back, wrong.returncode)
+
+
+def test_the_commands_of_the_first_run_are_there_as_printed(
+    known: Installation, tmp_path: Path
+) -> None:
+    page = summary.page(known.document).split("Your own server")[0]
+    lines = [line.strip() for line in page.splitlines() if " -m services.cli " in line]
+    printed = [shlex.split(line)[3:] for line in lines if not line.startswith(("Five", "export"))]
+    runnable = [words for words in printed if "connect" not in words and "ID" not in words]
+    statuses = {
+        " ".join(words): subprocess.run(
+            [*COMMAND, *words], capture_output=True, timeout=60, check=False, cwd=tmp_path
+        ).returncode
+        for words in runnable
+    }
+    known.cli("logout")
+
+    assert {"connect", "tools", "policy", "login", "escalations", "traces", "audit"} == {
+        words[0] for words in printed
+    }
+    assert {0} == set(statuses.values()), statuses
