@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,13 @@ from typing import Literal
 
 import pytest
 
-_PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None).prctl  # looked up before the fork: nothing is loaded after it
+#: A test run that is killed leaves no server behind (PR_SET_PDEATHSIG is 1). Said by the child
+#: after its exec: between fork and exec, a process that speaks gRPC may die of its fork handlers.
+_END_WITH_US = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @dataclass(slots=True)
@@ -62,11 +67,10 @@ class ValkeyServer:
         ]
         with (self.directory / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [binary, "-"],
+                [sys.executable, "-I", "-S", "-c", _END_WITH_US, binary, "-"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_end_with_us,  # noqa: PLW1509  # one call, looked up beforehand
             )
         assert self._process.stdin is not None
         self._process.stdin.write("\n".join(lines).encode())
@@ -112,11 +116,6 @@ class ValkeyServer:
             self._process.send_signal(how)
             self._process.wait(timeout=5)
             self._process = None
-
-
-def _end_with_us() -> None:
-    """A test run that is killed leaves no server behind."""
-    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 @contextmanager
