@@ -15,6 +15,7 @@ PROMISES: Final[dict[str, str]] = {
     "api:order-of-refusals": "401 and 403 come before anything is said of a body or a resource.",
     "api:pages-hold-still": "A list read page by page skips and repeats nothing.",
     "api:refusals-are-problems": "Each refusal is a problem document that echoes nothing.",
+    "api:two-statements": "A GET costs the database two statements, however much there is.",
     "audit:nobody-rewrites": "No role of a service can change or remove what is recorded.",
     "audit:stored-once": "A record is stored once, whatever is lost, resent or put back.",
     "audit:tampering-named": "A manipulated chain is named by code and first position.",

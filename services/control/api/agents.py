@@ -124,10 +124,10 @@ async def get_agent(
 ) -> AgentWithSecrets:
     wanted = AgentId(str(agent_id))
     async with call.read() as connection:
-        agent = await agents.get(connection, wanted)
-        if agent is None:
-            raise not_found("agent")
-        secrets = await agents.live_secrets(connection, wanted, call.now)
+        found = await agents.with_secrets(connection, wanted, call.now)
+    if found is None:
+        raise not_found("agent")
+    agent, secrets = found
     tag(response, agent["revision"])
     listed = [Secret(**{**secret, "id": str(secret["id"])}) for secret in secrets]
     return AgentWithSecrets(**fields(agent), secrets=listed)

@@ -332,10 +332,11 @@ async def list_notification_deliveries(
     listing = f"notifications/{destination_id}"
     before = start_of(call, listing, query)
     async with call.read() as connection:
-        await _found(connection, destination_id)
         rows = await deliveries.page(
             connection, str(destination_id), before=before, limit=query.page_size + 1
         )
+    if rows is None:
+        raise not_found("notification destination")
     shown, following = split(call, listing, query, rows, lambda row: str(row["id"]))
     return Page(items=[_delivery(row) for row in shown], next_page_token=following)
 

@@ -165,11 +165,12 @@ async def check_new_policy(
 @router.get("/{policy_id:uuid}")
 async def get_policy(policy_id: UUID, call: Reader, response: Response) -> PolicyWithSource:
     async with call.read() as connection:
-        row = await _found(connection, policy_id)
-        latest = await policies.version(connection, str(policy_id), row["latest_version"])
+        row = await policies.with_source(connection, str(policy_id))
+    if row is None:
+        raise not_found("policy")
     tag(response, row["revision"])
-    tests = [Case(**case) for case in latest["tests"]]
-    return PolicyWithSource(**_fields(row), source=latest["source"], tests=tests)
+    tests = [Case(**case) for case in row["tests"]]
+    return PolicyWithSource(**{**_fields(row), "tests": tests})
 
 
 @router.put("/{policy_id:uuid}")
@@ -208,8 +209,9 @@ async def save_policy(
 @router.get("/{policy_id:uuid}/versions")
 async def list_policy_versions(policy_id: UUID, call: Reader) -> Versions:
     async with call.read() as connection:
-        await _found(connection, policy_id)
         rows = await policies.versions(connection, str(policy_id))
+    if not rows:
+        raise not_found("policy")
     return Versions(items=[Version(**row) for row in rows])
 
 
@@ -232,7 +234,9 @@ async def retire_policy(policy_id: UUID, call: Author) -> Policy:
 
 @router.post("/{policy_id:uuid}:rollback")
 async def roll_policy_back(
-    policy_id: UUID, call: Author, body: Annotated[Rollback, json_body(Rollback)]
+    policy_id: UUID,
+    call: Annotated[Call, needs(Role.POLICY_AUTHOR, keyed=True)],
+    body: Annotated[Rollback, json_body(Rollback)],
 ) -> Policy:
     """An old version under a new number, in the state that the policy has now."""
     policy = str(policy_id)

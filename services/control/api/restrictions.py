@@ -75,8 +75,9 @@ async def list_agent_restrictions(
     """What holds now, of the agent and of its sessions."""
     wanted = AgentId(str(agent_id))
     async with call.read() as connection:
-        await _find(connection, wanted)
         rows = await restrictions.of_agent(connection, wanted)
+    if rows is None:
+        raise not_found("agent")
     return Restrictions(items=[_shown(row) for row in rows if Restriction.of(row).holds(call.now)])
 
 

@@ -20,7 +20,7 @@ from services.control.api.context import Call, Change
 from services.control.api.guards import needs
 from services.control.api.shapes import Answer, Page, Paging, Time, split, start_of
 from services.control.audit_records import differences
-from services.control.problems import Refusal, invalid
+from services.control.problems import Refusal, invalid, not_found
 from services.control.roles import Role
 from services.control.store import tools
 from services.control.store.tools import Classification
@@ -84,11 +84,14 @@ class Results(Answer):
 async def list_tools(
     server: str, call: Annotated[Call, needs(Role.VIEWER)], query: Paging
 ) -> Page[SeenTool]:
+    listing = f"tools:{server}"
+    after = start_of(call, listing, query)
+    if "\0" in server:
+        raise not_found("server")
     async with call.read() as connection:
-        row = await servers_api.find(connection, server)
-        listing = f"tools:{row['id']}"
-        after = start_of(call, listing, query)
-        rows = await tools.page(connection, str(row["id"]), after=after, limit=query.page_size + 1)
+        rows = await tools.page(connection, server, after=after, limit=query.page_size + 1)
+    if rows is None:
+        raise not_found("server")
     shown, following = split(call, listing, query, rows, lambda row: str(row["name"]))
     return Page(items=[_seen(row) for row in shown], next_page_token=following)
 

@@ -32,6 +32,14 @@ _SECRETS: Final = """
 SELECT id, created_at, expires_at FROM control.agent_secrets
 WHERE agent_id = $1 AND removed_at IS NULL AND (expires_at IS NULL OR expires_at > $2)
 ORDER BY created_at, id"""
+_WITH_SECRETS: Final = f"""
+SELECT {", ".join(f"a.{name}" for name in _COLUMNS.split(", "))},
+       s.id AS secret_id, s.created_at AS secret_created_at, s.expires_at AS secret_expires_at
+FROM control.agents a
+LEFT JOIN control.agent_secrets s
+       ON s.agent_id = a.id AND s.removed_at IS NULL
+          AND (s.expires_at IS NULL OR s.expires_at > $2)
+WHERE a.id = $1 ORDER BY s.created_at, s.id"""  # noqa: S608  # a constant list of columns
 _FIND_SECRETS: Final = """
 SELECT tenant_id, tenant_status, agent_name, secret_id, secret_sha256, expires_at
 FROM control.find_agent_secrets($1)"""
@@ -92,6 +100,21 @@ async def insert(
 async def get(connection: Connection, id: AgentId, *, lock: bool = False) -> dict[str, Any] | None:
     row = await connection.fetchrow(_GET_LOCKED if lock else _GET, id)
     return dict(row) if row else None
+
+
+async def with_secrets(
+    connection: Connection, id: AgentId, now: datetime
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """An agent and its live secrets, the older first."""
+    rows = await connection.fetch(_WITH_SECRETS, id, now)
+    if not rows:
+        return None
+    secrets = [
+        {name: row[f"secret_{name}"] for name in ("id", "created_at", "expires_at")}
+        for row in rows
+        if row["secret_id"] is not None
+    ]
+    return dict(rows[0]), secrets
 
 
 async def page(connection: Connection, *, after: str, limit: int) -> list[dict[str, Any]]:

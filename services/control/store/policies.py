@@ -34,6 +34,11 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
 _VERSION: Final = """
 SELECT version, source, tests, reads, guards, created_by, created_at
 FROM control.policy_versions WHERE policy_id = $1 AND version = $2"""
+_WITH_SOURCE: Final = f"""
+SELECT {", ".join(f"p.{name}" for name in _COLUMNS.split(", "))}, v.source, v.tests
+FROM control.policies p
+JOIN control.policy_versions v ON v.policy_id = p.id AND v.version = p.latest_version
+WHERE p.id = $1"""  # noqa: S608  # a constant list of columns
 _VERSIONS: Final = """
 SELECT version, created_by, created_at
 FROM control.policy_versions WHERE policy_id = $1 ORDER BY version DESC"""
@@ -55,6 +60,12 @@ async def insert(
 async def get(connection: Connection, id: str, *, lock: bool = False) -> dict[str, Any] | None:
     row = await connection.fetchrow(_GET_LOCKED if lock else _GET, id)
     return dict(row) if row else None
+
+
+async def with_source(connection: Connection, id: str) -> dict[str, Any] | None:
+    """With the latest version's `source` and `tests`."""
+    row = await connection.fetchrow(_WITH_SOURCE, id)
+    return {**dict(row), "tests": json.loads(row["tests"])} if row else None
 
 
 async def page(connection: Connection, *, after: str, limit: int) -> list[dict[str, Any]]:
@@ -109,4 +120,5 @@ async def version(connection: Connection, policy: str, number: int) -> dict[str,
 
 
 async def versions(connection: Connection, policy: str) -> list[dict[str, Any]]:
+    """The latest first. None at all: there is no such policy."""
     return [dict(row) for row in await connection.fetch(_VERSIONS, policy)]

@@ -10,11 +10,13 @@ from services.common.postgres.connection import Connection
 from services.control.restrictions import Restriction
 
 _COLUMNS: Final = (
-    "subject_id, agent_id, profile, until, tools, resources, max_arg_bytes, rate_factor_milli,"
-    " reason, restricted_by, restricted_at"
+    "subject_id, agent_id, profile, until, tools, resources, max_arg_bytes, rate_factor_milli, "
+    "reason, restricted_by, restricted_at"
 )
 _OF_AGENT: Final = f"""
-SELECT {_COLUMNS} FROM control.restrictions WHERE agent_id = $1 ORDER BY subject_id"""  # noqa: S608  # a constant list of columns
+SELECT {", ".join(f"r.{name}" for name in _COLUMNS.split(", "))}
+FROM control.agents a LEFT JOIN control.restrictions r ON r.agent_id = a.id
+WHERE a.id = $1 ORDER BY r.subject_id"""  # noqa: S608  # a constant list of columns
 _GET_LOCKED: Final = f"""
 SELECT {_COLUMNS} FROM control.restrictions
 WHERE agent_id = $1 AND subject_id = $2 FOR UPDATE"""  # noqa: S608  # a constant list of columns
@@ -33,9 +35,10 @@ SELECT EXISTS (
     SELECT 1 FROM control.agent_sessions WHERE id = $1 AND agent_id = $2 AND ended_at IS NULL)"""
 
 
-async def of_agent(connection: Connection, agent: AgentId) -> list[dict[str, Any]]:
-    """Its own and its sessions', also those that have run out."""
-    return [dict(row) for row in await connection.fetch(_OF_AGENT, agent)]
+async def of_agent(connection: Connection, agent: AgentId) -> list[dict[str, Any]] | None:
+    """Its own and its sessions', also those that have run out. None: there is no such agent."""
+    rows = await connection.fetch(_OF_AGENT, agent)
+    return [dict(row) for row in rows if row["subject_id"] is not None] if rows else None
 
 
 async def get_locked(connection: Connection, agent: AgentId, subject: str) -> dict[str, Any] | None:

@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from services.common.ids import TenantId
+from services.common.ids import TenantId, is_uuid
 from services.common.postgres.connection import Connection
 
 _PAGE: Final = """
 SELECT t.name, t.state, t.action, t.category, t.allow_tags, t.pinned_hash, t.seen_hash,
        t.first_seen_at, t.last_seen_at, t.revision, d.definition
-FROM control.tools t
+FROM control.servers s
+LEFT JOIN control.tools t ON t.server_id = s.id AND t.name > $2
 LEFT JOIN control.tool_definitions d
        ON d.server_id = t.server_id AND d.tool = t.name AND d.schema_hash = t.seen_hash
-WHERE t.server_id = $1 AND t.name > $2 ORDER BY t.name LIMIT $3"""
+WHERE {server} = $1 ORDER BY t.name LIMIT $3"""
+_PAGE_BY_SLUG: Final = _PAGE.format(server="s.slug")
+_PAGE_BY_ID: Final = _PAGE.format(server="s.id")
 _OF_SERVER: Final = """
 SELECT name, state, action, category, allow_tags, pinned_hash, seen_hash, revision
 FROM control.tools WHERE server_id = $1 AND name = ANY($2::text[]) FOR UPDATE"""
@@ -77,9 +80,12 @@ class Sighting:
 
 
 async def page(
-    connection: Connection, server_id: str, *, after: str, limit: int
-) -> list[dict[str, Any]]:
-    return [dict(row) for row in await connection.fetch(_PAGE, server_id, after, limit)]
+    connection: Connection, server: str, *, after: str, limit: int
+) -> list[dict[str, Any]] | None:
+    """Of a server by slug or id; None: there is no such server."""
+    sql = _PAGE_BY_ID if is_uuid(server) else _PAGE_BY_SLUG
+    rows = await connection.fetch(sql, server, after, limit)
+    return [dict(row) for row in rows if row["name"] is not None] if rows else None
 
 
 async def by_name(

@@ -2,11 +2,13 @@
 control's own records in the chain.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import pytest
 
 from services.audit import app as audit
@@ -89,6 +91,27 @@ async def test_what_an_admin_did_is_in_the_chain_and_the_chain_verifies(whole: R
     )
     assert ("succeeded", "ok") == (job.json["state"], job.json["result"]["verdict"])
     assert made["client_secret"] not in heads.body.decode() + job.body.decode()
+
+
+async def test_a_verification_is_started_once_per_key(whole: Rest) -> None:
+    await whole.add_agent("one")
+    await ask_until(lambda: whole.get("/api/v1/audit/heads"), lambda a: bool(a.json["items"]))
+    key = {"idempotency-key": "k1"}
+    answers = await asyncio.gather(
+        *(whole.post("/api/v1/audit/verify", {}, headers=key) for _ in range(5))
+    )
+    again = await whole.post("/api/v1/audit/verify", {}, headers=key)
+    other = await whole.post("/api/v1/audit/verify", {"chain": "admin"}, headers=key)
+    connection = await asyncpg.connect(whole.database.admin_dsn)
+    jobs = await connection.fetchval("SELECT count(*) FROM control.jobs")
+    await connection.close()
+
+    assert 1 == jobs
+    assert {202} <= {a.status for a in answers} <= {202, 409}
+    assert [again.json] * len([a for a in answers if a.status == 202]) == [
+        a.json for a in answers if a.status == 202
+    ]
+    assert (422, "idempotency_mismatch") == (other.status, other.json["code"])
 
 
 async def test_a_chain_that_is_none_is_refused(whole: Rest) -> None:

@@ -1,6 +1,7 @@
 """The life of a policy over REST: saved with its checks, tried, enforced, observed, taken back."""
 
 from typing import Any, Final
+from uuid import uuid4
 
 import pytest
 
@@ -34,8 +35,12 @@ async def save(rest: Rest, key: str = "guard", *, tests: Any = None, **about: An
     return answer.json, answer.headers["etag"]
 
 
+def fresh_key() -> dict[str, str]:
+    return {"idempotency-key": str(uuid4())}
+
+
 async def step(rest: Rest, policy: dict[str, Any], verb: str, json: Any = None) -> Any:
-    answer = await rest.post(f"{PATH}/{policy['id']}:{verb}", json)
+    answer = await rest.post(f"{PATH}/{policy['id']}:{verb}", json, headers=fresh_key())
     assert 200 == answer.status, answer.body
     return answer.json
 
@@ -191,7 +196,7 @@ async def test_going_back_gives_an_old_version_a_new_number(rest: Rest) -> None:
     assert (source(rest), DENIES_RM) == (read["source"], read["tests"])
     versions = (await rest.get(f"{path}/versions")).json["items"]
     assert [1, 2, 3] == sorted(item["version"] for item in versions)
-    unknown = await rest.post(f"{path}:rollback", {"version": 9})
+    unknown = await rest.post(f"{path}:rollback", {"version": 9}, headers=fresh_key())
     assert 404 == unknown.status
 
 
@@ -219,7 +224,7 @@ async def test_a_policy_that_is_not_there_is_not_found(rest: Rest) -> None:
         (await rest.get(f"{GONE}/versions")).status,
         (await rest.put(GONE, {"source": "package x"}, headers={"if-match": '"1"'})).status,
         *[(await rest.post(f"{GONE}:{verb}")).status for verb in ("enforce", "shadow", "retire")],
-        (await rest.post(f"{GONE}:rollback", {"version": 1})).status,
+        (await rest.post(f"{GONE}:rollback", {"version": 1}, headers=fresh_key())).status,
     ]
 
     assert {404} == set(statuses)
