@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from services.cli import agent, demo_data
-from services.cli.output import CommandFailed, Exit, emit_text, plain
+from services.cli import agent, demo_data, evidence
+from services.cli.output import CommandFailed, Exit, emit_text
 from services.cli.person import Person, open_session
 from services.cli.rest import Control, segment
 from services.cli.state import State, recall
 from services.cli.verification import verify
 
-RECORD_TIMEOUT_S = 10.0
 #: A held call answers at once when somebody has decided; until then it keeps its agent waiting.
 HELD_TIMEOUT_S = 70.0
 #: What the admin approves in the story; every other tool stays out of sight.
@@ -140,7 +139,7 @@ def _take_back_approvals(telling: _Telling) -> None:
 
 
 def _nothing_is_visible(telling: _Telling) -> None:
-    before = _newest_id(telling, "type:catalog.served")
+    before = evidence.newest_id(telling.control, "type:catalog.served")
     for slug in telling.clients:
         _until_listed(telling, slug, set())
         _until_known(telling, slug)
@@ -158,7 +157,7 @@ def _served(telling: _Telling, *, other_than: str | None) -> str | None:
     """
     deadline = time.monotonic() + 1.0
     while True:
-        newest = _newest_id(telling, "type:catalog.served")
+        newest = evidence.newest_id(telling.control, "type:catalog.served")
         if newest != other_than or time.monotonic() > deadline:
             return newest
         time.sleep(0.05)  # noqa: TID251  # the record travels by itself; nobody tells a REST client
@@ -166,7 +165,7 @@ def _served(telling: _Telling, *, other_than: str | None) -> str | None:
 
 def _until_known(telling: _Telling, slug: str) -> None:
     """The agent's first look made the gateway fetch the server's tools; the admin hears of them."""
-    deadline = time.monotonic() + RECORD_TIMEOUT_S
+    deadline = time.monotonic() + evidence.RECORD_TIMEOUT_S
     while not APPROVED[slug].keys() <= _tool_names(telling, slug):
         if time.monotonic() > deadline:
             raise CommandFailed(f"the tools of {slug} did not become known", status=Exit.DIFFERENCE)
@@ -186,25 +185,25 @@ def _the_admin_classifies(telling: _Telling) -> None:
     telling.step(
         "The admin says what the tools do: behavry tools classify SERVER TOOL --action ACTION",
         "; ".join(f"{slug}: {', '.join(tools)}" for slug, tools in APPROVED.items()),
-        record=_newest_id(telling, "type:admin.tool.classified"),
+        record=evidence.newest_id(telling.control, "type:admin.tool.classified"),
     )
 
 
 def _the_list_shows_them(telling: _Telling) -> None:
-    before = _newest_id(telling, "type:catalog.served")
+    before = evidence.newest_id(telling.control, "type:catalog.served")
     for slug, tools in APPROVED.items():
         _until_listed(telling, slug, set(tools))
     telling.step(
         "The agent lists again and sees exactly those",
         str(sum(len(tools) for tools in APPROVED.values())) + " tools",
         decision="visible",
-        record=_newest(telling, "type:catalog.served", other_than=before)["id"],
+        record=evidence.newest(telling.control, "type:catalog.served", other_than=before)["id"],
     )
 
 
 def _until_listed(telling: _Telling, slug: str, expected: set[str]) -> None:
     """A change of the tool table is a new bundle: it reaches the agent's list within 2 s."""
-    deadline = time.monotonic() + RECORD_TIMEOUT_S
+    deadline = time.monotonic() + evidence.RECORD_TIMEOUT_S
     while set(listed := telling.clients[slug].list_tools()) != expected:
         if time.monotonic() > deadline:
             raise CommandFailed(
@@ -226,7 +225,7 @@ def _call(
     telling: _Telling, server: str, tool: str, arguments: dict[str, Any], *, expect: str
 ) -> None:
     """One call, what the agent saw of it, and the record that it left."""
-    before = _newest_id(telling, f"tool:{tool}")
+    before = evidence.newest_id(telling.control, f"tool:{tool}")
     answer = telling.clients[server].call(tool, arguments)
     _tell_call(telling, tool, answer, expect=expect, before=before)
 
@@ -234,8 +233,8 @@ def _call(
 def _tell_call(
     telling: _Telling, tool: str, answer: dict[str, Any], *, expect: str, before: str | None
 ) -> None:
-    saw = _seen(answer, expect)
-    record = _newest(telling, f"tool:{tool}", other_than=before)
+    saw = evidence.seen(answer, expect)
+    record = evidence.newest(telling.control, f"tool:{tool}", other_than=before)
     telling.step(
         _TITLES[expect].format(tool=tool),
         saw,
@@ -259,8 +258,8 @@ def _a_person_decides(telling: _Telling) -> None:
     approves  4. the waiting call runs.
     """
     tool = "git_commit"
-    held_before = _newest_id(telling, f"tool:{tool} type:call.held")
-    before = _newest_id(telling, f"tool:{tool} type:call.intent")
+    held_before = evidence.newest_id(telling.control, f"tool:{tool} type:call.held")
+    before = evidence.newest_id(telling.control, f"tool:{tool} type:call.intent")
     with ThreadPoolExecutor(1) as held:
         calling: Future[dict[str, Any]] = held.submit(  # 1
             telling.clients["git"].call,
@@ -273,7 +272,9 @@ def _a_person_decides(telling: _Telling) -> None:
             f"It calls {tool}: a policy wants a person's consent, so the call waits",
             f"nothing yet; behavry escalations list shows {waiting['id']}",
             decision="intercept",
-            record=_newest(telling, f"tool:{tool} type:call.held", other_than=held_before)["id"],
+            record=evidence.newest(
+                telling.control, f"tool:{tool} type:call.held", other_than=held_before
+            )["id"],
             reasons=waiting["codes"],
         )
         _the_admin_approves(telling, waiting["id"])  # 3
@@ -283,16 +284,16 @@ def _a_person_decides(telling: _Telling) -> None:
 
 def _waiting(telling: _Telling, tool: str, calling: Future[dict[str, Any]]) -> dict[str, Any]:
     """The escalation of the agent's call, as soon as the inbox has it."""
-    deadline = time.monotonic() + RECORD_TIMEOUT_S
+    deadline = time.monotonic() + evidence.RECORD_TIMEOUT_S
     terms = f"state:pending agent:{telling.agent_id} tool:{tool}"
     while True:
         page = telling.control.get("/api/v1/escalations", filter=terms, page_size=1)
         if page["items"]:
             return dict(page["items"][0])
         if calling.done():
+            saw = evidence.line(calling.result())
             raise CommandFailed(
-                f"{tool} should wait for a person, the agent saw: {_line(calling.result())}",
-                status=Exit.DIFFERENCE,
+                f"{tool} should wait for a person, the agent saw: {saw}", status=Exit.DIFFERENCE
             )
         if time.monotonic() > deadline:
             raise CommandFailed(f"{tool} is not in the inbox", status=Exit.DIFFERENCE)
@@ -304,12 +305,12 @@ def _the_admin_approves(telling: _Telling, escalation: str) -> None:
     password = telling.password_file.read_text().strip()
     session = open_session(telling.control.url, username="admin", password=password)
     person = Person(state=None, session=session, password_file=telling.password_file)
-    before = _newest_id(telling, "type:admin.escalation.approve")
+    before = evidence.newest_id(telling.control, "type:admin.escalation.approve")
     approved = person.act(
         f"/api/v1/escalations/{segment(escalation)}:approve",
         {"mode": "once", "reason": "shown by the demo"},
     )
-    record = _newest(telling, "type:admin.escalation.approve", other_than=before)
+    record = evidence.newest(telling.control, "type:admin.escalation.approve", other_than=before)
     person.control.post("/api/v1/auth/logout")
     telling.step(
         "The admin signs in and approves: behavry login, behavry escalations approve ID",
@@ -317,57 +318,6 @@ def _the_admin_approves(telling: _Telling, escalation: str) -> None:
         decision=approved["state"],
         record=record["id"],
     )
-
-
-def _seen(answer: dict[str, Any], expect: str) -> str:
-    """What came back, checked against what the story promises."""
-    if "error" in answer:
-        as_told = expect == "unknown" and answer["error"]["code"] == -32602
-    else:
-        refused = bool(answer["result"].get("isError"))
-        as_told = {"allow": not refused, "approved": not refused, "deny": refused}.get(
-            expect, False
-        )
-    if not as_told:
-        denied = expect in {"allow", "approved"}
-        raise CommandFailed(
-            f"expected {expect}, the agent saw: {_line(answer)}",
-            status=Exit.DENIED if denied and _verdict(answer) == "deny" else Exit.DIFFERENCE,
-        )
-    return _line(answer)
-
-
-def _verdict(answer: dict[str, Any]) -> str:
-    """What the gateway says that it decided, where it does."""
-    told = answer.get("result", {}).get("_meta", {}).get("com.behavry/decision", {})
-    return str(told.get("verdict", ""))
-
-
-def _line(answer: dict[str, Any]) -> str:
-    """What an agent sees of an answer, in one line."""
-    if "error" in answer:
-        saw = f"error {answer['error']['code']}: {answer['error']['message']}"
-    else:
-        saw = " ".join(part.get("text", "") for part in answer["result"].get("content", []))
-    line = plain(" ".join(saw.split())) or "(nothing)"
-    return line if len(line) <= 120 else line[:117] + "..."
-
-
-def _newest_id(telling: _Telling, term: str) -> str | None:
-    page = telling.control.get("/api/v1/traces", filter=term, page_size=1)
-    return page["items"][0]["id"] if page["items"] else None
-
-
-def _newest(telling: _Telling, term: str, *, other_than: str | None) -> dict[str, Any]:
-    """The record of what just happened; it reaches the chain within a moment."""
-    deadline = time.monotonic() + RECORD_TIMEOUT_S
-    while True:
-        page = telling.control.get("/api/v1/traces", filter=term, page_size=1)
-        if page["items"] and page["items"][0]["id"] != other_than:
-            return dict(page["items"][0])
-        if time.monotonic() > deadline:
-            raise CommandFailed("the call left no record", status=Exit.DIFFERENCE)
-        time.sleep(0.05)  # noqa: TID251  # the record travels by itself; nobody tells a REST client
 
 
 def _the_chain_is_whole(telling: _Telling) -> None:
