@@ -20,8 +20,17 @@ _EPILOGUE = (
 )
 _HELP = {"--help", "-h"}
 _COMMANDS = "services.cli.commands"
+
+
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415  # only `--version` asks
+
+    return version("behavry")
+
+
 app = App(
     name="behavry",
+    version=_version,
     help="The authorization gateway that every tool call passes through.",
     help_epilogue=_EPILOGUE,
     help_format="plaintext",

@@ -22,8 +22,12 @@ from services.cli.rest import Control, Refused, is_id, segment
 from services.cli.secret_files import check_new, read_secret, write_new
 
 app = App(name="agents", help="The agents and their credentials.")
-for _verb in ("restrict", "unrestrict", "restrictions"):
-    app.command(f"services.cli.commands.restrict:{_verb}", name=_verb)
+for _verb, _help in (
+    ("restrict", "Hold an agent to less for a while."),
+    ("unrestrict", "Lift a restriction."),
+    ("restrictions", "List what an agent and its sessions are held to."),
+):
+    app.command(f"services.cli.commands.restrict:{_verb}", name=_verb, help=_help)
 _COLUMNS = ("name", "id", "type", "class", "roles", "status")
 Type = Literal["autonomous", "assistant", "service", "worker"]
 OutOption = Annotated[

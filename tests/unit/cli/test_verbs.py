@@ -1,6 +1,7 @@
 """Every operation of the REST API has its command, and every command can be asked what it does."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 from fastapi.routing import APIRoute
@@ -108,6 +109,10 @@ def test_every_command_says_what_it_does(run: Run, command: str) -> None:
 
     assert (0, "") == (told.status, told.err)
     assert f"Usage: behavry {command}" in told.out
+
+
+def test_the_version_is_the_installed_one(run: Run) -> None:
+    assert f"{version('behavry')}\n" == run("--version").out
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
