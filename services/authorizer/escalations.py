@@ -17,7 +17,7 @@ import msgspec
 from services.authorizer import decision
 from services.authorizer.asks import Ask, Caller
 from services.authorizer.decision import Escalation, Result, Verdict
-from services.authorizer.envelope import Envelope
+from services.authorizer.envelope import Envelope, Features
 from services.authorizer.plane_state import Tenant
 from services.authorizer.tickets import binding
 from services.authorizer.tickets.binding import Bound
@@ -29,9 +29,12 @@ from services.common.outbox.digests import Digester
 
 #: How often a ticket may change under a call before the call is refused.
 MAX_TRIES: Final = 5
+#: What people are shown of a call's features; the envelope's own may be many times that.
+MAX_FEATURES_BYTES: Final = 16 * 1024
 #: Nothing is used up for a caller who would not hear of it.
 MIN_LEFT_S: Final = 0.01
 
+_LISTS: Final = ("keys", "recipient_domains", "paths", "urls", "tables", "commands")
 #: What an ended ticket answers; the others are a matter for a new one.
 ENDED: Final[dict[State, str]] = {
     State.DENIED: "escalation_denied",
@@ -231,7 +234,7 @@ class Escalations:
             codes=bound.codes,
             reason=verdict.reason,
             policies=verdict.policies,
-            features=msgspec.json.encode(given.features),
+            features=shown(given.features),
             finding_tags=given.findings.tags,
             binding=binding.binding(bound, self._digester),
             subject=binding.subject(bound, self._digester),
@@ -252,6 +255,20 @@ def _quorum(verdict: Verdict, given: Envelope) -> int:
     """What the policy asks for, and never one person alone for what weighs most."""
     grave = given.request.action == "admin" or given.risk.tier == "critical"
     return max(verdict.quorum, 2 if grave else 1)
+
+
+def shown(features: Features) -> bytes:
+    """JSON of what fits: the first ones of each list, and `overflow` where that is not all. An
+    agent must neither fill the store with one call's targets nor hide them by their number.
+    """
+    encoded = msgspec.json.encode(features)
+    for most in (16, 4, 1):
+        if len(encoded) <= MAX_FEATURES_BYTES:
+            break
+        lists = {name: getattr(features, name)[:most] for name in _LISTS}
+        cut = msgspec.structs.replace(features, **lists, overflow=True)
+        encoded = msgspec.json.encode(cut)
+    return encoded
 
 
 def _escalation(ticket: Ticket) -> Escalation:

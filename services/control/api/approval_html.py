@@ -242,6 +242,10 @@ def _features(row: Mapping[str, Any]) -> str:
         features = None
     known = features.items() if isinstance(features, dict) else ()
     told = _list(*((name.replace("_", " "), markup(_value(value))) for name, value in known))
+    if not known:
+        told = "<p>Its targets are not known here.</p>"
+    elif features.get("overflow"):
+        told += "<p><strong>It has more targets than are shown.</strong></p>"
     return f"{told}<p>Arguments stay in the data plane.</p>"
 
 
