@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, assert_never
 
 from services.authorizer.plane_state import PlaneState, Tenant
+from services.common.ids import is_uuid
 
 Scope = Literal["agent", "class", "server", "tenant", "fleet"]
 Source = Literal["link", "bundle", "file"]
@@ -33,10 +34,13 @@ FLEET: Final = Switch(scope="fleet")
 
 
 def switch(scope: str, tenant: str, subject: str) -> Switch:
-    """From words that came from elsewhere: what cannot be understood stops more, never less."""
+    """From words that came from elsewhere: what cannot be understood stops more, never less. By its
+    slug a tenant is only known as a whole: what else is named in it stops in every one.
+    """
     match scope:
         case "agent" | "class" | "server" if subject:
-            return Switch(scope=scope, tenant=tenant, subject=subject)
+            within = tenant if is_uuid(tenant) else ""
+            return Switch(scope=scope, tenant=within, subject=subject)
         case "tenant" if tenant or subject:
             return Switch(scope="tenant", tenant=tenant or subject)
         case _:
