@@ -301,7 +301,11 @@ class SharedTicketStore:
         surplus = [member for member, _ in oldest[: max(0, most)]]
         old = [member for member, at_ms in oldest if now_ms > at_ms + KEPT_MS]
         held = [ticket for ticket in await self._read(old) if ticket is not None]
-        spare = [ticket for ticket in await self._read(surplus) if ticket is not None]
+        spare = [
+            ticket
+            for ticket in await self._read(surplus)
+            if ticket is not None and not speaks(ticket, now_ms)
+        ]
         args: list[str] = []
         for ticket in {ticket.id: ticket for ticket in (*forgotten(held, now_ms), *spare)}.values():
             member, slot = f"{ticket.tenant}/{ticket.id}", f"b:{ticket.tenant}/{ticket.binding}"

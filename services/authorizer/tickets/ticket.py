@@ -240,9 +240,14 @@ def stale(ticket: Ticket, opening: Opening) -> bool:
 
 def forgotten(ended: Iterable[Ticket], now_ms: int) -> list[Ticket]:
     """Which of the ended tickets need not be kept: old, silent and told; beyond the bound, the
-    oldest in any case.
+    oldest in any case, and those that answer nothing any more before those that do: a denial is
+    not made forgotten by asking and giving up again and again.
     """
-    newest = sorted(ended, key=lambda ticket: ticket.changed_at_ms, reverse=True)
+    newest = sorted(
+        ended,
+        key=lambda ticket: (speaks(ticket, now_ms), ticket.changed_at_ms),
+        reverse=True,
+    )
     return newest[KEPT_MAX:] + [
         ticket
         for ticket in newest[:KEPT_MAX]
