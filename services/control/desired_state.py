@@ -117,9 +117,8 @@ def policy_revision(rows: TenantRows) -> str:
         ],
         "classes": rows.classes,
         "roles": rows.roles,
-        "servers": {
-            slug: [server["domain"], server["trust"]] for slug, server in rows.servers.items()
-        },
+        # Where a server is, too: nobody who approved a call did so for another machine.
+        "servers": rows.servers,
         "tools": _classified(rows.tools),
         "limits": rows.limits["rates"],
     }
