@@ -18,6 +18,7 @@ from services.cli.commands.options import (
     control_of,
     control_url,
     existing_state,
+    machine_control,
 )
 from services.cli.output import CommandFailed, Exit, emit, emit_text, say, table
 from services.cli.person import signed_in
@@ -104,11 +105,13 @@ def show(stop: str, /, *, state: StateOption = None) -> None:
 
 
 def agent_id(state: State, agent: str) -> str:
-    """The id of an agent named by a person; without control, only an id will do."""
+    """The id of an agent named by a person; without control, only an id will do. A session that has
+    ended meanwhile must not be in the way.
+    """
     if is_id(agent):
         return agent
     try:
-        return id_of(control_of(state.root), agent)
+        return id_of(machine_control(state), agent)
     except Unreachable:
         raise CommandFailed(
             "control does not answer, so only it knows names: name the agent's id",

@@ -7,8 +7,9 @@ import pytest
 
 from services.authorizer import kill_file
 from services.authorizer.kill_switch import FLEET, Switch
-from services.cli import local_stops
+from services.cli import local_stops, session
 from services.cli.output import CommandFailed
+from services.cli.session import Session
 from services.cli.state import State
 from tests.fakes.rest import RestControl
 from tests.unit.cli.conftest import Run
@@ -134,6 +135,20 @@ def test_without_control_an_agent_is_stopped_by_its_id(
     )
     assert {FLEET, Switch(scope="agent", subject=AGENT)} == both
     assert frozenset() == _read(State(state_dir))
+
+
+def test_an_ended_session_is_not_in_the_way_of_a_stop(
+    run: Run, state_dir: Path, control: RestControl
+) -> None:
+    url = f"http://127.0.0.1:{control.port}"
+    session.keep(State(state_dir), Session(control_url=url, username="ada", token="bhv_us_old"))
+    page = {"items": [{"id": AGENT, "name": "bot"}], "next_page_token": ""}
+    control.answers["GET /api/v1/agents"] = (200, page)
+    told = run("agents", "suspend", "bot", "--local")
+
+    assert 0 == told.status
+    assert {Switch(scope="agent", subject=AGENT)} == _read(State(state_dir))
+    assert ["Bearer bhv_sk_local_a_b"] == [headers["authorization"] for *_, headers in control.seen]
 
 
 @pytest.mark.parametrize(
