@@ -155,7 +155,7 @@ async def test_a_real_stdio_server_answers_and_its_denied_tool_does_not_run(
 
 
 @both_eras
-async def test_a_call_that_policy_sends_to_a_person_is_refused_and_recorded(
+async def test_a_call_that_policy_sends_to_a_person_does_not_run_without_one(
     running_stack: Stack, mode: ConnectMode
 ) -> None:
     repository = str(Path(running_stack.up.state_dir) / "demo-repo")
@@ -165,16 +165,17 @@ async def test_a_call_that_policy_sends_to_a_person_is_refused_and_recorded(
     async with session(running_stack, agent, "git", mode) as client:
         before = await client.call_tool("git_log", {"repo_path": repository})
         asked = {"repo_path": repository, "message": "without consent"}
-        refused = await client.call_tool("git_commit", asked)
+        waiting = await client.call_tool("git_commit", asked)
         after = await client.call_tool("git_log", {"repo_path": repository})
 
-    assert refused.is_error
-    assert "escalation_unavailable" == decision(refused)["reason"]
+    assert waiting.is_error
+    said = decision(waiting)
+    assert ("intercept", "approval_pending") == (said["verdict"], said["reason"])
     assert text(before) == text(after)
-    kept = record(running_stack, decision(refused)["decision_id"])
-    assert "call.denied" == kept["type"]
-    assert "escalation_unavailable" == kept["reason"]
-    assert "commit_needs_a_person" in kept["reasons"]
+    kept = record(running_stack, said["decision_id"])
+    assert ("call.held", "intercept") == (kept["type"], kept["verdict"])
+    assert "commit_needs_a_person" == kept["reason"]
+    assert said["escalation_id"] == kept["approval"]["escalation"]
 
 
 async def test_unclassified_changed_and_absent_tools_answer_alike(
