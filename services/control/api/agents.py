@@ -24,7 +24,7 @@ from services.control.api.shapes import Answer, Page, Paging, Time, split, start
 from services.control.audit_records import change
 from services.control.problems import FieldError, Refusal, invalid, not_found
 from services.control.roles import Role
-from services.control.store import agent_sessions, agents, roles
+from services.control.store import agent_sessions, agents, people, roles
 from services.control.tokens import DEFAULT_LIFE_S
 
 router = APIRouter(prefix="/api/v1/agents", tags=["agents"])
@@ -45,6 +45,8 @@ class NewAgent(Body):
     roles: Roles = Field([])
     tags: Annotated[list[TagName], Field(max_length=rules.MAX_TAGS)] = Field([])
     token_life_seconds: int = Field(DEFAULT_LIFE_S, ge=60, le=28_800)
+    #: Who answers for it, and so does not approve its calls; without one, the person who makes it.
+    owner: UUID | None = None
 
 
 class Secret(Answer):
@@ -104,11 +106,14 @@ async def create_agent(
         await check_roles(change.connection, body.roles)
         if not await roles.has_class(change.connection, body.class_):
             raise invalid("/class", "unknown", "There is no such class of agents.")
+        if body.owner and not await people.is_active(change.connection, str(body.owner)):
+            raise invalid("/owner", "unknown", "There is no such person.")
         new = agents.NewAgent(
             id=AgentId(call.control.new_id()),
             name=body.name,
             type=body.type,
             agent_class=body.class_,
+            owner=str(body.owner) if body.owner else _maker(call),
             tags=body.tags,
             roles=body.roles,
             token_life_s=body.token_life_seconds,
@@ -242,6 +247,10 @@ async def _move(call: Call, agent_id: UUID, verb: str) -> Agent:
     return Agent(**fields(agent))
 
 
+def _maker(call: Call) -> str | None:
+    return call.principal.id if call.principal.is_human else None
+
+
 def _status_change(old: str, new: str) -> dict[str, Any]:
     return change("status", old, new)
 
@@ -251,6 +260,7 @@ def _recorded(new: agents.NewAgent) -> list[dict[str, Any]]:
         "name": new.name,
         "type": new.type,
         "class": new.agent_class,
+        "owner": new.owner,
         "tags": list(new.tags),
         "roles": list(new.roles),
         "token_life_s": new.token_life_s,

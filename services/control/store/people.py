@@ -17,6 +17,8 @@ FROM control.find_user_session($1)"""
 _INSERT_USER: Final = """
 INSERT INTO control.users (id, tenant_id, username, role, password_hash, status, created_at)
 VALUES ($1, $2, $3, $4, $5, 'active', $6)"""
+_IS_ACTIVE: Final = """
+SELECT EXISTS (SELECT 1 FROM control.users WHERE id = $1 AND status = 'active')"""
 _ANY_USER: Final = "SELECT EXISTS (SELECT 1 FROM control.users)"
 _INSERT_SESSION: Final = """
 INSERT INTO control.user_sessions
@@ -97,6 +99,11 @@ async def insert_user(
     now: datetime,
 ) -> None:
     await connection.execute(_INSERT_USER, id, tenant, username, role, password_hash, now)
+
+
+async def is_active(connection: Connection, id: str) -> bool:
+    """Whether the transaction's tenant has such a person."""
+    return bool(await connection.fetchval(_IS_ACTIVE, id))
 
 
 async def has_users(connection: Connection) -> bool:
