@@ -46,6 +46,11 @@ class Odd(authorizer_pb2_grpc.AuthorizerServiceServicer):
     ) -> wire.ReportToolsResponse:
         return wire.ReportToolsResponse()
 
+    async def CancelEscalation(
+        self, request: wire.CancelEscalationRequest, context: Any
+    ) -> wire.CancelEscalationResponse:
+        return wire.CancelEscalationResponse()
+
     async def Decide(
         self, request_iterator: AsyncIterator[wire.DecideRequest], context: Any
     ) -> AsyncIterator[wire.DecideResponse]:

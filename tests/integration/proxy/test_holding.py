@@ -338,16 +338,17 @@ async def test_a_body_that_comes_slowly_is_read_whole(
     body, headers = modern_request(
         "tools/call", {"name": "read_note", "arguments": {"call": "slow"}}, {}, {}
     )
-    raw = orjson.dumps(body)
+    raw, streaming = orjson.dumps(body), asyncio.Event()
 
     async def slowly() -> AsyncIterator[bytes]:
         yield raw[:20]
-        await asyncio.sleep(0.2)
+        await streaming.wait()
         yield raw[20:]
 
     sent = {"authorization": f"Bearer {proxy.issuer.token()}", "accept": BOTH,
             "content-type": "application/json", **headers}  # fmt: skip
     async with proxy.http.post(proxy.mcp(), data=slowly(), headers=sent) as response:
+        streaming.set()
         content = await response.read()
 
     assert b"slow read_note" in content
