@@ -12,6 +12,8 @@ BIN := .venv/bin
 # What the tests run beside Python is found here before it is looked for anywhere else.
 export PATH := $(CURDIR)/.tools/bin:$(CURDIR)/$(BIN):$(PATH)
 export UV_PYTHON_DOWNLOADS := never
+# Tests start hundreds of processes: without compiled files each of them compiles everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 T ?=
 ARGS ?=
@@ -79,8 +81,15 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 # --- tests -------------------------------------------------------------------------------------
 
 .PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-start chaos
+# What mostly waits runs two at a time; what measures or kills under load runs alone.
+BESIDE := tests/unit tests/integration/control
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
-	$(PYTEST) $(or $(T),$(LAYERS))
+ifdef T
+	$(PYTEST) $(T)
+else
+	$(PYTEST) -n 2 --dist loadfile $(BESIDE)
+	$(PYTEST) $(BESIDE:%=--ignore=%) $(LAYERS)
+endif
 
 unit contract integration journeys attacks: $(BIN)/python
 	$(PYTEST) $(or $(T),tests/$@)

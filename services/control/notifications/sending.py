@@ -13,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, assert_never
 from urllib.parse import urlsplit
 
@@ -174,7 +175,7 @@ async def opened(
     secrets: SecretFiles, clock: Clock, *, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Sender]:
     """`tls`: whom to trust; the system's own choice where nothing is said."""
-    context = tls or ssl.create_default_context()
+    context = tls or _system_trust()
     connector = aiohttp.TCPConnector(
         resolver=egress.GuardedResolver(),
         ssl=context,
@@ -189,6 +190,12 @@ async def opened(
         headers={"user-agent": "Behavry"},
     ) as session:
         yield Sender(session, secrets, clock, context)
+
+
+@cache
+def _system_trust() -> ssl.SSLContext:
+    """Read once per process: some hundred certificates."""
+    return ssl.create_default_context()
 
 
 def _host(url: str) -> str:
