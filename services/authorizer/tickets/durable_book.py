@@ -209,9 +209,10 @@ class DurableBook:
                 reason = "the ticket journal is another process's"
             case _:
                 reason = f"the ticket journal cannot be written: {type(failure).__name__}"
-        if self.broken != reason:
-            self._log.error("ticket_journal_broken", reason=reason)
+        is_news = self.broken != reason
         self._give_up(reason)
+        if is_news:
+            self._log.error("ticket_journal_broken", reason=reason)
 
     def _give_up(self, reason: str) -> None:
         """The book is the disk's again, and who waited is told."""

@@ -1,4 +1,6 @@
-"""JSON log lines on stdout. Drops what must never be logged, by key and by pattern."""
+"""JSON log lines on stdout. Drops what must never be logged, by key and by pattern, and lines that
+nobody can take: a full disk under the log must not fail whoever has something to say.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final, cast
+from contextlib import suppress
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
@@ -36,11 +39,26 @@ def configure(level: str = "info") -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Patient(sys.stdout))),
         cache_logger_on_first_use=True,
     )
     if not any(isinstance(handler, Foreign) for handler in logging.root.handlers):
         logging.root.addHandler(Foreign(logging.WARNING))
+
+
+class _Patient:
+    """A file whose writer never hears that it takes nothing."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
 
 
 class Foreign(logging.Handler):

@@ -1,5 +1,7 @@
 """What a log line may never hold, whoever wrote it."""
 
+import errno
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -115,3 +117,20 @@ def test_what_a_library_logs_is_told_without_its_text(
         line["event"], line["logger"], line["severity"], line["error"],
     )  # fmt: skip
     assert PLANTED not in str(line)
+
+
+class Full(io.StringIO):
+    """A file on a disk without room."""
+
+    def flush(self) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+
+@pytest.mark.usefixtures("_tidy")
+def test_a_line_that_nobody_can_take_fails_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Full()
+    monkeypatch.setattr("sys.stdout", full)
+    configure()
+    get_log("proxy").error("the_disk_is_full")
+
+    assert "the_disk_is_full" in full.getvalue()
