@@ -162,6 +162,7 @@ class Escalations:
         """
         if asyncio.get_running_loop().time() > held.deadline_s - MIN_LEFT_S:
             return _refused(verdict, "engine_timeout")
+        self._same_policy(held)  # again: the ticket took its time
         used = await self._store.consume(
             ticket.tenant, ticket.id, binding=ticket.binding, now_ms=self._now_ms()
         )

@@ -257,6 +257,23 @@ async def test_a_policy_that_changed_while_the_ticket_was_written_ends_it(desk: 
     assert [] == await desk.store.real.live()
 
 
+async def test_a_policy_that_changed_while_the_approval_was_looked_up_uses_none_up(
+    desk: Desk,
+) -> None:
+    id_ = await desk.decide(await desk.settle())
+
+    async def switch() -> None:
+        desk.policies.now = OTHER_POLICY
+
+    desk.store.before["open"] = switch
+    with pytest.raises(PolicyChanged):
+        await desk.settle()
+
+    assert State.APPROVED is (await desk.ticket(id_)).state
+    desk.policies.now = POLICY
+    assert Result.ALLOW is (await desk.settle()).result
+
+
 @pytest.mark.parametrize(
     ("said", "code"),
     [(Said.DENY, "escalation_denied"), (Said.CANCEL, "escalation_cancelled")],
