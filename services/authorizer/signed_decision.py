@@ -18,13 +18,11 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 from msgspec import Meta, Struct
 
+from services.authorizer.tickets.ticket import MAX_EXECUTE_MS, MAX_GRANT_MS, MAX_USES
+
 VERSION: Final = "behavry.escalation-decision/1"
 TYPE: Final = "behavry-decision"
 MAX_BYTES: Final = 8 * 1024
-MAX_USES: Final = 20
-#: An approval for one call lives a day at most, a grant of several an hour.
-MAX_ONCE_MS: Final = 24 * 3600 * 1000
-MAX_GRANT_MS: Final = 3600 * 1000
 #: How far control's clock may be ahead of this plane's.
 MAX_SKEW_MS: Final = 5 * 60 * 1000
 
@@ -112,6 +110,6 @@ def _check_clocks(said: SignedDecision, now_ms: int) -> None:
         return
     if said.uses < 1 or not said.approvers:
         raise DecisionRefused("uses")
-    longest_ms = MAX_ONCE_MS if said.uses == 1 else MAX_GRANT_MS
+    longest_ms = MAX_EXECUTE_MS if said.uses == 1 else MAX_GRANT_MS
     if not said.decided_at_ms < said.execute_by_ms <= said.decided_at_ms + longest_ms:
         raise DecisionRefused("clocks")
