@@ -25,6 +25,7 @@ from tests.fakes.mcp_echo import read_ledger
 from tests.fakes.stack import Stack, until
 from tests.journeys.agents import register
 from tests.journeys.traffic import Told, answered, flowing
+from tests.promises import promise
 
 pytestmark = pytest.mark.chaos
 
@@ -39,6 +40,7 @@ TARGETS = ("proxy", "authorizer", "engine", "audit", "control", "postgres")
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@promise("failure:authorizer")
 def test_kills_under_traffic_lose_nothing_and_double_nothing(
     running_stack: Stack, tmp_path: Path, record_property: Figure, name: str
 ) -> None:
@@ -52,6 +54,7 @@ def test_kills_under_traffic_lose_nothing_and_double_nothing(
         record_property(figure, value)
 
 
+@promise("failure:audit")
 def test_calls_go_on_while_audit_and_database_are_away_and_their_records_arrive(
     running_stack: Stack, tmp_path: Path, record_property: Figure
 ) -> None:

@@ -31,6 +31,7 @@ from services.common.telemetry.logging import get_log
 from tests.fakes.bundle import Made, Policy, made, signing_key
 from tests.fakes.envelopes import TENANT
 from tests.fakes.opa import running_opa
+from tests.promises import promise
 
 KEY = signing_key()
 ITEM = b'{"request":{"domain":"d","action":"read","tool":"t"},"agent":{"permissions":["d:read"]}}'
@@ -107,6 +108,7 @@ def _with_a_changed_policy(archive: bytes) -> bytes:
 
 
 @pytest.mark.needs_opa
+@promise("failure:engine")
 async def test_an_opa_that_was_killed_denies_until_it_is_back(tmp_path: Path) -> None:
     bundle = says("first", 1)
     states: list[EngineState] = []
@@ -218,6 +220,7 @@ async def test_beyond_its_capacity_the_embedded_engine_refuses(embedded: Embedde
     assert "ENGINE_CAPACITY" != other.value.reason
 
 
+@promise("failure:engine")
 async def test_a_stopped_child_is_down_by_the_canary_and_up_again(embedded: Embedded) -> None:
     bundle = says("first", 1)
     await embedded.offer(bundle.bundle)

@@ -20,6 +20,7 @@ from tests.fakes.control import (
     rows,
 )
 from tests.integration.authorizer.conftest import RunningAuthorizer, Start
+from tests.promises import promise
 
 ALLOW, DENY, INTERCEPT = (
     wire.DECISION_RESULT_ALLOW,
@@ -116,6 +117,7 @@ async def test_anything_else_is_denied_by_its_reason_and_leaves_its_neighbour_al
     assert {ALLOW} == twins
 
 
+@promise("failure:no-bundle")
 async def test_without_any_bundle_everything_is_denied(control: FakeControl, start: Start) -> None:
     control.refuse = 503
 
@@ -163,6 +165,7 @@ async def test_a_shadow_policy_is_recorded_and_never_counted(
     )
 
 
+@promise("failure:bad-bundle")
 async def test_an_older_bundle_and_a_second_one_of_the_same_serial_are_refused(
     control: FakeControl, clock: ManualClock, start: Start
 ) -> None:
@@ -195,6 +198,7 @@ async def test_a_restart_without_control_decides_as_before(
     assert (ALLOW, DENY) == (allowed.decision.result, denied.decision.result)
 
 
+@promise("failure:control-expired")
 async def test_policy_ages_from_fresh_over_stale_to_expired_and_then_denies(
     control: FakeControl, clock: ManualClock, start: Start
 ) -> None:

@@ -162,6 +162,7 @@ async def test_of_fifty_retries_at_two_replicas_one_runs(
 
 
 @pytest.mark.needs_valkey
+@promise("failure:escalation-store")
 async def test_a_shared_store_that_is_away_denies_and_loses_nothing(
     control: FakeControl,
     desk: PlaneDesk,

@@ -209,6 +209,7 @@ async def test_an_approval_whose_time_is_over_runs_nothing_even_before_the_watch
     assert (DENY, "escalation_expired") == said(late)[:2]
 
 
+@promise("failure:clock")
 async def test_a_clock_that_went_back_makes_no_approval_younger(
     control: FakeControl, clock: ManualClock, desk: PlaneDesk, start: Start
 ) -> None:
@@ -541,6 +542,7 @@ async def test_an_old_trust_root_lets_nobody_approve_and_so_nobody_is_asked(
     assert {} == desk.opened
 
 
+@promise("failure:escalation-store")
 async def test_a_store_that_cannot_be_believed_denies_until_it_can(
     control: FakeControl, clock: ManualClock, desk: PlaneDesk, start: Start, state_dir: Path
 ) -> None:

@@ -343,6 +343,7 @@ async def test_an_agent_that_floods_is_told_when_to_come_back_and_another_is_ser
 
 
 @pytest.mark.needs_valkey
+@promise("failure:counter-store")
 async def test_replicas_share_their_counts_and_each_has_its_share_when_the_store_is_gone(
     control: FakeControl, clock: ManualClock, start: Start
 ) -> None:

@@ -11,6 +11,7 @@ from behavry.authorizer.v1 import authorizer_pb2 as pb
 from services.common.outbox.pressure import Budget, Level
 from tests.fakes.gateway import Gateway, until_true
 from tests.fakes.tool_server import ToolServer
+from tests.promises import promise
 
 Twist = Callable[[pb.Verdict], pb.Verdict | None]
 
@@ -182,6 +183,7 @@ async def test_a_definition_that_changed_hides_its_tool(proxy: Gateway, tools: T
     assert [] == tools.ran()
 
 
+@promise("failure:authorizer")
 async def test_without_an_authorizer_there_is_no_view_and_no_call(
     proxy: Gateway, tools: ToolServer
 ) -> None:
@@ -222,6 +224,7 @@ async def test_a_suspended_agent_gets_no_list_and_no_call(
     assert [] == tools.ran()
 
 
+@promise("failure:outbox-full")
 async def test_a_full_outbox_denies_calls(
     proxy: Gateway, tools: ToolServer, monkeypatch: Any
 ) -> None:

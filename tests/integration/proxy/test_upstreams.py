@@ -14,6 +14,7 @@ from aiohttp import web
 from tests.fakes import mcp_wire as wire
 from tests.fakes.gateway import BOTH, MODERN_META, Gateway, gateway, http_server, until
 from tests.fakes.tool_server import ToolServer
+from tests.promises import promise
 
 #: behaviour -> (reason, outcome, whether the tool ran for all that anybody knows)
 FAILING: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -30,6 +31,7 @@ FAILING: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize(("told", "reason", "outcome"), FAILING.values(), ids=FAILING)
+@promise("failure:upstream")
 async def test_a_failing_server_ends_the_call_with_a_reason(
     proxy: Gateway, tools: ToolServer, told: dict[str, Any], reason: str, outcome: str
 ) -> None:
