@@ -12,13 +12,13 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, assert_never
 
-import msgspec
-
 from services.authorizer import decision
 from services.authorizer.asks import Ask, Caller
 from services.authorizer.decision import Escalation, Result, Verdict
-from services.authorizer.envelope import Envelope, Features
+from services.authorizer.envelope import Envelope
+from services.authorizer.given_up import GivenUp
 from services.authorizer.plane_state import Tenant
+from services.authorizer.shown_features import shown
 from services.authorizer.tickets import binding
 from services.authorizer.tickets.binding import Bound
 from services.authorizer.tickets.protocol import StoreUnavailable, TicketStore, TooManyPending
@@ -29,12 +29,9 @@ from services.common.outbox.digests import Digester
 
 #: How often a ticket may change under a call before the call is refused.
 MAX_TRIES: Final = 5
-#: What people are shown of a call's features; the envelope's own may be many times that.
-MAX_FEATURES_BYTES: Final = 16 * 1024
 #: Nothing is used up for a caller who would not hear of it.
 MIN_LEFT_S: Final = 0.01
 
-_LISTS: Final = ("keys", "recipient_domains", "paths", "urls", "tables", "commands")
 #: What an ended ticket answers; the others are a matter for a new one.
 ENDED: Final[dict[State, str]] = {
     State.DENIED: "escalation_denied",
@@ -84,6 +81,7 @@ class Escalations:
         self._active = active
         self._clock = clock
         self._verifiable = verifiable
+        self._given_up = GivenUp()
 
     async def settle(self, verdict: Verdict, held: Held) -> Verdict:
         """Step 12 for a call that policy intercepts, or that continues an escalation. Raises
@@ -118,9 +116,10 @@ class Escalations:
         """The state that the agent's escalation has now; empty where it has none of that id. Raises
         StoreUnavailable.
         """
-        ticket = await self._store.cancel(
-            tenant, TicketId(escalation), agent=agent, now_ms=self._now_ms()
-        )
+        now_ms = self._now_ms()
+        ticket = await self._store.cancel(tenant, TicketId(escalation), agent=agent, now_ms=now_ms)
+        if ticket and ticket.state is State.CANCELLED and ticket.changed_at_ms == now_ms:
+            self._given_up.note((tenant, agent), now_ms)
         return ticket.state.value if ticket else ""
 
     async def _continued(self, held: Held, bound: Bound) -> Ticket | None:
@@ -139,6 +138,8 @@ class Escalations:
             self._same_policy(held)
             now_ms = self._now_ms()
             opening = self._opening(verdict, held, bound, now_ms)
+            if self._given_up.too_often((opening.tenant, opening.agent), now_ms):
+                await self._must_speak(opening, now_ms)
             ticket = aged(await self._store.open(opening, now_ms=now_ms), now_ms)
             match ticket.state:
                 case State.PENDING:
@@ -155,6 +156,12 @@ class Escalations:
                 case _:
                     assert_never(ticket.state)
         return _refused(verdict, "escalation_unavailable")
+
+    async def _must_speak(self, opening: Opening, now_ms: int) -> None:
+        """Raises TooManyPending where the call would be a new question to people."""
+        found = await self._store.by_binding(opening.tenant, opening.binding, now_ms=now_ms)
+        if found is None:
+            raise TooManyPending("agent")
 
     async def _consume(self, verdict: Verdict, held: Held, ticket: Ticket) -> Verdict | None:
         """Allow once this process alone holds the use, durably; None where another call was first.
@@ -256,20 +263,6 @@ def _quorum(verdict: Verdict, given: Envelope) -> int:
     """What the policy asks for, and never one person alone for what weighs most."""
     grave = given.request.action == "admin" or given.risk.tier == "critical"
     return max(verdict.quorum, 2 if grave else 1)
-
-
-def shown(features: Features) -> bytes:
-    """JSON of what fits: the first ones of each list, and `overflow` where that is not all. An
-    agent must neither fill the store with one call's targets nor hide them by their number.
-    """
-    encoded = msgspec.json.encode(features)
-    for most in (16, 4, 1):
-        if len(encoded) <= MAX_FEATURES_BYTES:
-            break
-        lists = {name: getattr(features, name)[:most] for name in _LISTS}
-        cut = msgspec.structs.replace(features, **lists, overflow=True)
-        encoded = msgspec.json.encode(cut)
-    return encoded
 
 
 def _escalation(ticket: Ticket) -> Escalation:

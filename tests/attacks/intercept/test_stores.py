@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from services.authorizer import envelope
-from services.authorizer.escalations import MAX_FEATURES_BYTES, shown
 from services.authorizer.kill_file import parse
 from services.authorizer.kill_switch import Stops
 from services.authorizer.plane_state import Agent, Server, Tenant
+from services.authorizer.shown_features import MAX_FEATURES_BYTES, shown
 from services.authorizer.tickets.ticket import (
     KEPT_MAX,
     State,

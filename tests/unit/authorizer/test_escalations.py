@@ -22,7 +22,14 @@ from services.authorizer.plane_state import DecideSeconds, Tenant
 from services.authorizer.plane_state import Escalations as Times
 from services.authorizer.tickets.local import LocalTicketStore, local_ticket_store
 from services.authorizer.tickets.protocol import StoreUnavailable
-from services.authorizer.tickets.ticket import Decided, Refused, State, Ticket, TicketId
+from services.authorizer.tickets.ticket import (
+    PENDING_PER_AGENT,
+    Decided,
+    Refused,
+    State,
+    Ticket,
+    TicketId,
+)
 from services.authorizer.tickets.ticket import Verdict as Said
 from services.common.ids import AgentId, SessionId, TenantId
 from services.common.outbox.digests import Digester
@@ -367,3 +374,30 @@ async def test_a_use_whose_answer_was_lost_is_spent_and_was_not_used(desk: Desk)
 
     assert (Result.DENY, "escalation_unavailable") == told(lost)
     assert Result.INTERCEPT is after.result
+
+
+async def test_whoever_asks_and_gives_up_again_and_again_rings_for_nobody_any_more(
+    desk: Desk,
+) -> None:
+    escalations = Escalations(
+        store=desk.store, digester=Digester([b"k" * 32]), active=desk.policies, clock=desk.clock,
+        verifiable=True,
+    )  # fmt: skip
+
+    async def ask(number: int, agent: AgentId = AGENT) -> Verdict:
+        digest = f"h1:{number:064x}"
+        return await escalations.settle(HELD, held("", 5, agent=agent, digest=digest))
+
+    waiting = await ask(0)
+    for number in range(1, PENDING_PER_AGENT + 1):
+        asked_now = await ask(number)
+        assert asked_now.escalation is not None
+        await escalations.cancel(TENANT, AGENT, asked_now.escalation.id)
+    refused, still = await ask(99), await ask(0)
+    another = await ask(99, OTHER_AGENT)
+    desk.clock.advance(61)
+    later = await ask(99)
+
+    assert (Result.DENY, "escalation_limit") == told(refused)
+    assert waiting.escalation == still.escalation
+    assert [Result.INTERCEPT] * 2 == [another.result, later.result]
