@@ -162,6 +162,53 @@ async def test_of_fifty_retries_at_two_replicas_one_runs(
 
 
 @pytest.mark.needs_valkey
+@promise("escalations:once")
+async def test_of_two_replicas_either_may_die_at_any_step_and_nothing_runs_twice(
+    control: FakeControl,
+    desk: PlaneDesk,
+    valkey: ValkeyServer,
+    environment: dict[str, str],
+    state_dir: Path,
+) -> None:
+    """Killed after the question, after the answer of people, and while fifty ask for the one use;
+    who comes back, and who lived on, know the same ticket with the same clocks.
+    """
+    shared = {
+        **environment,
+        "BEHAVRY_COUNTER_STORE_URL": valkey.url,
+        "BEHAVRY_AUTHORIZER_REPLICAS": "2",
+    }
+    shots: list[list[Any]] = []
+    async with authorizer_process(shared, state_dir, name="a") as one:
+        held = await judged(one.decider, 1)
+        async with authorizer_process(shared, state_dir, name="b") as other:
+            await one.kill()
+            elsewhere = await judged(other.decider, 1)
+            opened = await approved(desk, control, other.decider, 1)
+            await other.kill()
+    async with (
+        authorizer_process(shared, state_dir, name="a") as one,
+        authorizer_process(shared, state_dir, name="b") as other,
+    ):
+        await asyncio.gather(judged(one.decider, 2), judged(other.decider, 2))
+        dying = asyncio.create_task(volley(one.decider, 1))
+        living = asyncio.create_task(volley(other.decider, 1))
+        await asyncio.wait({dying, living}, timeout=0.005)
+        await one.kill()
+        shots += await asyncio.gather(dying, living)
+        async with authorizer_process(shared, state_dir, name="a") as again:
+            await judged(again.decider, 2)
+            shots += await asyncio.gather(volley(again.decider, 1), volley(other.decider, 1))
+            after = await judged(again.decider, 1)
+
+    assert held.escalation == elsewhere.escalation
+    assert opened.id == held.escalation.id
+    assert allowed(*shots) <= 1
+    assert (INTERCEPT, "pending") == (after.result, after.escalation.state)
+    assert opened.id != after.escalation.id
+
+
+@pytest.mark.needs_valkey
 @promise("failure:escalation-store")
 async def test_a_shared_store_that_is_away_denies_and_loses_nothing(
     control: FakeControl,
