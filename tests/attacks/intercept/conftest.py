@@ -1,11 +1,13 @@
-"""The proxy in front of a told tool server, and control on a real PostgreSQL, as an adversary finds
-them: the fixtures of their own integration tests.
+"""The proxy in front of a told tool server, the authorizer under a told control, and control on a
+real PostgreSQL: the fixtures of their own integration tests, as an adversary finds them.
 """
 
+from tests.integration.authorizer.conftest import control, environment, start, state_dir
+from tests.integration.authorizer.test_escalations import desk
 from tests.integration.control.conftest import clock, made_state, other_key, rest, settings, state
 from tests.integration.proxy.conftest import hold, one_tool_server, proxy, tools
 
 __all__ = [
-    "clock", "hold", "made_state", "one_tool_server", "other_key", "proxy", "rest", "settings",
-    "state", "tools",
+    "clock", "control", "desk", "environment", "hold", "made_state", "one_tool_server",
+    "other_key", "proxy", "rest", "settings", "start", "state", "state_dir", "tools",
 ]  # fmt: skip
