@@ -4,6 +4,8 @@ has an innocent twin.
 
 from __future__ import annotations
 
+from typing import Any
+
 from behavry.authorizer.v1 import authorizer_pb2 as asked
 from behavry.authorizer.v1 import authorizer_pb2_grpc
 from behavry.control.v1 import plane_link_pb2 as wire
@@ -15,6 +17,8 @@ from tests.integration.authorizer.conftest import Start
 from tests.integration.authorizer.test_decide import ALLOW, DENY, INTERCEPT, now_s, until_serial
 from tests.integration.authorizer.test_escalations import ASKING, now_ms, said
 
+FIRST: dict[str, Any]
+SECOND: dict[str, Any]
 FIRST, SECOND = ({"arguments_digest": f"h1:00000000:{number}"} for number in (1, 2))
 
 
