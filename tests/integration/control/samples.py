@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from services.common.postgres.connection import SingleConnection
 from tests.fakes.asking import ask_until
 from tests.integration.control.conftest import Rest
 from tests.integration.control.escalated import ESCALATIONS, Somebody, asked
@@ -42,6 +43,8 @@ class World:
     person: Somebody
     plane: Plane
     receiver: str
+    #: To the database, past row-level security.
+    admin: SingleConnection
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
     def name(self, prefix: str = "n") -> str:

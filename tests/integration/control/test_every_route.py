@@ -50,25 +50,21 @@ OF_TRANSACTION: Final = 3
 
 @pytest.fixture
 async def world(rest: Rest) -> AsyncIterator[World]:
+    admin = await asyncpg.connect(rest.database.admin_dsn)
     async with http_receiver() as receiver, linked(rest) as plane:
         person = await signed_in(rest)
-        await person.step_up()
-        yield World(rest=rest, person=person, plane=plane, receiver=receiver.url)
+        yield World(rest=rest, person=person, plane=plane, receiver=receiver.url, admin=admin)
+    await admin.close()
 
 
-async def rows(rest: Rest) -> Counter[str]:
+async def rows(world: World) -> Counter[str]:
     """How many each table has. Every act leaves a record, so none goes unseen."""
-    connection = await asyncpg.connect(rest.database.admin_dsn)
-    try:
-        named = await connection.fetch(
-            "SELECT tablename FROM pg_tables WHERE schemaname = 'control' ORDER BY 1"
-        )
-        names = [row["tablename"] for row in named if row["tablename"] not in NOT_COUNTED]
-        counts = ", ".join(f"(SELECT count(*) FROM control.{name}) AS {name}" for name in names)
-        counted = await connection.fetchrow(f"SELECT {counts}")
-        return Counter(dict(counted or {}))
-    finally:
-        await connection.close()
+    named = await world.admin.fetch(
+        "SELECT tablename FROM pg_tables WHERE schemaname = 'control' ORDER BY 1"
+    )
+    names = [row["tablename"] for row in named if row["tablename"] not in NOT_COUNTED]
+    counts = ", ".join(f"(SELECT count(*) FROM control.{name}) AS {name}" for name in names)
+    return Counter(dict(await world.admin.fetchrow(f"SELECT {counts}") or {}))
 
 
 def grown(before: Counter[str], after: Counter[str]) -> dict[str, int]:
@@ -86,12 +82,13 @@ async def posts(rest: Rest) -> list[Operation]:
     return [one for one in await operations(rest) if one.method == "POST"]
 
 
-async def test_each_post_has_a_sample_or_a_reason(rest: Rest) -> None:
+async def test_each_route_has_a_sample_or_a_reason(rest: Rest) -> None:
     described = (await rest.get("/openapi.json", key=None)).json["paths"].values()
     named = {methods["post"]["operationId"] for methods in described if "post" in methods}
 
     assert named == set(SAMPLES) | set(WITHOUT_SAMPLE)
     assert not set(SAMPLES) & set(WITHOUT_SAMPLE)
+    assert set(await lists(rest)) == set(LISTS) | set(NOT_WALKED)
 
 
 @promise("api:done-once")
@@ -101,37 +98,37 @@ async def test_each_post_is_done_once_per_key(world: World) -> None:
         if one.name not in SAMPLES:
             continue
         sample, key = await SAMPLES[one.name](world), str(uuid4())
-        before = await rows(world.rest)
+        before = await rows(world)
         first = await send(world, one, sample, key)
         assert first.status in {200, 201, 202, 204}, (one.name, first.body)
-        done = await rows(world.rest)
+        done = await rows(world)
         again = await send(world, one, sample, key)
         assert (first.status, "true") == (again.status, again.headers["idempotency-replayed"])
         assert first.json == (again.json or {}) | {n: first.json[n] for n in sample.secrets} or (
             first.json is again.json is None
         ), one.name
         assert all(again.json[name] is None for name in sample.secrets), one.name
-        assert done == await rows(world.rest), one.name
+        assert done == await rows(world), one.name
 
         other = Sample(path=sample.path, body={**(sample.body or {}), "other": 1})
         check(await send(world, one, other, key), 422, "idempotency_mismatch")
         elsewhere = Sample(path=f"{sample.path}?x=1", body=sample.body)
         check(await send(world, one, elsewhere, key), 422, "idempotency_mismatch")
-        assert done == await rows(world.rest), one.name
+        assert done == await rows(world), one.name
 
         await many_at_once(world, one, grown(before, done))
 
 
 async def many_at_once(world: World, one: Operation, effect: dict[str, int]) -> None:
     sample, key = await SAMPLES[one.name](world), str(uuid4())
-    before = await rows(world.rest)
+    before = await rows(world)
     answers = await asyncio.gather(*(send(world, one, sample, key) for _ in range(5)))
     assert {a.status for a in answers} <= {200, 201, 202, 204, 409}, one.name
     for answer in answers:
         if answer.status == 409:
             check(answer, 409, "idempotency_in_flight")
     assert {409} != {a.status for a in answers}, one.name
-    assert effect == grown(before, await rows(world.rest)), one.name
+    assert effect == grown(before, await rows(world)), one.name
     told = [a for a in answers if a.status != 409 and "idempotency-replayed" not in a.headers]
     assert 1 == len(told), one.name
 
@@ -140,16 +137,16 @@ async def test_where_a_key_is_mandatory_nothing_happens_without_one(world: World
     keyed = [one for one in await posts(world.rest) if one.keyed]
     for one in keyed:
         sample = await SAMPLES[one.name](world)
-        before = await rows(world.rest)
+        before = await rows(world)
         check(await send(world, one, sample, None), 400, "idempotency_key_required")
-        assert before == await rows(world.rest), one.name
+        assert before == await rows(world), one.name
 
     assert MANDATORY <= {one.name for one in keyed}
 
 
 async def test_a_session_that_ends_with_its_request_ends_once(world: World) -> None:
     rest, person, key = world.rest, world.person, {"idempotency-key": "k1"}
-    before = await rows(rest)
+    before = await rows(world)
     said = {"password": person.password}
     path = "/api/v1/auth/step-up"
     answers = await asyncio.gather(
@@ -157,7 +154,7 @@ async def test_a_session_that_ends_with_its_request_ends_once(world: World) -> N
     )
     (first,) = [a for a in answers if a.status == 200]
     again = await rest.post(path, said, key=first.json["token"], headers=key)
-    after = await rows(rest)
+    after = await rows(world)
 
     assert {a.status for a in answers} <= {200, 401, 409}
     assert (200, None, "true") == (
@@ -169,7 +166,7 @@ async def test_a_session_that_ends_with_its_request_ends_once(world: World) -> N
         *(rest.post("/api/v1/auth/logout", key=first.json["token"], headers=key) for _ in range(5))
     )
     assert {204} < {a.status for a in out} | {401} <= {204, 401, 409}
-    assert 1 == grown(after, await rows(rest))["outbox"]
+    assert 1 == grown(after, await rows(world))["outbox"]
 
 
 # Lists ----------------------------------------------------------------------------------------
@@ -184,10 +181,6 @@ async def lists(rest: Rest) -> dict[str, list[str]]:
         if "page_size" in names:
             found[one["operationId"]] = names
     return found
-
-
-async def test_each_list_is_walked_or_has_a_reason(rest: Rest) -> None:
-    assert set(await lists(rest)) == set(LISTS) | set(NOT_WALKED)
 
 
 @promise("api:pages-hold-still")
