@@ -39,13 +39,23 @@ def say(text: str) -> None:
 
 def emit(data: Any) -> None:
     """One JSON value for programs."""
-    print(json.dumps(data, indent=2, ensure_ascii=False), flush=True)
+    print(as_json(data, indent=2), flush=True)
 
 
 def emit_lines(items: Iterable[Any]) -> None:
     """One JSON value per line (NDJSON), each as soon as it is there."""
     for item in items:
-        print(json.dumps(item, ensure_ascii=False), flush=True)
+        print(as_json(item), flush=True)
+
+
+def as_json(data: Any, *, indent: int | None = None) -> str:
+    """Readable JSON in which what cannot be seen is escaped: people look at it on a terminal, too,
+    and JSON itself leaves the second block of control characters and what turns text around.
+    """
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    return "".join(
+        one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text
+    )
 
 
 def emit_text(text: str) -> None:

@@ -92,10 +92,10 @@ async def test_nothing_rides_on_an_approved_call_that_nobody_looked_at(
     assert (1, False) == (sent["_meta"]["example.org/note"], "x" in sent)
 
 
-@pytest.mark.parametrize("size", [10, 70_000])
 async def test_an_approval_of_big_arguments_is_for_every_byte_of_them(
-    proxy: Gateway, tools: ToolServer, size: int
+    proxy: Gateway, tools: ToolServer
 ) -> None:
+    size = 70_000  # policy is not shown them any more
     arguments = {"call": "c", "text": "a" * size}
     changed = {**arguments, "text": "a" * (size - 1) + "b"}
     asked = await shown(proxy, {"name": "write_note", "arguments": arguments})

@@ -21,6 +21,7 @@ from services.authorizer.tickets.ticket import (
     forgotten,
     opened,
 )
+from services.cli.output import as_json
 from services.proxy import features
 from tests.fakes.envelopes import example
 from tests.fakes.tickets import HOUR_MS, START_MS, another
@@ -61,6 +62,15 @@ def test_what_fits_is_told_whole() -> None:
     decoded = msgspec.convert(example()["features"], envelope.Features)
 
     assert example()["features"] == json.loads(shown(decoded))
+
+
+def test_what_an_agent_wrote_does_not_drive_the_terminal_of_who_decides() -> None:
+    written = {"tool": "a\x9b2J\u202eb\x1b[0m\U000e0001", "resource": "/srv/caf\u00e9\n"}
+    shown_as = as_json([written], indent=2)
+
+    assert [written] == json.loads(shown_as)
+    assert all(one.isprintable() for one in shown_as.replace("\n", ""))
+    assert "caf\u00e9" in shown_as  # the twin: letters stay letters
 
 
 @pytest.mark.parametrize(
