@@ -80,7 +80,7 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 
 # --- tests -------------------------------------------------------------------------------------
 
-.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-start chaos
+.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-hops bench-start chaos
 # What mostly waits runs two at a time; what measures or kills under load runs alone.
 BESIDE := tests/unit tests/integration/control
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
@@ -107,6 +107,9 @@ bench: $(BIN)/python ## latency, throughput, CPU per call; BENCH_ARGS="--seconds
 
 bench-against: $(BIN)/python ## this tree against another commit, in turns: BASE=commit BENCH_ARGS="--pairs --seconds"
 	$(BIN)/python -m tests.perf.against $(BASE) $(BENCH_ARGS)
+
+bench-hops: $(BIN)/python ## what the hops cost with nothing in them, against the floor
+	$(BIN)/python -m tests.perf.skeleton $(BENCH_ARGS)
 
 bench-start: ## from a clone and an empty cache to the first denied call
 	python3 tests/perf/bench_start.py $(BENCH_ARGS)
