@@ -124,8 +124,10 @@ class EscalationWatch:
 
     def _changed(self, ticket: Ticket, here: bool) -> None:  # noqa: FBT001  # Listener
         if ticket.version > 0:
-            state = "consumed" if _is_use(ticket) else ticket.state.value
-            self._proxies.ticket_changed(tenant=ticket.tenant, escalation=ticket.id, state=state)
+            state = State.CONSUMED if ticket.used else ticket.state
+            self._proxies.ticket_changed(
+                tenant=ticket.tenant, escalation=ticket.id, state=state.value
+            )
         self._note_clock(ticket)
         if here:
             self._opened.value += ticket.version == 0
@@ -175,8 +177,3 @@ class EscalationWatch:
 
     def _now_ms(self) -> int:
         return self._clock.now_ns() // 1_000_000
-
-
-def _is_use(ticket: Ticket) -> bool:
-    """A grant stays approved while uses are left; approved anew it never is."""
-    return ticket.state is State.APPROVED and ticket.version > 1

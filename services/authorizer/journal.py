@@ -54,8 +54,7 @@ class Journal:
 
     async def escalation(self, ticket: Ticket) -> None:
         """One more in the story of the agent; `uses_left` where a grant was used once."""
-        used = ticket.state is State.APPROVED and ticket.version > 1
-        state = State.CONSUMED if used else ticket.state
+        state = State.CONSUMED if ticket.used else ticket.state
         await self._put(
             "escalation.opened" if state is State.PENDING else f"escalation.{state.value}",
             tenant=ticket.tenant,

@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import grpc
 
@@ -24,6 +24,7 @@ from services.authorizer.jwks_feed import JwksFeed
 from services.authorizer.kill_switch import switch
 from services.authorizer.link_token import LinkTokens
 from services.authorizer.revocations import Revocation
+from services.authorizer.rights import Proxies
 from services.authorizer.tickets.protocol import StoreUnavailable
 from services.authorizer.tickets.ticket import Ticket
 from services.common.ids import PlaneId
@@ -38,13 +39,6 @@ MAX_WAITING: Final = 1_000
 VERSION: Final = "0.1.0"
 #: Messages that a new stream begins with anyway, and so are not kept for it.
 _TOLD_ANEW: Final = frozenset({"tools_seen", "escalation_opened", "escalation_changed"})
-
-
-class Proxies(Protocol):
-    def revoked(
-        self, tenant: str, *, agents: tuple[str, ...] = (), sessions: tuple[str, ...] = ()
-    ) -> None:
-        """Rights of these have ended."""
 
 
 @dataclass(slots=True, kw_only=True)

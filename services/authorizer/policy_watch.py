@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from services.authorizer import rights
 from services.authorizer.active import ActivePolicy
 from services.authorizer.bundles import VerifiedBundle
 from services.authorizer.journal import Journal
+from services.authorizer.rights import Proxies
 from services.common.rpc.server import Serving
 
 LOOK_S: Final = 1.0
-
-
-class Proxies(Protocol):
-    def revoked(
-        self, tenant: str, *, agents: tuple[str, ...] = (), sessions: tuple[str, ...] = ()
-    ) -> None:
-        """Rights of these have ended."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Whose rights a newer bundle ends. Pure.
+"""Whose rights a newer bundle ends, and who must hear of rights that end. Pure.
 
 Signals of the link end them sooner, and the bundle then says the same once more; without a link the
 bundle is all that says it.
@@ -6,8 +6,17 @@ bundle is all that says it.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from services.authorizer.decide_streams import RightsEnded
 from services.authorizer.plane_state import PlaneState, Tenant
+
+
+class Proxies(Protocol):
+    def revoked(
+        self, tenant: str, *, agents: tuple[str, ...] = (), sessions: tuple[str, ...] = ()
+    ) -> None:
+        """Nothing named means everybody of the tenant; no tenant means everybody."""
 
 
 def ended(before: PlaneState, now: PlaneState) -> list[RightsEnded]:

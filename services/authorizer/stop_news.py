@@ -11,14 +11,8 @@ from typing import Protocol
 
 from services.authorizer.active import ActivePolicy
 from services.authorizer.kill_switch import Change, Switch, reach
+from services.authorizer.rights import Proxies
 from services.common.telemetry.logging import Log
-
-
-class Proxies(Protocol):
-    def revoked(
-        self, tenant: str, *, agents: tuple[str, ...] = (), sessions: tuple[str, ...] = ()
-    ) -> None:
-        """Nothing named means everybody of the tenant; no tenant means everybody."""
 
 
 class Journal(Protocol):

@@ -6,21 +6,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from services.authorizer import restriction
 from services.authorizer.active import ActivePolicy
 from services.authorizer.plane_state import PlaneState
+from services.authorizer.rights import Proxies
 from services.common.clock import Clock
 
 #: The wall clock may jump; looking costs one comparison per wind-down.
 LOOK_S: Final = 0.5
-
-
-class Proxies(Protocol):
-    def revoked(
-        self, tenant: str, *, agents: tuple[str, ...] = (), sessions: tuple[str, ...] = ()
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

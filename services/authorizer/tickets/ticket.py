@@ -105,6 +105,11 @@ class Ticket(Opening, frozen=True, kw_only=True):
         return self.state in LIVE
 
     @property
+    def used(self) -> bool:
+        """Whether a use was taken from it last: a grant stays approved while others are left."""
+        return self.state is State.CONSUMED or (self.state is State.APPROVED and self.version > 1)
+
+    @property
     def settled(self) -> bool:
         """Whether control and the records know all of it."""
         return min(self.kept_version, self.recorded_version) >= self.version
