@@ -45,6 +45,7 @@ PROMISES: Final[dict[str, str]] = {
     "failure:escalation-store": "Without its store nothing that waits runs or is used up.",
     "failure:no-bundle": "Without any bundle everything is denied.",
     "failure:notifier": "Who cannot be told is told later; clocks and people go on.",
+    "failure:outbox-disk": "A disk that takes no record lets no call run, until it does.",
     "failure:outbox-full": "Where nothing can be recorded nothing is done.",
     "failure:upstream": "A tool server that fails ends the call with a reason.",
     "imports:contracts-hold": "Services share contracts in protos and nothing else.",

@@ -162,6 +162,17 @@ def test_a_disk_that_takes_no_ticket_denies_what_waits_and_consumes_nothing(
 
 
 @pytest.mark.needs_valkey
+@promise("failure:outbox-disk")
+def test_a_disk_that_takes_no_record_lets_nothing_run_until_it_does(place: Place) -> None:
+    with no_room(place.stack.pids()["proxy"]):
+        refused = [asks(place, "echo", f"o-{number}") for number in range(3)]
+    until(lambda: asks(place, "echo", "o-9") == "", "it goes on")
+
+    assert ["audit_unavailable"] * 3 == refused
+    assert ["o-9"] == read_ledger(place.ledger)
+
+
+@pytest.mark.needs_valkey
 @promise("failure:control-link")
 def test_without_control_calls_go_on_tickets_wait_and_local_stops_hold(place: Place) -> None:
     with halted(place.stack.pids()["control"]):
