@@ -82,13 +82,13 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 
 .PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-hops bench-start chaos
 # What mostly waits runs two at a time; what measures or kills under load runs alone.
-BESIDE := tests/unit tests/integration/control
+BESIDE := $(addprefix tests/,unit integration/control integration/proxy integration/authorizer contract/tickets)
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
 ifdef T
 	$(PYTEST) $(T)
 else
 	$(PYTEST) -n 2 --dist loadfile $(BESIDE)
-	$(PYTEST) $(BESIDE:%=--ignore=%) $(LAYERS)
+	$(PYTEST) $(BESIDE:%=--ignore=%) $(filter-out $(BESIDE),$(LAYERS))
 endif
 
 unit contract integration journeys attacks: $(BIN)/python
