@@ -39,3 +39,9 @@ class Principal:
     def actor(self) -> dict[str, Any]:
         """As records name it (audit.md 1.2)."""
         return {"kind": self.kind, "id": self.id, "name": self.name}
+
+
+def person(label: str) -> str | None:
+    """The id of the person who made a row, by its label; None for a machine."""
+    kind, _, named = label.partition(":")
+    return named if kind == "user" else None

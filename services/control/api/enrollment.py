@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.common.ids import AgentId
 from services.control import agents as rules
-from services.control import credentials, limits
+from services.control import credentials, limits, principals
 from services.control.api.agents import (
     AgentMade,
     AgentName,
@@ -117,6 +117,7 @@ async def enroll(
             name=body.name,
             type=granted["type"],
             agent_class=granted["class"],
+            owner=principals.person(granted["created_by"]),
             roles=granted["roles"],
         )
         return await register(visit, change, new, verb="enrolled")

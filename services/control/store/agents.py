@@ -61,7 +61,7 @@ SELECT tenant_id, tenant_status, enrollment_id FROM control.find_enrollment($1)"
 _USE_ENROLLMENT: Final = """
 UPDATE control.enrollment_tokens SET used_at = $2, agent_id = $3
 WHERE id = $1 AND used_at IS NULL AND expires_at > $2
-RETURNING label, type, class, roles"""
+RETURNING label, type, class, roles, created_by"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,7 +87,12 @@ async def test_who_made_an_agent_or_is_named_its_owner_does_not_approve_its_call
     assert ((admin.id, anna.id), (422, "validation_failed")) == (
         (mine["owner"], annas["owner"]), refused(nobodys),
     )  # fmt: skip
-    for agent, owner, other in ((mine, admin, anna), (annas, anna, admin)):
+    ticket = {"label": "one more", "class": "default", "roles": []}
+    token = (await rest.post("/api/v1/enrollment-tokens", ticket, key=admin.token)).json["token"]
+    enrolled = (await rest.post("/api/v1/enroll", {"token": token, "name": "e"}, key=None)).json
+    for agent, owner, other in (
+        (mine, admin, anna), (annas, anna, admin), (enrolled, admin, anna)
+    ):  # fmt: skip
         escalation = await one(rest, agent_id=agent["id"])
         own = await owner.act(escalation, "approve")
         assert (403, "self_approval_forbidden") == refused(own)
