@@ -148,6 +148,10 @@ async def test_what_does_not_wait_any_more_has_no_half_time(rest: Rest) -> None:
         destination = (await add(rest, webhook(rest, receiver.url))).json["id"]
         admin = await signed_in(rest)
         first, second = await one(rest), await one(rest, tier="medium")
+        await ask_until(  # else the openings are dropped too, where they were not sent yet
+            lambda: deliveries(rest, destination),
+            lambda found: [one["state"] for one in found].count("delivered") == 2,
+        )
         assert 200 == (await admin.act(first, "deny")).status
         async with linked(rest) as plane:
             await report(rest, plane, second, "cancelled", 1)
