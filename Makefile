@@ -87,8 +87,10 @@ test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goe
 ifdef T
 	$(PYTEST) $(T)
 else
-	$(PYTEST) -n 2 --dist loadfile $(BESIDE)
-	$(PYTEST) $(BESIDE:%=--ignore=%) $(filter-out $(BESIDE),$(LAYERS))
+	failed=0; \
+	$(PYTEST) -n 2 --dist loadfile $(BESIDE) || failed=1; \
+	$(PYTEST) $(BESIDE:%=--ignore=%) $(filter-out $(BESIDE),$(LAYERS)) || failed=1; \
+	exit $$failed
 endif
 
 unit contract integration journeys attacks: $(BIN)/python
