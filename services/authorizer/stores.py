@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from services.authorizer.settings import AuthorizerSettings
 from services.authorizer.tickets.local import local_ticket_store
 from services.authorizer.tickets.protocol import TicketStore
-from services.authorizer.tickets.shared import shared_ticket_store
 from services.common.clock import Clock
 from services.common.counter_store.memory import MemoryCounterStore
 from services.common.counter_store.protocol import CounterStore
-from services.common.counter_store.valkey import ValkeyCounterStore
 from services.common.telemetry.logging import Log
-from services.common.valkey import open_valkey
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +32,11 @@ async def open_stores(
         async with local_ticket_store(settings.ticket_dir, log) as tickets:
             yield Stores(tickets, MemoryCounterStore(clock))
         return
+    # Its client loads the OpenTelemetry SDK: only who uses it shall wait for that.
+    from services.authorizer.tickets.shared import shared_ticket_store  # noqa: PLC0415  # as above
+    from services.common.counter_store.valkey import ValkeyCounterStore  # noqa: PLC0415  # as above
+    from services.common.valkey import open_valkey  # noqa: PLC0415  # as above
+
     async with (
         open_valkey(
             settings.counter_store_url, log, password_file=settings.counter_store_password_file
