@@ -80,7 +80,7 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 
 # --- tests -------------------------------------------------------------------------------------
 
-.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-hops bench-start chaos
+.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-hops bench-pages bench-start chaos
 # What mostly waits runs two at a time; what measures or kills under load runs alone.
 BESIDE := $(addprefix tests/,unit integration/control integration/proxy integration/authorizer contract/tickets)
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
@@ -112,6 +112,9 @@ bench-against: $(BIN)/python ## this tree against another commit, in turns: BASE
 
 bench-hops: $(BIN)/python ## what the hops cost with nothing in them, against the floor
 	$(BIN)/python -m tests.perf.skeleton $(BENCH_ARGS)
+
+bench-pages: $(BIN)/python ## lists over much history; BENCH_ARGS="--rows N"
+	$(BIN)/python -m tests.perf.pages $(BENCH_ARGS)
 
 bench-start: ## from a clone and an empty cache to the first denied call
 	python3 tests/perf/bench_start.py $(BENCH_ARGS)

@@ -40,9 +40,8 @@ def other_tree(commit: str, into: Path) -> Path:
     return tree
 
 
-def bench(tree: Path, options: argparse.Namespace) -> Figures:
+def bench(tree: Path, options: argparse.Namespace, out: Path) -> Figures:
     """Figures of one run: (load, what) -> milliseconds."""
-    out = tree / "bench-pair.json"
     command = [
         str(tree / ".venv" / "bin" / "python"), "-m", "tests.perf.bench",
         "--seconds", str(options.seconds), "--concurrency", options.concurrency,
@@ -96,7 +95,7 @@ def main() -> int:
         for pair in range(options.pairs):
             turns = [(other, before), (ROOT, after)]
             for tree, into in turns if pair % 2 == 0 else reversed(turns):
-                into.append(bench(tree, options))
+                into.append(bench(tree, options, Path(scratch) / "bench.json"))
             print(f"pair {pair + 1} of {options.pairs}", file=sys.stderr)
     lines = report(before, after)
     print("\n".join(lines))
