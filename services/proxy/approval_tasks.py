@@ -66,6 +66,9 @@ class TaskWait(Wait):
             self.since = since
         return self.desk.created(self, call) if self.task is None else WAITING
 
+    async def settled(self) -> None:
+        """The next poll tells."""
+
 
 class Tasks:
     """One per worker."""

@@ -7,6 +7,7 @@ decides anew; an agent's own `accept` shortens nothing but the wait.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,7 +33,7 @@ AGAIN_S: Final = 1.0
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Wait:
+class Wait(ABC):
     """One request's wait, over all its asks."""
 
     incoming: Incoming
@@ -55,10 +56,11 @@ class Wait:
         self.unanswered = silent and self.call is not None
         return self.call if self.unanswered and self.call is not None else call
 
+    @abstractmethod
     async def next(self, call: Call, since: int) -> Answer | None:
         """After an Intercept. None: ask again. `since` is the mark from before the ask."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def settled(self) -> None:
         """It was decided."""
 
