@@ -10,6 +10,7 @@ whether it does.
 
 import argparse
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from tests.perf.arithmetic import percentile
 
 FEW: Final = 10_000
 ASKED: Final = 60
+#: What may take seconds.
+RARELY: Final = 5
 #: Ids that are older than all real ones, in the order of `g`.
 _ID: Final = "(lpad(to_hex(g), 8, '0') || '-0000-7000-8000-000000000000')::uuid"
 _EVENTS: Final = f"""
@@ -56,11 +59,13 @@ async def fill(dsn: str, since: int, rows: int) -> None:
         await connection.close()
 
 
-def p95_ms(ask: Callable[[], Any]) -> float:
+def p95_ms(ask: Callable[[], Any], times: int = ASKED) -> float:
+    """A request that is refused after its time is up counts with that time."""
     taken = []
-    for _ in range(ASKED):
+    for _ in range(times):
         began = time.perf_counter()
-        ask()
+        with contextlib.suppress(Refused):
+            ask()
         taken.append(time.perf_counter() - began)
     return percentile([round(one * 1e6) for one in sorted(taken)], 0.95) / 1000
 
@@ -79,7 +84,9 @@ def pages(stack: Stack, path: str) -> dict[str, float]:
         f"{path}, first page": p95_ms(lambda: stack.rest.get(path)),
         f"{path}, page after page": p95_ms(walk()),
         f"{path}, one agent of 100": p95_ms(lambda: stack.rest.get(path, filter="agent:agent-7")),
-        f"{path}, an agent of none": p95_ms(lambda: stack.rest.get(path, filter="agent:nobody")),
+        f"{path}, an agent of none": p95_ms(
+            lambda: stack.rest.get(path, filter="agent:nobody"), RARELY
+        ),
     }
 
 
