@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 from services.control.roles import Role
+from tests.altered import altered
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.escalated import (
     ESCALATIONS,
@@ -462,7 +463,11 @@ async def test_a_page_token_fits_its_own_filter_alone(rest: Rest) -> None:
         for _ in range(2):
             await asked(rest, plane)
     token = (await rest.get(f"{ESCALATIONS}?page_size=1")).json["next_page_token"]
-    forged = [f"?page_token={token}&filter=tool:x", f"?page_token=A{token[1:]}", "?page_token=x"]
+    forged = [
+        f"?page_token={token}&filter=tool:x",
+        f"?page_token={altered(token)}",
+        "?page_token=x",
+    ]
 
     for query in forged:
         assert (400, "invalid_page_token") == refused(await rest.get(ESCALATIONS + query)), query

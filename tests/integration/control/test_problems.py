@@ -15,6 +15,7 @@ import pytest
 from services.common.postgres.connection import Connection
 from services.control.problems import CATALOGUE
 from services.control.store import keys
+from tests.altered import altered
 from tests.fakes.asking import ask_until
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import signed_in
@@ -92,7 +93,7 @@ async def test_without_a_credential_nothing_else_is_said(rest: Rest) -> None:
 
 async def test_wrong_credentials_are_all_alike(rest: Rest) -> None:
     wrong = [
-        rest.key[:-1] + ("0" if rest.key[-1] != "0" else "1"),  # checksum
+        altered(rest.key, -1),  # checksum
         f"bhv_sk_local_{'0' * 16}_{'0' * 64}{'0' * 8}",
         f"bhv_sk_{PLANTED}",
         "eyJhbGciOiJub25lIn0.e30.",
@@ -115,7 +116,7 @@ async def test_a_key_with_a_wrong_checksum_costs_no_look_up(
         return await find(connection, id)
 
     monkeypatch.setattr(keys, "find", note)
-    wrong = rest.key[:-1] + ("0" if rest.key[-1] != "0" else "1")
+    wrong = altered(rest.key, -1)
     assert [401, 200] == [(await rest.get("/api/v1/me", key=key)).status for key in (wrong, "")]
 
     assert 1 == len(asked)

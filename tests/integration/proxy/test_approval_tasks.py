@@ -10,6 +10,7 @@ import pytest
 from mcp.client.extension import ClaimContext, ClientExtension, ResultClaim
 from mcp_types import CallToolResult, Request, RequestParams, Result
 
+from tests.altered import altered
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import AGENT, TENANT
 from tests.fakes.gateway import Gateway, gateway, http_server, until
@@ -120,7 +121,7 @@ async def test_nobody_else_knows_the_task(proxy: Gateway, tools: ToolServer) -> 
     task = await begin(proxy)
     proxy.authorizer.settle(escalation_of(task), "approved")
     sealed = task["taskId"]
-    flipped = {"taskId": sealed[:-2] + ("A" if sealed[-2] != "A" else "B") + sealed[-1]}
+    flipped = {"taskId": altered(sealed, -2)}
     foreign = {"token": proxy.issuer.token(sub=other)}
     refused = [
         await poll(proxy, task, **foreign),

@@ -12,6 +12,7 @@ import pytest
 
 from services.common.clock import SystemClock
 from services.proxy.seals import Seals
+from tests.altered import altered
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import AGENT, TENANT
 from tests.fakes.gateway import ISSUER, Gateway, gateway, http_server, until
@@ -151,7 +152,7 @@ async def test_a_state_serves_its_own_request_alone(proxy: Gateway, tools: ToolS
     asked = await ask(proxy)
     proxy.authorizer.settle(escalation_of(asked), "approved")
     state = asked["result"]["requestState"]
-    flipped = state[:-2] + ("A" if state[-2] != "A" else "B") + state[-1]
+    flipped = altered(state, -2)
     before = len(proxy.authorizer.asks)
     continued = {"requestState": state, "inputResponses": ACCEPT}
     uri = {"uri": "file:///a", **continued}

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests.altered import altered
 from tests.fakes.authorizer import AGENT, TENANT
 from tests.fakes.gateway import ISSUER, Gateway, until
 from tests.fakes.people import URLS
@@ -119,7 +120,7 @@ async def test_an_answer_from_anywhere_else_is_none(proxy: Gateway, tools: ToolS
     held = Held(proxy, await session(proxy))
     request = await held.next("elicitation/create")
     declined = {"action": "decline"}
-    flipped = request["id"][:-2] + ("A" if request["id"][-2] != "A" else "B") + request["id"][-1]
+    flipped = altered(request["id"], -2)
     statuses = [
         await held.answer(request["id"], declined, headers=second),
         await held.answer(request["id"], declined, headers=theirs, token=foreign),

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.altered import altered
 from tests.fakes.authorizer import OTHER_AGENT, OTHER_TENANT
 from tests.fakes.gateway import Gateway
 from tests.fakes.tool_server import ToolServer
@@ -51,7 +52,7 @@ async def test_a_session_serves_its_holder_and_nobody_else(proxy: Gateway) -> No
 
 BENDS = {
     "cut": lambda one: one[:-1],
-    "flipped": lambda one: one[:-2] + ("A" if one[-2] != "A" else "B") + one[-1],
+    "flipped": lambda one: altered(one, -2),
     "of another version": lambda one: one.replace("b1.", "b2."),
     "of yesterday": lambda one: "b1." + str(int(one.split(".")[1]) - 1) + "." + one.split(".")[2],
     "of long ago": lambda one: "b1.0." + one.split(".")[2],
