@@ -131,9 +131,20 @@ def _invalid(position: int, message: str) -> BehavryError:
     return BehavryError("INVALID_FILTER", message, position=str(position))
 
 
-def conditions(filter_: Filter, first_parameter: int) -> tuple[str, Sequence[object]]:
-    """SQL that continues a WHERE, with its parameters numbered from `first_parameter`."""
-    clauses: list[str] = []
+class Conditions(NamedTuple):
+    """SQL and the values that it binds."""
+
+    #: What an index finds; continues a WHERE.
+    found: str
+    #: What has to be looked up in each row, as one boolean.
+    kept: str
+    values: Sequence[object]
+
+
+def conditions(filter_: Filter, first_parameter: int) -> Conditions:
+    """Parameters are numbered from `first_parameter`."""
+    found: list[str] = []
+    kept: list[str] = []
     values: list[object] = []
 
     def bind(value: object, kind: str) -> str:
@@ -141,13 +152,23 @@ def conditions(filter_: Filter, first_parameter: int) -> tuple[str, Sequence[obj
         return f"${first_parameter + len(values) - 1}::{kind}"
 
     for term in filter_.terms:
-        clause = _clause(term, bind)
-        clauses.append(f"NOT coalesce({clause}, false)" if term.negated else clause)
+        clause = f"coalesce({_clause(term, bind)}, false)"
+        if term.negated:
+            kept.append(f"NOT {clause}")
+        else:
+            (found if term.qualifier in _INDEXED else kept).append(clause)
     for span in filter_.spans:
         low, high = bind(_id_of(span.from_ms), "uuid"), bind(_id_of(span.to_ms), "uuid")
         clause = f"(event_id >= {low} AND event_id < {high})"
-        clauses.append(f"NOT {clause}" if span.negated else clause)
-    return "".join(f" AND {clause}" for clause in clauses), values
+        if span.negated:
+            kept.append(f"NOT {clause}")
+        else:
+            found.append(clause)
+    return Conditions(
+        found="".join(f" AND {clause}" for clause in found),
+        kept=" AND ".join(kept) or "true",
+        values=values,
+    )
 
 
 def _clause(term: Term, bind: Callable[[object, str], str]) -> str:

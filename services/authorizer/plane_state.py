@@ -102,6 +102,12 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     era: str = "auto"
     case_fold: bool = False
     credential: dict[str, Any] = {}
+    #: The rest is the proxy's: it decides nothing here and passes through.
+    grants: dict[str, Any] = {}
+    first_byte_s: Annotated[int, Meta(ge=1, le=600)] = 120
+    share: Literal["agent", "server"] = "agent"
+    headers: dict[str, str] = {}
+    ca: str = ""
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):

@@ -81,6 +81,11 @@ def _tenant(tenant_id: str, tenant: Tenant, ended: Ended) -> dict[str, Any]:
                 "era": server.era,
                 "case_fold": server.case_fold,
                 "credential": server.credential,
+                "grants": server.grants,
+                "first_byte_s": server.first_byte_s,
+                "share": server.share,
+                "headers": server.headers,
+                "ca": server.ca,
             }
             for slug, server in tenant.servers.items()
         },

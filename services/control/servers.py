@@ -7,13 +7,14 @@ of one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 Trust = Literal["trusted", "untrusted", "blocked"]
 Transport = Literal["http", "sse", "stdio"]
 Era = Literal["auto", "modern", "legacy"]
+Share = Literal["agent", "server"]
 #: What an admin may say a tool does; `unclassified` is what nobody has said yet.
 Action = Literal["read", "write", "delete", "execute", "network", "admin"]
 ToolState = Literal["unclassified", "approved", "hidden", "changed"]
@@ -23,16 +24,31 @@ DOMAIN: Final = r"^[a-z0-9][a-z0-9_-]{0,39}$"
 STDIO_NAME: Final = r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$"
 HEADER_NAME: Final = r"^[A-Za-z0-9!#$%&'*+.^_|~-]{1,64}$"
 REFERENCE: Final = r"^secret://[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$"
+#: Where a user may be sent: a name or an IPv4 address, no port, no wildcard.
+HOST: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?){0,9}$"
+EXTENSION: Final = (
+    r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
+)
+HEADER_VALUE: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,1022}[\x21-\x7e])?$"
 SCHEMA_HASH: Final = r"^sha256:[0-9a-f]{64}$"
 RESERVED_SLUGS: Final = frozenset({"key", "all"})
 MAX_URLS: Final = 8
+MAX_HEADERS: Final = 16
+MAX_GRANTED: Final = 32
 MAX_TOOLS: Final = 1000
 MAX_DEFINITION_BYTES: Final = 256 * 1024
 _TOOL_NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
-#: Headers that are the transport's own; a credential there would break or bypass it.
-_NO_CREDENTIAL: Final = frozenset(
-    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept",
-     "mcp-session-id", "mcp-protocol-version"}
+#: Headers that are the transport's own; one of an admin's would break or bypass it.
+_TRANSPORTS: Final = frozenset(
+    {"accept", "connection", "expect", "forwarded", "host", "keep-alive", "last-event-id", "te",
+     "trailer", "transfer-encoding", "upgrade", "user-agent", "via", "traceparent", "tracestate",
+     "baggage", "x-requester-id", "x-delegation-token", "x-workflow-session", "x-parent-event"}
+)  # fmt: skip
+_TRANSPORTS_PREFIXES: Final = ("accept-", "content-", "mcp-", "proxy-", "sec-", "x-forwarded-")
+#: Names whose values are secrets nearly always.
+_SECRET_WORDS: Final = frozenset(
+    {"apikey", "auth", "authorization", "cookie", "cookie2", "credential", "credentials", "key",
+     "password", "secret", "signature", "token"}
 )  # fmt: skip
 
 
@@ -83,8 +99,63 @@ def _is_plain_url(url: str) -> bool:
 
 
 def check_credential_header(name: str) -> None:
-    if name.lower() in _NO_CREDENTIAL:
+    if _is_transports(name):
         raise BadServer("credential/name", "header", "This header belongs to the transport.")
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Plain words for the server: what is secret has its place in the credential."""
+    if len(headers) > MAX_HEADERS:
+        raise BadServer("headers", "too_many", f"At most {MAX_HEADERS} headers.")
+    if len({name.lower() for name in headers}) != len(headers):
+        raise BadServer("headers", "twice", "A header's name is there twice; case does not count.")
+    for name, value in headers.items():
+        if not re.fullmatch(HEADER_NAME, name):
+            raise BadServer("headers", "name", "A header's name: letters, digits and - . _ ~ etc.")
+        if _is_transports(name):
+            raise BadServer(
+                "headers", "header", "One of these headers belongs to the transport; leave it out."
+            )
+        if _SECRET_WORDS & set(re.split(r"[-_.]", name.lower())):
+            raise BadServer(
+                "headers", "secret", "A header of that name holds a secret: use `credential` of "
+                "kind `header` with a value `secret://name`."
+            )  # fmt: skip
+        if not re.fullmatch(HEADER_VALUE, value):
+            raise BadServer(
+                "headers", "value", "A header's value: 1 to 1024 printable ASCII characters."
+            )
+        if "secret://" in value:
+            raise BadServer(
+                "headers", "secret", "Only `credential` can refer to a secret; use its kind "
+                "`header`."
+            )  # fmt: skip
+
+
+def check_transport_only(server: Mapping[str, Any]) -> None:
+    """What only one kind of transport knows."""
+    if server["transport"] == "stdio":
+        if server["headers"]:
+            raise BadServer("headers", "not_for_stdio", "A stdio server gets no headers.")
+        if server["ca"]:
+            raise BadServer("ca", "not_for_stdio", "A stdio server is not reached by TLS.")
+        return
+    if server["share"] != "agent":
+        raise BadServer(
+            "share", "only_for_stdio", "Only a stdio server's program can be shared; leave `agent`."
+        )
+    if server["ca"] and not all(url.lower().startswith("https://") for url in server["urls"]):
+        raise BadServer("ca", "needs_https", "A CA is for https:// URLs; change all of `urls`.")
+
+
+def check_grants(grants: Mapping[str, Any]) -> None:
+    for field in ("elicitation_hosts", "extensions"):
+        if len(set(grants[field])) != len(grants[field]):
+            raise BadServer(f"grants/{field}", "twice", "An entry is there twice.")
+
+
+def _is_transports(name: str) -> bool:
+    return name.lower() in _TRANSPORTS or name.lower().startswith(_TRANSPORTS_PREFIXES)
 
 
 def is_tool_name(name: str) -> bool:

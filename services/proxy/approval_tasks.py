@@ -237,6 +237,9 @@ class _Closed:
     async def send(self, message: bytes) -> None:
         pass
 
+    def push(self, message: bytes, event_id: str = "") -> None:
+        pass
+
 
 def _ended(wait: TaskWait, answer: Answer) -> dict[str, Any]:
     if wait.declined:

@@ -168,6 +168,11 @@ class Stream(Protocol):
     async def send(self, message: bytes) -> None:
         """One JSON-RPC message before the answer; the stream is open."""
 
+    def push(self, message: bytes, event_id: str = "") -> None:
+        """The same without waiting, opening the stream if need be. Messages leave in the order of
+        `send` and `push`. A reader with more than 1 MiB queued is gone.
+        """
+
 
 class Recorder(Protocol):
     """The outbox, as the pipeline sees it."""

@@ -86,7 +86,7 @@ class Local:
                 )
             ) from None
         facts = await backend.facts(visit)
-        upstream = await backend.open(visit) or Session("", "")
+        upstream = await backend.open(visit, {}) or Session("", "")
         declared = message.params.get("capabilities")
         sealed = self.sessions.open(
             visit,

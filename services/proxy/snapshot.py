@@ -6,10 +6,10 @@ Says who may reach which server and where it is. Empty means safe: what is not i
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
 
@@ -30,6 +30,18 @@ class Credential(Struct, frozen=True):
     value: str = ""
 
 
+class Grants(Struct, frozen=True):
+    """What a server may ask of agents, and which extensions it may speak with them (mcp.md 3.4)."""
+
+    elicitation_form: bool = True
+    #: Hosts that a user may be sent to; none: no URL at all.
+    elicitation_hosts: tuple[str, ...] = ()
+    sampling: bool = False
+    roots: bool = False
+    #: Ids such as `io.modelcontextprotocol/tasks`.
+    extensions: tuple[str, ...] = ()
+
+
 class Server(Struct, frozen=True):
     id: str
     domain: str
@@ -40,6 +52,14 @@ class Server(Struct, frozen=True):
     era: str = "auto"
     case_fold: bool = False
     credential: Credential = Credential()
+    grants: Grants = Grants()
+    first_byte_s: Annotated[int, Meta(ge=1, le=600)] = 120
+    #: Whose a stdio child is: each agent's own, or one for all of the tenant.
+    share: Literal["agent", "server"] = "agent"
+    #: Sent with every request; nothing in them is secret.
+    headers: dict[str, str] = {}
+    #: `secret://name` of a PEM file of authorities to trust instead of the machine's; empty: those.
+    ca: str = ""
 
 
 class Agent(Struct, frozen=True):

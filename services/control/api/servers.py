@@ -35,6 +35,11 @@ Slug = Annotated[str, StringConstraints(pattern=rules.SLUG)]
 Domain = Annotated[str, StringConstraints(pattern=rules.DOMAIN)]
 StdioName = Annotated[str, StringConstraints(pattern=rules.STDIO_NAME)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+Host = Annotated[str, StringConstraints(pattern=rules.HOST)]
+Extension = Annotated[str, StringConstraints(pattern=rules.EXTENSION)]
+FirstByteS = Annotated[int, Field(ge=1, le=600)]
+#: A reference, or empty for none.
+Ca = Annotated[str, StringConstraints(pattern=f"{rules.REFERENCE}|^$")]
 Urls = Annotated[list[Url], Field(max_length=rules.MAX_URLS)]
 
 
@@ -53,6 +58,16 @@ class HeaderCredential(Body):
 Credential = Annotated[NoCredential | HeaderCredential, Field(discriminator="kind")]
 
 
+class Grants(Body):
+    """What the server may ask of agents, and which extensions it speaks with them."""
+
+    elicitation_form: bool = True
+    elicitation_hosts: Annotated[list[Host], Field(max_length=rules.MAX_GRANTED)] = Field([])
+    sampling: bool = False
+    roots: bool = False
+    extensions: Annotated[list[Extension], Field(max_length=rules.MAX_GRANTED)] = Field([])
+
+
 class NewServer(Body):
     slug: Slug
     domain: Domain | None = None
@@ -63,10 +78,15 @@ class NewServer(Body):
     era: rules.Era = "auto"
     case_fold: bool = False
     credential: Credential = NoCredential(kind="none")
+    grants: Grants = Grants()
+    first_byte_s: FirstByteS = 120
+    share: rules.Share = "agent"
+    headers: dict[str, str] = Field({})
+    ca: Ca = ""
 
 
 class ServerPatch(Body):
-    """What is absent stays as it is."""
+    """What is absent stays as it is, also within `grants`; `headers` are set as a whole."""
 
     domain: Domain | None = None
     trust: rules.Trust | None = None
@@ -76,6 +96,11 @@ class ServerPatch(Body):
     era: rules.Era | None = None
     case_fold: bool | None = None
     credential: Credential | None = None
+    grants: Grants | None = None
+    first_byte_s: FirstByteS | None = None
+    share: rules.Share | None = None
+    headers: dict[str, str] | None = None
+    ca: Ca | None = None
 
 
 class Server(Answer):
@@ -88,7 +113,12 @@ class Server(Answer):
     stdio: str
     era: str
     case_fold: bool
-    credential: dict[str, str]
+    credential: dict[str, Any]
+    grants: Grants
+    first_byte_s: int
+    share: str
+    headers: dict[str, str]
+    ca: str
     revision: int
     created_at: Time
 
@@ -118,6 +148,11 @@ async def create_server(
         "stdio": body.stdio or "",
         "era": body.era,
         "case_fold": body.case_fold,
+        "grants": body.grants.model_dump(),
+        "first_byte_s": body.first_byte_s,
+        "share": body.share,
+        "headers": body.headers,
+        "ca": body.ca,
         **_credential(body.credential),
     }
     _check(server)
@@ -156,13 +191,17 @@ async def update_server(
     body: Annotated[ServerPatch, json_body(ServerPatch)],
     response: Response,
 ) -> Server:
-    sent = {name: getattr(body, name) for name in body.model_fields_set - {"credential"}}
+    apart = {"credential", "grants"}
+    sent = {name: getattr(body, name) for name in body.model_fields_set - apart}
     sent = {name: value for name, value in sent.items() if value is not None or name == "stdio"}
     async with call.change() as change:
         before = await find(change.connection, server, lock=True)
         check_if_match(call.request, before["revision"])
         after = {**before, **sent, **(_credential(body.credential) if body.credential else {})}
         after["stdio"] = after["stdio"] or ""
+        if body.grants is not None:
+            granted = body.grants.model_dump(exclude_unset=True)
+            after["grants"] = {**_grants(before).model_dump(), **granted}
         _check(after)
         row = await servers.update(change.connection, str(before["id"]), after)
         await change.record(
@@ -195,23 +234,39 @@ async def find(connection: Connection, name: str, *, lock: bool = False) -> dict
 
 def _check(server: Mapping[str, Any]) -> None:
     rules.check_reach(server["transport"], server["urls"], server["stdio"])
+    rules.check_transport_only(server)
+    rules.check_headers(server["headers"])
+    rules.check_grants({**Grants().model_dump(), **server["grants"]})
     if server["credential_kind"] == "header":
         rules.check_credential_header(server["credential_header"])
         if server["transport"] == "stdio":
             raise rules.BadServer(
                 "credential", "not_for_stdio", "A stdio server has no header to carry it."
             )
+        if server["credential_header"].lower() in map(str.lower, server["headers"]):
+            raise rules.BadServer("headers", "twice", "The credential's header is one of these.")
 
 
-def _credential(credential: NoCredential | HeaderCredential) -> dict[str, str]:
+def _grants(row: Mapping[str, Any]) -> Grants:
+    """What was never said is as shipped."""
+    return Grants(**row["grants"])
+
+
+def _credential(credential: NoCredential | HeaderCredential) -> dict[str, Any]:
     kind, header, reference = "none", "", ""
     if isinstance(credential, HeaderCredential):
         kind, header, reference = "header", credential.name, credential.value
-    return {"credential_kind": kind, "credential_header": header, "credential_ref": reference}
+    return {
+        "credential_kind": kind,
+        "credential_header": header,
+        "credential_ref": reference,
+        "credential_settings": {},
+    }
 
 
 def _server(row: Mapping[str, Any]) -> Server:
     credential = {"kind": row["credential_kind"]}
     if row["credential_kind"] == "header":
         credential |= {"name": row["credential_header"], "value": row["credential_ref"]}
-    return Server(**{**row, "id": str(row["id"])}, credential=credential)
+    shown = {**row, "id": str(row["id"]), "grants": _grants(row)}
+    return Server(**shown, credential=credential)

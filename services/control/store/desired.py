@@ -27,7 +27,8 @@ ORDER BY id
 """
 _SERVERS: Final = """
 SELECT id, slug, domain, trust, transport, urls, stdio, era, case_fold, credential_kind,
-       credential_header, credential_ref
+       credential_header, credential_ref, credential_settings, grants, first_byte_s, share,
+       headers, ca
 FROM control.servers ORDER BY slug
 """
 _TOOLS: Final = """
@@ -126,7 +127,7 @@ def _agent(row: Any) -> dict[str, Any]:
 
 
 def _server(row: Any) -> dict[str, Any]:
-    credential = {"kind": row["credential_kind"]}
+    credential = {"kind": row["credential_kind"], **json.loads(row["credential_settings"])}
     if row["credential_kind"] == "header":
         credential |= {"name": row["credential_header"], "value": row["credential_ref"]}
     return {
@@ -139,6 +140,11 @@ def _server(row: Any) -> dict[str, Any]:
         "era": row["era"],
         "case_fold": row["case_fold"],
         "credential": credential,
+        "grants": json.loads(row["grants"]),
+        "first_byte_s": row["first_byte_s"],
+        "share": row["share"],
+        "headers": json.loads(row["headers"]),
+        "ca": row["ca"],
     }
 
 

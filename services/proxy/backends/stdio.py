@@ -22,7 +22,14 @@ from services.proxy.backends.child import Child, start
 from services.proxy.backends.commands import Command, Commands, CommandsInvalid, environment
 from services.proxy.backends.secrets import PREFIX, Secrets
 from services.proxy.backends.streamable import discovered, introduced
-from services.proxy.backends.upstream import Reply, Request, Session, UpstreamFailed
+from services.proxy.backends.upstream import (
+    Hear,
+    Listening,
+    Reply,
+    Request,
+    Session,
+    UpstreamFailed,
+)
 from services.proxy.bridge import OURS, Facts, modern_meta
 from services.proxy.calls import Visit
 from services.proxy.eras import NEWEST_LEGACY, NEWEST_MODERN
@@ -83,15 +90,29 @@ class StdioBackend:
     async def facts(self, visit: Visit) -> Facts:
         return (await self._ready(visit))[1]
 
-    async def open(self, visit: Visit) -> Session | None:
+    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:  # noqa: ARG002
         """A child has one conversation, opened by us: sessions of agents end at the proxy."""
         facts = await self.facts(visit)
         return None if facts.modern else Session("", facts.version)
 
-    async def ask(self, visit: Visit, request: Request, session: Session | None = None) -> Reply:  # noqa: ARG002  # of HTTP
+    async def ask(
+        self,
+        visit: Visit,
+        request: Request,
+        session: Session | None = None,  # noqa: ARG002  # of HTTP
+        hear: Hear | None = None,  # noqa: ARG002  # heard later
+    ) -> Reply:
         child, _ = await self._ready(visit)
         self._requests.value += 1
         return await child.ask(request.method, request.params, request.timeout_s)
+
+    async def tell(self, visit: Visit, message: Mapping[str, Any], session: Session | None) -> None:
+        raise UpstreamFailed("upstream_protocol", ran=False)
+
+    async def listen(
+        self, visit: Visit, listening: Listening, hear: Hear, session: Session | None = None
+    ) -> None:
+        raise UpstreamFailed("upstream_protocol", ran=False, status=405)
 
     async def close(self, visit: Visit, session: Session) -> None:
         """The child stays: it is the agent's, not the session's."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -25,6 +25,8 @@ from services.proxy.backends.upstream import (
     CALL_S,
     MAX_ANSWER,
     PROBE_S,
+    Hear,
+    Listening,
     Reply,
     Request,
     Session,
@@ -101,11 +103,17 @@ class StreamableBackend:
                 known = self._known[place] = _Known(facts, visit.server, until_ns)
             return known.facts
 
-    async def open(self, visit: Visit) -> Session | None:
+    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:  # noqa: ARG002
         facts = await self.facts(visit)
         return None if facts.modern else (await self._initialize(visit))[0]
 
-    async def ask(self, visit: Visit, request: Request, session: Session | None = None) -> Reply:
+    async def ask(
+        self,
+        visit: Visit,
+        request: Request,
+        session: Session | None = None,
+        hear: Hear | None = None,  # noqa: ARG002  # heard later
+    ) -> Reply:
         facts = await self.facts(visit)
         if facts.modern:
             return await self._modern(visit, request, facts.version)
@@ -117,6 +125,14 @@ class StreamableBackend:
         except SessionGone:  # it said that it does not know the session: nothing ran
             self._pool.pop(_holder(visit), None)
             return await self._legacy(visit, request, await self._pooled(visit))
+
+    async def tell(self, visit: Visit, message: Mapping[str, Any], session: Session | None) -> None:
+        raise UpstreamFailed("upstream_protocol", ran=False)
+
+    async def listen(
+        self, visit: Visit, listening: Listening, hear: Hear, session: Session | None = None
+    ) -> None:
+        raise UpstreamFailed("upstream_protocol", ran=False, status=405)
 
     async def close(self, visit: Visit, session: Session) -> None:
         if not session.id:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from services.proxy.bridge import Facts
@@ -27,14 +27,46 @@ class Request:
     name: str | None = None
     headers: Sequence[tuple[str, str]] = ()
     timeout_s: float = CALL_S
+    #: The agent's progress token. Upstream carries one of the backend's own in its place; what is
+    #: heard of its progress carries the agent's again.
+    progress: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A legacy session at a tool server; `id` is empty where it gave none."""
+    """A legacy session at a tool server; `id` is empty where it gave none. `url` is the one of the
+    server's addresses that knows it.
+    """
 
     id: str
     version: str
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What a tool server says that answers nothing: a notification, or with an `id` a request."""
+
+    method: str
+    params: dict[str, Any]
+    id: int | str | None = None
+    #: The event's own id, by which a legacy stream could be resumed.
+    event_id: str = ""
+
+
+#: Called in the order of arrival, from the connection's reader: it must not block, nor raise.
+Hear = Callable[[Heard], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """What is listened for beside any call. `params` are those of a modern
+    `subscriptions/listen`; a legacy stream brings everything of its session.
+    """
+
+    params: dict[str, Any] = field(default_factory=dict)
+    #: Where a legacy stream broke off.
+    last_event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +99,34 @@ class Backend(Protocol):
     async def facts(self, visit: Visit) -> Facts:
         """What the server is, probed when it is not known. Raises UpstreamFailed."""
 
-    async def open(self, visit: Visit) -> Session | None:
-        """A session of the agent's own at a legacy server; None where there is no such thing."""
+    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:
+        """A session of the agent's own at a legacy server, which is told these capabilities; None
+        where there is no such thing.
+        """
 
-    async def ask(self, visit: Visit, request: Request, session: Session | None = None) -> Reply:
-        """Raises UpstreamFailed; SessionGone only for a session that was given."""
+    async def ask(
+        self,
+        visit: Visit,
+        request: Request,
+        session: Session | None = None,
+        hear: Hear | None = None,
+    ) -> Reply:
+        """Raises UpstreamFailed; SessionGone only for a session that was given. Without `hear`
+        nothing is listened to, and the server's requests are refused. Cancelling it cancels the
+        request at the server: its stream is closed (modern) or it is told (legacy, stdio).
+        """
+
+    async def tell(self, visit: Visit, message: Mapping[str, Any], session: Session | None) -> None:
+        """A notification, or the answer to a request of the server, without waiting for more than
+        its acceptance. Raises UpstreamFailed.
+        """
+
+    async def listen(
+        self, visit: Visit, listening: Listening, hear: Hear, session: Session | None = None
+    ) -> None:
+        """Until the server ends the stream. Cancelling closes it. Raises UpstreamFailed, with the
+        status where the server has no such stream (405).
+        """
 
     async def close(self, visit: Visit, session: Session) -> None:
         """Tells the server that the session is over; never raises."""

@@ -262,6 +262,13 @@ class _Reply:
         event = b"event: message\ndata: %s\n\n" % message
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
 
+    def push(self, message: bytes, event_id: str = "") -> None:  # noqa: ARG002
+        self._start(self._pushed(message))
+
+    async def _pushed(self, message: bytes) -> None:
+        await self._begin()
+        await self.send(message)
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._beside.append(asyncio.get_running_loop().create_task(work))
 

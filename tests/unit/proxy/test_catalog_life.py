@@ -1,11 +1,12 @@
 """How long a tool server's list is kept, and when control is told of it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
-from services.proxy.backends.upstream import Reply, Request, Session
+from services.proxy.backends.upstream import Hear, Listening, Reply, Request, Session
 from services.proxy.bridge import Facts
 from services.proxy.calls import Ask, Caller, Decision, Offered, Visit, denied
 from services.proxy.catalog import Catalog, Listing
@@ -55,16 +56,31 @@ class Offering:
         assert visit.slug
         return Facts(era="modern", version="2026-07-28")
 
-    async def open(self, visit: Visit) -> Session | None:
-        assert visit.slug
+    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:
+        assert (visit.slug, dict(capabilities)) == ("notes", {})
         return None
 
-    async def ask(self, visit: Visit, request: Request, session: Session | None = None) -> Reply:
+    async def ask(
+        self,
+        visit: Visit,
+        request: Request,
+        session: Session | None = None,
+        hear: Hear | None = None,
+    ) -> Reply:
         assert (visit.slug, request.method, session) == ("notes", "tools/list", None)
+        assert hear is None
         self.asked += 1
         self.clock.advance(self.takes_s)
         tool = {"name": "read", "description": self.description, "inputSchema": {}}
         return Reply({"tools": [tool], **self.hints}, None)
+
+    async def tell(self, visit: Visit, message: Mapping[str, Any], session: Session | None) -> None:
+        raise AssertionError((visit.slug, message, session))
+
+    async def listen(
+        self, visit: Visit, listening: Listening, hear: Hear, session: Session | None = None
+    ) -> None:
+        raise AssertionError((visit.slug, listening, hear, session))
 
     async def close(self, visit: Visit, session: Session) -> None:
         assert visit.slug
