@@ -29,7 +29,7 @@ HOST: Final = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a
 EXTENSION: Final = (
     r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$"
 )
-HEADER_VALUE: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,1022}[\x21-\x7e])?$"
+HEADER_VALUE: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,254}[\x21-\x7e])?$"
 SCHEMA_HASH: Final = r"^sha256:[0-9a-f]{64}$"
 RESERVED_SLUGS: Final = frozenset({"key", "all"})
 MAX_URLS: Final = 8
@@ -123,7 +123,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
             )  # fmt: skip
         if not re.fullmatch(HEADER_VALUE, value):
             raise BadServer(
-                "headers", "value", "A header's value: 1 to 1024 printable ASCII characters."
+                "headers", "value", "A header's value: 1 to 256 printable ASCII characters."
             )
         if "secret://" in value:
             raise BadServer(
@@ -173,6 +173,17 @@ def state_after_sighting(*, state: str, pinned_hash: str, seen_hash: str) -> str
     return "changed" if state == "approved" and seen_hash != pinned_hash else state
 
 
-def desired(server: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a server that a record's `changes` compares."""
-    return {key: server[key] for key in server if key not in {"id", "revision", "created_at"}}
+def desired(server: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record's `changes` compares: every leaf by its dotted name."""
+    unsaid = {"id", "revision", "created_at"}
+    return _leaves({key: value for key, value in server.items() if key not in unsaid})
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves

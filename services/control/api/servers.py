@@ -37,6 +37,8 @@ StdioName = Annotated[str, StringConstraints(pattern=rules.STDIO_NAME)]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 Host = Annotated[str, StringConstraints(pattern=rules.HOST)]
 Extension = Annotated[str, StringConstraints(pattern=rules.EXTENSION)]
+Hosts = Annotated[list[Host], Field(max_length=rules.MAX_GRANTED)]
+Extensions = Annotated[list[Extension], Field(max_length=rules.MAX_GRANTED)]
 FirstByteS = Annotated[int, Field(ge=1, le=600)]
 #: A reference, or empty for none.
 Ca = Annotated[str, StringConstraints(pattern=f"{rules.REFERENCE}|^$")]
@@ -62,10 +64,10 @@ class Grants(Body):
     """What the server may ask of agents, and which extensions it speaks with them."""
 
     elicitation_form: bool = True
-    elicitation_hosts: Annotated[list[Host], Field(max_length=rules.MAX_GRANTED)] = Field([])
+    elicitation_hosts: Hosts = Field(default=[])
     sampling: bool = False
     roots: bool = False
-    extensions: Annotated[list[Extension], Field(max_length=rules.MAX_GRANTED)] = Field([])
+    extensions: Extensions = Field(default=[])
 
 
 class NewServer(Body):
@@ -167,7 +169,7 @@ async def create_server(
             "admin.server.created",
             resource="server",
             resource_id=server_id,
-            changes=audit_records.differences({}, server),
+            changes=audit_records.differences({}, rules.desired(server)),
         )
     response.headers["location"] = f"/api/v1/servers/{body.slug}"
     tag(response, row["revision"])
@@ -208,7 +210,7 @@ async def update_server(
             "admin.server.updated",
             resource="server",
             resource_id=str(before["id"]),
-            changes=audit_records.differences(rules.desired(before), rules.desired(row)),
+            changes=_changes(before, row),
         )
     tag(response, row["revision"])
     return _server(row)
@@ -245,6 +247,12 @@ def _check(server: Mapping[str, Any]) -> None:
             )
         if server["credential_header"].lower() in map(str.lower, server["headers"]):
             raise rules.BadServer("headers", "twice", "The credential's header is one of these.")
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was taken away, too."""
+    old = rules.desired(before)
+    return audit_records.differences(old, {**dict.fromkeys(old), **rules.desired(after)})
 
 
 def _grants(row: Mapping[str, Any]) -> Grants:

@@ -68,7 +68,7 @@ async def page(connection: Connection, *, after: str, limit: int) -> list[dict[s
 async def update(connection: Connection, id: str, server: Mapping[str, Any]) -> dict[str, Any]:
     values = _values(server)
     row = await connection.fetchrow(_UPDATE, id, *values)
-    return _row(row or {})
+    return _row(row) if row else {}
 
 
 async def delete(connection: Connection, id: str) -> None:
