@@ -51,24 +51,24 @@ async def insert(
     """None when the slug is taken."""
     values = _values(server)
     row = await connection.fetchrow(_INSERT, id, tenant, server["slug"], *values, now)
-    return _row(row) if row else None
+    return _row(dict(row)) if row else None
 
 
 async def get(connection: Connection, name: str, *, lock: bool = False) -> dict[str, Any] | None:
     """By slug, or by the server's UUID."""
     query = _BY_ID if is_uuid(name) else _BY_SLUG
     row = await connection.fetchrow(f"{query} FOR UPDATE" if lock else query, name)
-    return _row(row) if row else None
+    return _row(dict(row)) if row else None
 
 
 async def page(connection: Connection, *, after: str, limit: int) -> list[dict[str, Any]]:
-    return [_row(row) for row in await connection.fetch(_PAGE, after, limit)]
+    return [_row(dict(row)) for row in await connection.fetch(_PAGE, after, limit)]
 
 
 async def update(connection: Connection, id: str, server: Mapping[str, Any]) -> dict[str, Any]:
     values = _values(server)
     row = await connection.fetchrow(_UPDATE, id, *values)
-    return _row(row) if row else {}
+    return _row(dict(row)) if row else {}
 
 
 async def delete(connection: Connection, id: str) -> None:
