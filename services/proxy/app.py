@@ -30,6 +30,8 @@ from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log, get_log
 from services.common.telemetry.otel import exporting
 from services.proxy import local, records, snapshot
+from services.proxy.admission import edges
+from services.proxy.backends import leftovers
 from services.proxy.backends.commands import Commands
 from services.proxy.backends.registry import Registry
 from services.proxy.backends.secrets import Secrets
@@ -49,7 +51,7 @@ from services.proxy.pipeline import Pipeline
 from services.proxy.seals import Seals
 from services.proxy.sessions import Sessions
 from services.proxy.settings import ProxySettings
-from services.proxy.transports.entry import Entry, edges
+from services.proxy.transports.entry import Entry
 from services.proxy.transports.listener import bind, listening
 from services.proxy.waiting import Waits
 
@@ -209,6 +211,7 @@ def _backends(
     settings: ProxySettings, clock: Clock, counters: Counters, supervisor: Supervisor
 ) -> Registry:
     secrets = Secrets(settings.secrets_dir)
+    leftovers.end_all(settings.stdio_homes)
     return Registry(
         streamable=StreamableBackend(
             secrets=secrets, clock=clock, counters=counters, spawn=supervisor.once

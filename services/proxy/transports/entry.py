@@ -1,23 +1,22 @@
-"""The HTTP door, raw ASGI: paths, and the checks that need no identity (mcp.md 1.1, 1.3).
+"""The HTTP door, raw ASGI: paths, bodies and answers (mcp.md 1.1, 1.3).
 
-Decides which requests reach the pipeline at all, and turns its answers into HTTP. Refusals here are
-counted, not recorded: nobody knows yet who asks.
+Turns requests into arrivals and the pipeline's answers into HTTP. What needs no identity to be
+refused is admission.py's decision; it is counted, not recorded: nobody knows yet who asks.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import orjson
 
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log, describe
-from services.proxy import answers
-from services.proxy.answers import Answer
+from services.proxy import admission, answers
+from services.proxy.admission import Edges
+from services.proxy.answers import Answer, Headers
 from services.proxy.clients.control import ControlClient
 from services.proxy.identity import ControlAway
 from services.proxy.pipeline import Arrival, Pipeline, TooLarge
@@ -26,7 +25,6 @@ from services.proxy.snapshot import RESERVED, server_name
 MCP: Final = "/mcp/v1/"
 METADATA: Final = "/.well-known/oauth-protected-resource"
 RELAYED: Final = frozenset({"/api/v1/auth/token", "/api/v1/enroll"})
-MAX_BODY: Final = 4 * 1024 * 1024
 MAX_RELAYED: Final = 64 * 1024
 PATIENCE_S: Final = 15.0
 _SSE: Final = (
@@ -40,29 +38,8 @@ Send = Callable[[Any], Awaitable[None]]
 Scope = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Edges:
-    """What this door answers to. `public_url` has no trailing slash."""
-
-    public_url: str
-    issuer: str
-    hosts: frozenset[str]
-    origins: frozenset[str]
-
-
-def edges(
-    *, public_url: str, issuer: str, allowed_hosts: Sequence[str], cors_origins: Sequence[str]
-) -> Edges:
-    own = urlsplit(public_url)
-    hosts = {own.netloc.lower(), *(host.lower() for host in allowed_hosts)}
-    if own.hostname in {"127.0.0.1", "localhost", "::1"}:  # loopback spellings are equal
-        hosts |= {f"{name}:{own.port}" for name in ("127.0.0.1", "localhost", "[::1]")}
-    return Edges(
-        public_url=public_url.rstrip("/"),
-        issuer=issuer.rstrip("/"),
-        hosts=frozenset(hosts),
-        origins=frozenset({f"{own.scheme}://{own.netloc}", *cors_origins}),
-    )
+class _Disconnected(Exception):
+    """The agent left in the middle of its body: what came is no message, however whole it looks."""
 
 
 class Entry:
@@ -89,15 +66,22 @@ class Entry:
         """The outermost handler: what nobody expected reads -32603 and no more."""
         if scope["type"] != "http":
             return
+        if self._edges.cors:
+            send = _shown_to_browsers(send, self._edges, scope["headers"])
         try:
             await self._route(scope, receive, send)
+        except _Disconnected:
+            return
         except Exception as failure:  # the outermost middleware's own handler
             self._log.error("request_failed", error=describe(failure))
             await _send(send, answers.internal_error())
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
-        if path.startswith(MCP):
+        shared = path.startswith((MCP, METADATA))
+        if shared and scope["method"] == "OPTIONS" and self._edges.cors:
+            await _send(send, admission.preflight(self._edges, dict(scope["headers"])))
+        elif path.startswith(MCP):
             await self._mcp(path[len(MCP) :], scope, receive, send)
         elif path in RELAYED:
             await _send(send, await self._relay(path, scope, receive))
@@ -108,13 +92,17 @@ class Entry:
             await _send(send, Answer(200 if ok else 503, b"{}"))
         else:
             self._refused.value += 1
-            await _send(send, _plain(404))
+            await _send(send, admission.plain(404))
 
     async def _mcp(self, rest: str, scope: Scope, receive: Receive, send: Send) -> None:
-        name, _, form = rest.partition("/")
-        raw: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        sent = dict(raw)
-        refusal = self._admission(name, form, scope["method"], sent, raw)
+        name, slash, form = rest.partition("/")
+        if bool(slash) != bool(form) or b"%" in scope["raw_path"]:
+            name = ""  # a second spelling of a path would be a second resource
+        raw: admission.Raw = scope["headers"]
+        sent = admission.joined(raw)
+        refusal = admission.refused(self._edges, path=(name, form), verb=scope["method"], sent=sent)
+        if refusal is None and not self._ready():
+            refusal = admission.plain(503, (b"retry-after", b"1"))
         if refusal is not None:
             self._refused.value += 1
             await _send(send, refusal)
@@ -123,9 +111,11 @@ class Entry:
         address = client[0] if client else ""
         if self._pipeline.failures.blocked(address):
             self._refused.value += 1
-            await _send(send, _plain(429, (b"retry-after", b"60")))
+            await _send(send, admission.plain(429, (b"retry-after", b"60")))
             return
-        credential, ambiguous = _credential(sent, raw, scope["query_string"], key=form == "key")
+        credential, ambiguous = admission.credential(
+            sent, raw, scope["query_string"], key=form == "key"
+        )
         resource = f"{self._edges.public_url}{MCP}{rest}"
         reply = _Reply(receive, send)
         arrival = Arrival(
@@ -139,48 +129,15 @@ class Entry:
             headers=sent,
             raw_headers=raw,
             client_ip=address,
-            read=lambda: _read(receive, MAX_BODY),
+            read=lambda: _read(receive, admission.MAX_BODY),
             stream=reply,
         )
         await reply.give(self._pipeline.serve(arrival))
 
-    def _admission(
-        self,
-        name: str,
-        form: str,
-        verb: str,
-        sent: Mapping[bytes, bytes],
-        raw: Sequence[tuple[bytes, bytes]],
-    ) -> Answer | None:
-        """1. path, method  2. Host, Origin  3. Content-Type, Accept  4. Content-Length."""
-        if not server_name(name) or name in RESERVED or form not in {"", "key"}:  # 1
-            return _plain(404)
-        legacy_end = verb == "DELETE" and b"mcp-session-id" in sent
-        if verb != "POST" and not legacy_end:
-            return _plain(405, (b"allow", b"POST, DELETE"))
-        if sent.get(b"host", b"").decode("latin-1").lower() not in self._edges.hosts:  # 2
-            return _plain(421)
-        origin = sent.get(b"origin")
-        if origin is not None and origin.decode("latin-1") not in self._edges.origins:
-            return _plain(403)
-        if len(raw) > 100:
-            return _plain(431)
-        if legacy_end:
-            return None
-        kind = sent.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if kind != b"application/json" or b"content-encoding" in sent:  # 3
-            return _plain(415)
-        if not _admits(sent.get(b"accept", b"")):
-            return _plain(406)
-        length = sent.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > MAX_BODY:  # 4
-            return _plain(413)
-        return None if self._ready() else _plain(503, (b"retry-after", b"1"))
-
     async def _relay(self, path: str, scope: Scope, receive: Receive) -> Answer:
         """Tokens and enrolment are control's; so is the limit on asking for them."""
         if scope["method"] != "POST":
-            return _plain(405, (b"allow", b"POST"))
+            return admission.plain(405, (b"allow", b"POST"))
         sent = dict(scope["headers"])
         passed = {
             name.decode(): sent[name].decode("latin-1")
@@ -193,7 +150,7 @@ class Entry:
             body = await _read(receive, MAX_RELAYED)
             answer = await self._control.relay(path, body, passed)
         except TooLarge:
-            return _plain(413)
+            return admission.plain(413)
         except ControlAway:
             problem = {"title": "control cannot be reached", "status": 503,
                        "code": "control_unavailable"}  # fmt: skip
@@ -204,11 +161,12 @@ class Entry:
     def _metadata(self, rest: str, scope: Scope) -> Answer:
         """RFC 9728, of the discovering form only; the same for every well-formed name."""
         name = rest.removeprefix(MCP)
-        if not rest.startswith(MCP) or not server_name(name) or name in RESERVED:
+        odd = b"%" in scope["raw_path"]
+        if odd or not rest.startswith(MCP) or not server_name(name) or name in RESERVED:
             self._refused.value += 1
-            return _plain(404)
+            return admission.plain(404)
         if scope["method"] != "GET":
-            return _plain(405, (b"allow", b"GET"))
+            return admission.plain(405, (b"allow", b"GET"))
         document = {
             "resource": f"{self._edges.public_url}{rest}",
             "authorization_servers": [self._edges.issuer],
@@ -291,60 +249,34 @@ class _Reply:
         self.gone.set()
 
 
-def _credential(
-    sent: Mapping[bytes, bytes], raw: Sequence[tuple[bytes, bytes]], query: bytes, *, key: bool
-) -> tuple[bytes | None, bool]:
-    """The one credential, and whether there is more than that."""
-    header = sent.get(b"authorization")
-    given: list[bytes] = []
-    if header is not None:
-        scheme, _, value = header.partition(b" ")
-        given.append(value.strip() if scheme.lower() == b"bearer" else b"")
-    if key and b"x-api-key" in sent:
-        given.append(sent[b"x-api-key"])
-    several = len(given) > 1 or (
-        len(raw) != len(sent)
-        and sum(name in {b"authorization", b"x-api-key"} for name, _ in raw) > 1
-    )
-    lowered = query.lower()
-    in_query = bool(query) and any(
-        part.partition(b"=")[0] in {b"access_token", b"token", b"key", b"api_key", b"x-api-key"}
-        for part in lowered.split(b"&")
-    )
-    return (given[0] if given else None), several or in_query
-
-
-def _admits(accept: bytes) -> bool:
-    """Both forms that an answer can take."""
-    if accept == b"application/json, text/event-stream":
-        return True
-    kinds = {part.partition(b";")[0].strip().lower() for part in accept.split(b",")}
-    if b"*/*" in kinds:
-        return True
-    json = bool({b"application/json", b"application/*"} & kinds)
-    return json and bool({b"text/event-stream", b"text/*"} & kinds)
-
-
 async def _read(receive: Receive, cap: int) -> bytes:
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if len(body) > cap:
-        raise TooLarge
-    if not message.get("more_body"):
-        return body
-    parts, size = [body], len(body)
-    while message.get("more_body"):
+    """Raises TooLarge as soon as there is more, _Disconnected where there should be."""
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
         message = await receive()
+        if message["type"] != "http.request":
+            raise _Disconnected
         part: bytes = message.get("body", b"")
         size += len(part)
         if size > cap:
             raise TooLarge
         parts.append(part)
-    return b"".join(parts)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _plain(status: int, *headers: tuple[bytes, bytes]) -> Answer:
-    return Answer(status, b"", headers)
+def _shown_to_browsers(send: Send, edges: Edges, raw: admission.Raw) -> Send:
+    """Pages of the listed sites may read every answer, refusals too."""
+    added: Headers = admission.cors_headers(edges, dict(raw))
+
+    async def sending(event: Any) -> None:
+        if event["type"] == "http.response.start":
+            event = {**event, "headers": [*event["headers"], *added]}
+        await send(event)
+
+    return sending if added else send
 
 
 async def _send(send: Send, answer: Answer) -> None:

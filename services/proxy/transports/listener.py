@@ -37,17 +37,32 @@ class CappedProtocol(HttpToolsProtocol):
     """Gives up on a request whose head is too big while it is still coming in."""
 
     _head_bytes = 0
+    #: How many bytes came since the parser last said what it made of them. A header that never ends
+    #: would be kept until it does.
+    _unheard = 0
+    _in_head = True
+
+    def data_received(self, data: bytes) -> None:
+        self._unheard += len(data)
+        super().data_received(data)
+        if self._unheard > MAX_HEADER_BYTES:
+            self._too_large()
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
+        self._in_head = True
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        self._unheard = 0
         super().on_url(url)
         if len(self.url) > MAX_URL:
             self._too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._unheard = 0
+        if not self._in_head:
+            return  # a trailer: what was decided on does not change any more
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEADER_BYTES or len(self.headers) >= MAX_HEADERS:
             self._too_large()
@@ -55,14 +70,18 @@ class CappedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._unheard = 0
+        self._in_head = False
         if not self.transport.is_closing():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._unheard = 0
         if not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._unheard = 0
         if not self.transport.is_closing():
             super().on_message_complete()
 
