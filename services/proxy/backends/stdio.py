@@ -1,7 +1,9 @@
 """Tool servers as children of this process: one per (tenant, agent, server), never one per call.
 
-Decides when a child is started, started again or let go (mcp.md 10.1). The command lines are
-commands.py's, the talk with a child child.py's.
+Decides when a child is started, started again or let go (mcp.md 10.1), and which one an agent
+speaks with: a legacy child is told once what its client can do, so agents' sessions that can do
+different things have different children. The command lines are commands.py's, the talk with a
+child child.py's.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any, Final
 from services.common.clock import Clock
 from services.common.ids import AgentId, ServerSlug, TenantId
 from services.common.telemetry.counters import Counters
+from services.proxy import messages
+from services.proxy.backends import leftovers
 from services.proxy.backends.child import Child, start
 from services.proxy.backends.commands import Command, Commands, CommandsInvalid, environment
 from services.proxy.backends.secrets import PREFIX, Secrets
@@ -44,7 +48,11 @@ PER_TENANT: Final = 20
 PER_HOST: Final = 100
 LAUNCHER: Final = Path(__file__).with_name("launch.py")
 
-_Holder = tuple[TenantId, AgentId, ServerSlug]
+#: Tenant, agent (empty where agents share a child), server, and the capabilities of the client as
+#: canonical JSON.
+_Holder = tuple[TenantId, AgentId, ServerSlug, str]
+_NOTHING: Final = "{}"
+_SHARED: Final = AgentId("")
 
 
 @dataclass(slots=True)
@@ -59,6 +67,14 @@ class _Slot:
     delay_ns: int = 0
     not_before_ns: int = 0
     failures: list[int] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        return self.child is not None and self.child.talk.alive
+
+    def fits(self, visit: Visit) -> bool:
+        """Whether it runs, and what the server's entry names now."""
+        return self.alive and self.facts is not None and self.entry == visit.server.stdio
 
 
 class StdioBackend:
@@ -81,6 +97,7 @@ class StdioBackend:
         self._clock = clock
         self._requests = counters.counter("proxy.upstream.requests")
         self._started = counters.counter("proxy.upstream.connections")
+        self._dropped = counters.counter("proxy.upstream.dropped")
         self._homes = homes
         self._hidden = hidden
         self._inherited = inherited
@@ -88,31 +105,41 @@ class StdioBackend:
         self._slots: dict[_Holder, _Slot] = {}
 
     async def facts(self, visit: Visit) -> Facts:
+        known = next((slot for slot in self._running_of(visit) if slot.facts is not None), None)
+        if known is not None and known.facts is not None:
+            return known.facts
         return (await self._ready(visit))[1]
 
-    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:  # noqa: ARG002
-        """A child has one conversation, opened by us: sessions of agents end at the proxy."""
-        facts = await self.facts(visit)
-        return None if facts.modern else Session("", facts.version)
+    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:
+        """A child has one conversation, opened by us. The session says which one."""
+        if (await self.facts(visit)).modern:
+            return None
+        told = messages.encode(dict(capabilities), sort=True).decode()
+        _, facts = await self._ready(visit, told)
+        return Session(told, facts.version)
 
     async def ask(
         self,
         visit: Visit,
         request: Request,
-        session: Session | None = None,  # noqa: ARG002  # of HTTP
-        hear: Hear | None = None,  # noqa: ARG002  # heard later
+        session: Session | None = None,
+        hear: Hear | None = None,
     ) -> Reply:
-        child, _ = await self._ready(visit)
+        child, _ = await self._ready(visit, _told(session))
         self._requests.value += 1
-        return await child.ask(request.method, request.params, request.timeout_s)
+        return await child.talk.ask(request, hear)
 
     async def tell(self, visit: Visit, message: Mapping[str, Any], session: Session | None) -> None:
-        raise UpstreamFailed("upstream_protocol", ran=False)
+        slot = self._slots.get(_holder(visit, _told(session)))
+        if slot is None or not slot.alive or slot.child is None:
+            raise UpstreamFailed("upstream_unreachable", ran=False)  # it asked nothing, then
+        await slot.child.talk.tell(message)
 
     async def listen(
         self, visit: Visit, listening: Listening, hear: Hear, session: Session | None = None
     ) -> None:
-        raise UpstreamFailed("upstream_protocol", ran=False, status=405)
+        child, facts = await self._ready(visit, _told(session))
+        await child.talk.listen(listening, hear, modern=facts.modern)
 
     async def close(self, visit: Visit, session: Session) -> None:
         """The child stays: it is the agent's, not the session's."""
@@ -122,7 +149,7 @@ class StdioBackend:
         now_ns = self._clock.monotonic_ns()
         for holder, slot in list(self._slots.items()):
             child = slot.child
-            if slot.starting.locked() or (child is not None and child.busy):
+            if slot.starting.locked() or (child is not None and child.talk.busy):
                 continue
             if now_ns - slot.used_ns > IDLE_NS:
                 del self._slots[holder]
@@ -137,68 +164,82 @@ class StdioBackend:
                 if slot.child is not None:
                     group.create_task(slot.child.stop())
 
-    async def _ready(self, visit: Visit) -> tuple[Child, Facts]:
-        holder = (visit.caller.tenant, visit.caller.agent, visit.slug)
+    def _running_of(self, visit: Visit) -> Iterator[_Slot]:
+        """Children of this server, whoever they are for: they are alike in what they are."""
+        for (tenant, _, slug, _), slot in self._slots.items():
+            if (tenant, slug) == (visit.caller.tenant, visit.slug) and slot.fits(visit):
+                yield slot
+
+    async def _ready(self, visit: Visit, told: str = _NOTHING) -> tuple[Child, Facts]:
+        holder = _holder(visit, told)
         slot = self._slots.get(holder)
         if slot is None:
             self._room(visit)
             slot = self._slots[holder] = _Slot()
         slot.used_ns = self._clock.monotonic_ns()
-        if slot.child is not None and slot.child.alive and slot.facts is not None:
+        if slot.fits(visit) and slot.child is not None and slot.facts is not None:
             return slot.child, slot.facts
         async with slot.starting:
-            if slot.child is not None and slot.child.alive and slot.facts is not None:
+            if slot.fits(visit) and slot.child is not None and slot.facts is not None:
                 return slot.child, slot.facts
-            return await self._start(visit, slot)
+            return await self._start(visit, slot, told)
 
     def _room(self, visit: Visit) -> None:
         live = [holder for holder, slot in self._slots.items() if slot.child is not None]
-        mine = sum(tenant == visit.caller.tenant for tenant, _, _ in live)
+        mine = sum(tenant == visit.caller.tenant for tenant, *_ in live)
         if len(live) >= PER_HOST or mine >= PER_TENANT:
             raise UpstreamFailed("capacity", ran=False)
 
-    async def _start(self, visit: Visit, slot: _Slot) -> tuple[Child, Facts]:
+    async def _start(self, visit: Visit, slot: _Slot, told: str) -> tuple[Child, Facts]:
         """1. an entry here  2. not too soon  3. the process  4. the handshake. Raises."""
         command = self._command(visit)  # 1
         now_ns = self._clock.monotonic_ns()
         slot.failures = [at for at in slot.failures if now_ns - at < FAILED_WINDOW_NS]
         if now_ns < slot.not_before_ns or len(slot.failures) >= FAILED_STARTS:  # 2
             raise UpstreamFailed("upstream_unreachable", ran=False)
-        if slot.child is not None:  # it ended by itself
+        if slot.alive and slot.child is not None:  # the entry names another command now
+            self._spawn("stop child", slot.child.stop)
+        elif slot.child is not None:  # it ended by itself
             self._back_off(slot, now_ns, failed=False)
         slot.child = slot.facts = None
         home = self._home(visit)
         try:
             env = environment(command, self._inherited, home=home, secrets=self._resolved(command))
-            child = await start(self._line(command, home), env=env, cwd=command.cwd)  # 3
+            line = self._line(command, home)
+            child = await start(line, env=env, cwd=command.cwd, dropped=self._dropped)  # 3
+            leftovers.note(home, child.pid)
         except OSError:
             self._back_off(slot, now_ns, failed=True)
             raise UpstreamFailed("upstream_unreachable", ran=False) from None
         self._started.value += 1
         self._spawn("read child", child.run)
         try:
-            facts = await self._greet(child, visit)  # 4
+            facts = await self._greet(child, visit, told)  # 4
         except UpstreamFailed:
             self._back_off(slot, self._clock.monotonic_ns(), failed=True)
             self._spawn("stop child", child.stop)
             raise
-        slot.child, slot.facts = child, facts
+        slot.child, slot.facts, slot.entry = child, facts, visit.server.stdio or ""
         slot.delay_ns = 0
         return child, facts
 
-    async def _greet(self, child: Child, visit: Visit) -> Facts:
+    async def _greet(self, child: Child, visit: Visit, told: str) -> Facts:
         """`server/discover` first: a modern server answers it, a legacy one refuses it."""
         if visit.server.era != "legacy":
-            meta = {"_meta": modern_meta(NEWEST_MODERN)}
-            reply = await child.ask("server/discover", meta, HANDSHAKE_S)
+            params: dict[str, Any] = {"_meta": modern_meta(NEWEST_MODERN)}
+            reply = await child.talk.ask(_handshake("server/discover", params))
             facts = discovered(reply)
             if facts is not None:
                 return facts
             if visit.server.era == "modern":
                 raise UpstreamFailed("upstream_protocol", ran=False)
-        params = {"protocolVersion": NEWEST_LEGACY, "capabilities": {}, "clientInfo": OURS}
-        facts = introduced(await child.ask("initialize", params, HANDSHAKE_S))
-        await child.notify("notifications/initialized")
+        params = {
+            "protocolVersion": NEWEST_LEGACY,
+            "capabilities": messages.decode(told.encode()),
+            "clientInfo": OURS,
+        }
+        facts = introduced(await child.talk.ask(_handshake("initialize", params)))
+        await child.talk.tell({"method": "notifications/initialized"})
         return facts
 
     def _command(self, visit: Visit) -> Command:
@@ -225,7 +266,8 @@ class StdioBackend:
 
     def _home(self, visit: Visit) -> Path:
         """Private to the agent and server; its name tells neither."""
-        name = f"{visit.caller.tenant}|{visit.caller.agent}|{visit.slug}"
+        agent = _SHARED if visit.server.share == "server" else visit.caller.agent
+        name = f"{visit.caller.tenant}|{agent}|{visit.slug}"
         home = self._homes / sha256(name.encode()).hexdigest()[:24]
         (home / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
         return home
@@ -248,3 +290,16 @@ class StdioBackend:
             Path(path).is_relative_to(directory) and Path(path) != directory
             for directory in self._hidden
         )
+
+
+def _holder(visit: Visit, told: str) -> _Holder:
+    agent = _SHARED if visit.server.share == "server" else visit.caller.agent
+    return visit.caller.tenant, agent, visit.slug, told
+
+
+def _told(session: Session | None) -> str:
+    return session.id if session is not None and session.id else _NOTHING
+
+
+def _handshake(method: str, params: dict[str, Any]) -> Request:
+    return Request(method=method, params=params, timeout_s=HANDSHAKE_S)
