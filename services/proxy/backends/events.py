@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from typing import Final
 
 _END: Final = re.compile(rb"\r\n|\n|\r")
+#: What could not be sent back as the value of a header.
+_NO_ID: Final = re.compile(rb"[\x00-\x1f\x7f]")
+MAX_ID: Final = 1024
+RETRY_MS: Final = (100, 60_000)
 
 
 class EventTooLong(Exception):
@@ -14,9 +18,15 @@ class EventTooLong(Exception):
 
 
 class EventParser:
-    """Feed it chunks; it yields the data of each complete event."""
+    """Feed it chunks; it yields the data of each complete event. While an event is looked at,
+    `event_id` is that of the last one that had an id.
+    """
 
     def __init__(self, max_event: int) -> None:
+        self.event_id = ""
+        #: How long to wait before the stream is taken up again, where the server says so.
+        self.retry_ms: int | None = None
+        self._id: bytes | None = None
         self._max_event = max_event
         self._rest = b""
         self._data: list[bytes] = []
@@ -41,7 +51,10 @@ class EventParser:
             start = match.end()
             if line:
                 self._field(line)
-            elif self._data:
+                continue
+            if self._id is not None:
+                self.event_id, self._id = self._id.decode(errors="replace"), None
+            if self._data:
                 yield b"\n".join(self._data)
                 self._data, self._size = [], 0
         # A CR at the very end ends its line; an LF that follows belongs to it.
@@ -58,3 +71,11 @@ class EventParser:
             self._size += len(value)
             if self._size > self._max_event:
                 raise EventTooLong
+        elif name == b"id":
+            value = value.removeprefix(b" ")
+            if len(value) <= MAX_ID and _NO_ID.search(value) is None:
+                self._id = value
+        elif name == b"retry":
+            digits = value.removeprefix(b" ")
+            if digits.isdigit() and len(digits) <= 9:
+                self.retry_ms = min(max(int(digits), RETRY_MS[0]), RETRY_MS[1])

@@ -35,3 +35,34 @@ def test_byte_by_byte() -> None:
 def test_an_event_without_end_is_not_gathered_for_ever(chunk: bytes) -> None:
     with pytest.raises(EventTooLong):
         parse(chunk)
+
+
+def test_ids_and_the_time_to_wait_are_told_with_their_events() -> None:
+    parser = EventParser(1000)
+    stream = b"id: 1\nretry: 500\ndata: a\n\ndata: b\n\nid: 2\n\nid: 3\ndata: c\n\nid: 4\ndata: d\n"
+
+    told = [(data, parser.event_id, parser.retry_ms) for data in parser.feed(stream)]
+
+    assert [(b"a", "1", 500), (b"b", "1", 500), (b"c", "3", 500)] == told
+    assert "3" == parser.event_id  # the fourth event did not end
+
+
+@pytest.mark.parametrize(
+    ("said", "waits"),
+    [(b"1", 100), (b"99999999", 60_000), (b"-5", None), (b"soon", None), (b"9" * 5000, None)],
+)
+def test_the_time_to_wait_has_bounds(said: bytes, waits: int | None) -> None:
+    parser = EventParser(10_000)
+
+    list(parser.feed(b"retry: " + said + b"\n\n"))
+
+    assert waits == parser.retry_ms
+
+
+@pytest.mark.parametrize("id", [b"a\x00b", b"\x1b[2J", b"x" * 1025])
+def test_an_id_that_no_header_can_carry_is_none(id: bytes) -> None:
+    parser = EventParser(10_000)
+
+    list(parser.feed(b"id: " + id + b"\ndata: x\n\n"))
+
+    assert "" == parser.event_id
