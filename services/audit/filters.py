@@ -18,6 +18,8 @@ from services.common.errors import BehavryError
 QUALIFIERS: Final = (
     "action", "agent", "decision", "reason", "server", "session", "time", "tool", "type", "verdict",
 )  # fmt: skip
+#: What has an index of its own, beside the time, by which every list is read.
+_INDEXED: Final = frozenset({"decision"})
 MAX_TERMS: Final = 20
 MAX_LENGTH: Final = 2_000
 _TERM: Final = re.compile(r'(-?)([a-z_]+):("[^"]*"|[^\s"]+)(?=\s|$)')
@@ -152,9 +154,9 @@ def conditions(filter_: Filter, first_parameter: int) -> Conditions:
         return f"${first_parameter + len(values) - 1}::{kind}"
 
     for term in filter_.terms:
-        clause = f"coalesce({_clause(term, bind)}, false)"
+        clause = _clause(term, bind)
         if term.negated:
-            kept.append(f"NOT {clause}")
+            kept.append(f"NOT coalesce({clause}, false)")
         else:
             (found if term.qualifier in _INDEXED else kept).append(clause)
     for span in filter_.spans:

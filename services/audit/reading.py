@@ -16,6 +16,7 @@ from services.audit.record import DECISION_TYPES, OUTCOME_TYPES, Columns
 from services.audit.verify import Row, StoredPart
 from services.common.postgres.connection import Connection
 from services.common.postgres.pool import Pool, tenant_tx
+from services.common.postgres.windows import WINDOW, Page, page_of
 
 #: What a list shows unless it is asked for types: decisions, and refusals before a decision.
 LISTED_TYPES: Final = (*DECISION_TYPES, "auth.failed", "rate.limited")
@@ -26,9 +27,14 @@ _AFTER_ALL: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 _EVENT: Final = (
     "tenant_id, chain, incarnation, seq, committed_at, event_id, body, previous_hash, event_hash"
 )
+#: Rows are looked at in the index's order, and no more of them than a window has.
 _LIST = f"""
-SELECT {_EVENT} FROM audit.events
-WHERE tenant_id = $1 AND event_id < $2{{conditions}}
+SELECT {_EVENT}, kept, place = $4 AS edge
+FROM (SELECT {_EVENT}, {{kept}} AS kept, row_number() OVER (ORDER BY event_id DESC) AS place
+      FROM audit.events
+      WHERE tenant_id = $1 AND event_id < $2{{found}}
+      ORDER BY event_id DESC LIMIT $4) looked_at
+WHERE kept OR place = $4
 ORDER BY event_id DESC LIMIT $3
 """  # noqa: S608  # conditions come from filters.py, every value is bound
 _OUTCOMES = f"""
@@ -63,16 +69,24 @@ WHERE tenant_id = $1 AND event_id = ANY($2::uuid[])
 
 
 async def list_events(
-    pool: Pool, tenant: str, filter_: Filter, *, before: str | None, limit: int
-) -> list[asyncpg.Record]:
+    pool: Pool,
+    tenant: str,
+    filter_: Filter,
+    *,
+    before: str | None,
+    size: int,
+    window: int = WINDOW,
+) -> Page[asyncpg.Record]:
     """Newest first, from the first one before the id `before`."""
     if not filter_.names_types:
         filter_ = filter_.adding(Term("type", LISTED_TYPES, negated=False))
-    clause, values = conditions(filter_, 4)
+    where = conditions(filter_, 5)
+    sql = _LIST.format(found=where.found, kept=where.kept)
     async with tenant_tx(pool, tenant) as connection:
-        return await connection.fetch(
-            _LIST.format(conditions=clause), tenant, before or _AFTER_ALL, limit, *values
+        rows = await connection.fetch(
+            sql, tenant, before or _AFTER_ALL, size + 1, window, *where.values
         )
+    return page_of(rows, size=size, id="event_id")
 
 
 async def outcomes(

@@ -109,16 +109,14 @@ class AuditReaderServicer(audit_pb2_grpc.AuditReaderServiceServicer):
         before = self._tokens.read(tenant, request.filter, request.page_token)
         size = min(request.page_size or PAGE_SIZE, MAX_PAGE_SIZE)
         async with _database():
-            rows = await reading.list_events(
-                self._pool, tenant, filter_, before=before, limit=size + 1
-            )
-            page = rows[:size]
-            found = await reading.outcomes(self._pool, tenant, [row["event_id"] for row in page])
+            page = await reading.list_events(self._pool, tenant, filter_, before=before, size=size)
+            ids = [row["event_id"] for row in page.shown]
+            found = await reading.outcomes(self._pool, tenant, ids)
         token = ""
-        if len(rows) > size:
-            token = self._tokens.make(tenant, request.filter, str(page[-1]["event_id"]))
+        if page.following:
+            token = self._tokens.make(tenant, request.filter, page.following)
         return audit_pb2.ListTracesResponse(
-            traces=[_trace(row, found.get(str(row["event_id"]))) for row in page],
+            traces=[_trace(row, found.get(str(row["event_id"]))) for row in page.shown],
             next_page_token=token,
         )
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -98,13 +99,17 @@ class Control:
         return answer.json(), answer.headers.get("etag")
 
     def items(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
-        """Every item of a list, page after page."""
+        """Every item of a list, page after page; a page may be empty and not the last."""
         while True:
             page = self.get(path, **query)
             yield from page["items"]
             if not page.get("next_page_token"):
                 return
             query["page_token"] = page["next_page_token"]
+
+    def first(self, path: str, limit: int, **query: Any) -> list[dict[str, Any]]:
+        """The first `limit` items, from as many pages as they take."""
+        return list(islice(self.items(path, page_size=limit, **query), limit))
 
     def _ask(
         self,

@@ -36,19 +36,23 @@ _SQL: Final[Mapping[str, str]] = {
 
 #: What is live is found by its own small index, however much is not.
 _LIVE: Final = frozenset({"pending", "approved"})
-_LIVE_SQL: Final = "e.state IN ('pending', 'approved')"
+_LIVE_SQL: Final = " AND e.state IN ('pending', 'approved')"
 
 
 class Where(NamedTuple):
-    """Conditions, each with its ` AND ` before it, and the values that they bind."""
+    """Conditions and the values that they bind."""
 
-    sql: str
+    #: What an index finds; continues a WHERE.
+    found: str
+    #: What has to be looked up in each row, as one boolean.
+    kept: str
     bound: tuple[list[str], ...]
 
 
 def parse(text: str, *, first: int) -> Where:
     """Values are bound from `$first` on. Raises INVALID_FILTER."""
     conditions: list[str] = []
+    found = ""
     bound: list[list[str]] = []
     at = 0
     while at < len(text):
@@ -66,9 +70,9 @@ def parse(text: str, *, first: int) -> Where:
         condition = _SQL[match[2]].format(f"${first + len(bound) - 1}::text[]")
         conditions.append(f"NOT {condition}" if match[1] else condition)
         if match[2] == "state" and not match[1] and _LIVE.issuperset(bound[-1]):
-            conditions.append(_LIVE_SQL)
+            found = _LIVE_SQL
         at = match.end()
-    return Where("".join(f" AND {condition}" for condition in conditions), tuple(bound))
+    return Where(found, " AND ".join(conditions) or "true", tuple(bound))
 
 
 def _values(qualifier: str, text: str) -> list[str]:

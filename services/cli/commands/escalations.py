@@ -36,13 +36,11 @@ def list_escalations(
     json: LinesOption = False,
 ) -> None:
     """List what waits, newest first; with --filter also what was decided."""
-    page: Any = control_of(state).get(
-        "/api/v1/escalations", filter=filter or "state:pending", page_size=limit
-    )
+    items = control_of(state).first("/api/v1/escalations", limit, filter=filter or "state:pending")
     if json:
-        emit_lines(page["items"])
+        emit_lines(items)
     else:
-        rows = [{**item, "agent": item["agent"]["name"]} for item in page["items"]]
+        rows = [{**item, "agent": item["agent"]["name"]} for item in items]
         emit_text(table(rows, *_COLUMNS))
 
 

@@ -26,11 +26,11 @@ def traces(
     json: LinesOption = False,
 ) -> None:
     """List the newest records."""
-    page: Any = control_of(state).get("/api/v1/traces", filter=filter, page_size=limit)
+    items = control_of(state).first("/api/v1/traces", limit, filter=filter)
     if json:
-        emit_lines(page["items"])
+        emit_lines(items)
     else:
-        emit_text(table([_row(item) for item in page["items"]], *_COLUMNS))
+        emit_text(table([_row(item) for item in items], *_COLUMNS))
 
 
 @app.command

@@ -21,14 +21,12 @@ from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call
 from services.control.api.escalation_acts import Grant
 from services.control.api.guards import needs
-from services.control.api.shapes import Answer, Page, PageQuery, Time, split, start_of
+from services.control.api.shapes import Answer, Page, PageQuery, Time, start_of, token_behind
 from services.control.problems import invalid
 from services.control.roles import Role
 from services.control.store import escalations as store
 
 router = APIRouter(prefix="/api/v1/escalations", tags=["escalations"])
-
-_FIRST_BOUND = 4
 
 
 class Approval(Body):
@@ -125,21 +123,18 @@ class OneEscalation(Escalation):
 async def list_escalations(
     call: Annotated[Call, needs(Role.VIEWER)], query: Annotated[EscalationQuery, Query()]
 ) -> Page[Escalation]:
-    """Newest first."""
-    where = escalation_filters.parse(query.filter, first=_FIRST_BOUND)
+    """Newest first. With a filter, a page may be short or empty while there are more:
+    `next_page_token` tells.
+    """
+    where = escalation_filters.parse(query.filter, first=store.FIRST_BOUND)
     listing = f"escalations:{hashlib.sha256(query.filter.encode()).hexdigest()}"
     after = start_of(call, listing, query)
     async with call.read() as connection:
-        rows = await store.page(
-            connection,
-            call.now,
-            where=where.sql,
-            bound=where.bound,
-            after=after,
-            limit=query.page_size + 1,
+        page = await store.page(
+            connection, call.now, where=where, after=after, size=query.page_size
         )
-    shown, following = split(call, listing, query, rows, lambda row: str(row["id"]))
-    return Page(items=[Escalation(**fields(row)) for row in shown], next_page_token=following)
+    items = [Escalation(**fields(row)) for row in page.shown]
+    return Page(items=items, next_page_token=token_behind(call, listing, page.following))
 
 
 @router.get("/{escalation_id:uuid}")

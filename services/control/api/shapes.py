@@ -63,7 +63,12 @@ def split(
     if len(rows) <= query.page_size:
         return rows, ""
     shown = rows[: query.page_size]
-    return shown, call.control.pages.make(call.tenant, listing, key(shown[-1]))
+    return shown, token_behind(call, listing, key(shown[-1]))
+
+
+def token_behind(call: Call, listing: str, key: str) -> str:
+    """Of the page that begins behind this key; of none, none."""
+    return call.control.pages.make(call.tenant, listing, key) if key else ""
 
 
 def etag(revision: int) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 from services.common.errors import BehavryError
 from services.control.api.context import Call
 from services.control.api.guards import needs
-from services.control.api.shapes import Answer, PageQuery, start_of
+from services.control.api.shapes import Answer, PageQuery, start_of, token_behind
 from services.control.problems import Refusal, not_found
 from services.control.roles import Role
 
@@ -69,6 +69,9 @@ class OneTrace(Answer):
 async def list_traces(
     call: Annotated[Call, needs(Role.VIEWER)], query: Annotated[TraceQuery, Query()]
 ) -> Traces:
+    """Newest first. With a filter, a page may be short or empty while there are more:
+    `next_page_token` tells.
+    """
     if "\0" in query.filter:
         raise Refusal("INVALID_FILTER", "The filter cannot be used.")
     listing = f"traces:{hashlib.sha256(query.filter.encode()).hexdigest()}"
@@ -76,7 +79,7 @@ async def list_traces(
     items, following = await call.control.audit.traces(
         call.tenant, filter=query.filter, page_size=query.page_size, page_token=after
     )
-    token = call.control.pages.make(call.tenant, listing, following) if following else ""
+    token = token_behind(call, listing, following)
     return Traces(items=[Trace(**item) for item in items], next_page_token=token)
 
 

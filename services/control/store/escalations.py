@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from services.common.ids import PlaneId, TenantId
 from services.common.postgres.connection import Connection
-from services.control.escalation_filters import STATE_NOW
+from services.common.postgres.windows import WINDOW, Page, page_of
+from services.control.escalation_filters import STATE_NOW, Where
 from services.control.escalation_reports import Opened
 from services.control.escalations import Circle, Person, Vote
 from services.control.roles import Role
@@ -51,6 +52,17 @@ _OPEN_NOW: Final = f"""
 {_SHOWN} WHERE e.state = 'pending' AND e.decide_by > $1 ORDER BY e.decide_by, e.id"""
 _CHANGED_SINCE: Final = f"""
 {_SHOWN} WHERE e.changed_at >= $2 ORDER BY e.changed_at, e.id LIMIT $3"""
+#: Rows are looked at in the index's order, and no more of them than a window has.
+_PAGE: Final = f"""
+SELECT {_COLUMNS}, {STATE_NOW} AS state, {_VOTES}, kept, place = $4 AS edge
+FROM (SELECT {_COLUMNS}, tenant_id, state, {{kept}} AS kept,
+             row_number() OVER (ORDER BY id DESC) AS place
+      FROM control.escalations e
+      WHERE id < $2{{found}}
+      ORDER BY id DESC LIMIT $4) e
+WHERE kept OR place = $4
+ORDER BY id DESC LIMIT $3"""  # noqa: S608  # constants, and conditions made of constants
+FIRST_BOUND: Final = 5
 _INSERT: Final = """
 INSERT INTO control.escalations
     (id, tenant_id, plane_id, agent_id, agent_name, agent_class, requester_id, requester_verified,
@@ -165,17 +177,16 @@ async def page(
     connection: Connection,
     now: datetime,
     *,
-    where: str,
-    bound: Sequence[Any],
+    where: Where,
     after: str,
-    limit: int,
-) -> list[dict[str, Any]]:
-    """Newest first. `where` is made of constants (escalation_filters); its values are bound from
-    $4 on.
-    """
-    sql = f"{_SHOWN} WHERE e.id < $2{where} ORDER BY e.id DESC LIMIT $3"
-    rows = await connection.fetch(sql, now, after or _BEHIND_ALL, limit, *bound)
-    return [_read(row) for row in rows]
+    size: int,
+    window: int = WINDOW,
+) -> Page[dict[str, Any]]:
+    """Newest first. The values of `where` are bound from FIRST_BOUND on."""
+    sql = _PAGE.format(found=where.found, kept=where.kept)
+    rows = await connection.fetch(sql, now, after or _BEHIND_ALL, size + 1, window, *where.bound)
+    page = page_of(rows, size=size)
+    return Page([_read(row) for row in page.shown], page.following)
 
 
 async def vote(

@@ -6,13 +6,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import grpc
 import pytest
 
 from behavry.audit.v1 import audit_pb2
+from services.common.postgres.windows import WINDOW
 from services.common.rpc.errors import known
 from tests.fakes.audit import AGENT_CHAIN, AuditService, Source, audit_service
 from tests.fakes.postgres import Database
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_postgres
 AGENT = AGENT_CHAIN.removeprefix("agent:")
@@ -152,6 +155,49 @@ async def test_pages_follow_each_other_and_their_token_opens_no_other_list(
         audit_pb2.ListTracesRequest(tenant_id=tenant, page_token="é"),
     ):
         assert "INVALID_PAGE_TOKEN" == (await _refusal(audit, "ListTraces", wrong)).reason
+
+
+_COPIES = """
+INSERT INTO audit.events (tenant_id, chain, incarnation, seq, committed_at, position, event_id,
+    body, previous_hash, event_hash, type, agent, agent_name, tool)
+SELECT e.tenant_id, 'agent:filler', 1, g, e.committed_at, 0,
+    (lpad(to_hex(g), 8, '0') || '-0000-7000-8000-000000000000')::uuid, e.body, e.previous_hash,
+    e.event_hash, e.type, e.agent, 'filler', CASE g WHEN 1 THEN 'first' ELSE 'filler' END
+FROM (SELECT * FROM audit.events WHERE tenant_id = $1 AND type = 'call.denied' LIMIT 1) e,
+    generate_series(1, $2::bigint) g"""
+
+
+@promise("api:pages-hold-still")
+async def test_a_page_looks_at_so_much_of_the_history_and_says_where_it_stopped(
+    audit: AuditService, audit_database: Database
+) -> None:
+    """What fits lies behind more rows than one page may look at."""
+    tenant = str(uuid4())
+    intent, _, denied, _ = await _fill(audit, tenant)
+    admin = await asyncpg.connect(audit_database.admin_dsn)
+    await admin.execute(_COPIES, tenant, 2 * WINDOW)
+    await admin.close()
+    seen: dict[str, list[list[str]]] = {}
+    filters = ("tool:first", "tool:nothing", "tool:now,first", "tool:nothing time:>2026-01-01")
+    for filter_ in filters:
+        seen[filter_], token = [], ""
+        while not seen[filter_] or token:
+            request = audit_pb2.ListTracesRequest(
+                tenant_id=tenant, filter=filter_, page_token=token
+            )
+            answer = await _call(audit, "ListTraces", request)
+            seen[filter_].append([trace.decision.event_id for trace in answer.traces])
+            token = answer.next_page_token
+
+    first = "00000001-0000-7000-8000-000000000000"
+    assert {
+        "tool:first": [[], [], [first]],
+        "tool:nothing": [[], [], []],
+        "tool:now,first": [[intent.event_id], [], [first]],
+        "tool:nothing time:>2026-01-01": [[]],
+    } == seen
+    assert [denied.event_id] == await _listed(audit, tenant, f"decision:{denied.event_id}")
+    assert [first] == await _listed(audit, tenant, f"decision:{first}")
 
 
 async def test_a_decision_is_found_by_its_id_and_by_its_records(audit: AuditService) -> None:

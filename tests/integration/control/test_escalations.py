@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
+from services.common.postgres.windows import WINDOW
 from services.control.roles import Role
 from tests.altered import altered
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
@@ -456,6 +457,36 @@ async def test_a_filter_shows_what_fits_and_refuses_what_it_does_not_know(rest: 
         answer = await rest.get(f"{ESCALATIONS}?filter={bad}")
         assert (400, "invalid_filter") == refused(answer)
         assert "?filter" == answer.json["errors"][0]["pointer"]
+
+
+_COPIES = """
+INSERT INTO control.escalations
+SELECT (jsonb_populate_record(e, jsonb_build_object(
+    'id', lpad(to_hex(g), 8, '0') || '-0000-7000-8000-000000000000',
+    'tool', CASE g WHEN 1 THEN 'first' ELSE 'filler' END, 'state', 'consumed'))).*
+FROM control.escalations e, generate_series(1, $2::bigint) g WHERE e.id = $1"""
+
+
+@promise("api:pages-hold-still")
+async def test_a_page_looks_at_so_many_and_says_where_it_stopped(rest: Rest) -> None:
+    """What fits lies behind more rows than one page may look at; what is live has an index."""
+    pending = await one(rest)
+    await run(rest, _COPIES, pending, 2 * WINDOW)
+    seen: dict[str, list[list[str]]] = {}
+    for text in ("tool:first", "tool:nothing", "tool:git_commit,first", "state:pending tool:first"):
+        seen[text], token = [], ""
+        while not seen[text] or token:
+            page = (await rest.get(f"{ESCALATIONS}?filter={text}&page_token={token}")).json
+            seen[text].append([item["id"] for item in page["items"]])
+            token = page["next_page_token"]
+
+    first = "00000001-0000-7000-8000-000000000000"
+    assert {
+        "tool:first": [[], [], [first]],
+        "tool:nothing": [[], [], []],
+        "tool:git_commit,first": [[pending], [], [first]],
+        "state:pending tool:first": [[]],
+    } == seen
 
 
 async def test_a_page_token_fits_its_own_filter_alone(rest: Rest) -> None:

@@ -71,13 +71,24 @@ def test_a_mistake_has_a_position(text: str, position: int) -> None:
 
 def test_values_are_bound_and_never_part_of_the_statement() -> None:
     hostile = "x'/**/OR/**/1=1;--"
-    clause, values = conditions(parse(f"tool:{hostile} -agent:{hostile} type:{hostile}*"), 5)
+    where = conditions(parse(f"tool:{hostile} -agent:{hostile} type:{hostile}*"), 5)
 
-    assert hostile not in clause
-    assert [[hostile], [hostile], [f"{hostile}%"]] == values
-    assert "$5::text[]" in clause
+    assert hostile not in where.found + where.kept
+    assert [[hostile], [hostile], [f"{hostile}%"]] == where.values
+    assert "$5::text[]" in where.kept
+
+
+def test_what_an_index_finds_is_not_looked_for_row_by_row() -> None:
+    one = "01a1fe9f-73d2-7f92-8f33-7e1cbbb5a52d"
+    sought = conditions(parse(f"decision:{one} time:2026-01-01"), 5)
+    barred = conditions(parse(f"-decision:{one} -time:2026-01-01"), 5)
+
+    assert "true" == sought.kept
+    assert 2 == sought.found.count(" AND (")
+    assert "" == barred.found
+    assert 2 == barred.kept.count("NOT ")
 
 
 def test_a_star_ends_a_type_and_means_nothing_elsewhere() -> None:
-    assert [["call\\_x.%"]] == conditions(parse("type:call_x.*"), 1)[1]
-    assert [["a*"]] == conditions(parse("tool:a*"), 1)[1]
+    assert [["call\\_x.%"]] == conditions(parse("type:call_x.*"), 1).values
+    assert [["a*"]] == conditions(parse("tool:a*"), 1).values

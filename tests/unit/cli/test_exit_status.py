@@ -151,6 +151,17 @@ def test_lines_of_json_where_there_may_be_many(run: Run, control: RestControl) -
         assert [{"id": "1"}, {"id": "2"}] == [json.loads(line) for line in told.out.splitlines()]
 
 
+def test_what_is_listed_may_begin_on_a_later_page(run: Run, control: RestControl) -> None:
+    for noun in ("traces", "escalations"):
+        control.answers[f"GET /api/v1/{noun}"] = [
+            (200, {"items": [], "next_page_token": "t1"}),
+            (200, {"items": [{"id": "1"}], "next_page_token": "t2"}),
+            (200, {"items": [{"id": "2"}, {"id": "3"}], "next_page_token": "t3"}),
+        ]
+        told = run(noun, "list", "--json", "--limit", "2")
+        assert [{"id": "1"}, {"id": "2"}] == [json.loads(line) for line in told.out.splitlines()]
+
+
 def test_a_session_goes_before_the_installation_s_key(
     run: Run, control: RestControl, signed_in: str
 ) -> None:

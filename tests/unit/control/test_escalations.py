@@ -274,11 +274,11 @@ def test_a_filter_binds_its_values_and_pastes_none() -> None:
     where = escalation_filters.parse('state:pending,approved -tool:"rm -rf" agent:a\'b', first=4)
 
     assert (["pending", "approved"], ["rm -rf"], ["a'b"]) == where.bound
-    assert where.sql.endswith(
+    assert where.kept.endswith(
         " AND NOT e.tool = ANY($5::text[])"
         " AND (e.agent_name = ANY($6::text[]) OR e.agent_id::text = ANY($6::text[]))"
     )
-    assert ("", ()) == escalation_filters.parse("  ", first=4)
+    assert ("", "true", ()) == escalation_filters.parse("  ", first=4)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_filter_binds_its_values_and_pastes_none() -> None:
 def test_what_is_live_is_looked_for_among_what_is_live(text: str, narrow: bool) -> None:
     where = escalation_filters.parse(text, first=4)
 
-    assert narrow == ("e.state IN ('pending', 'approved')" in where.sql)
+    assert narrow == ("e.state IN ('pending', 'approved')" in where.found)
     assert 1 == len(where.bound)
 
 
