@@ -7,11 +7,11 @@ odd numbers and excessive shapes are refused here; what a method means is for ot
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import orjson
 
@@ -22,6 +22,8 @@ INVALID_PARAMS: Final = -32602
 INTERNAL_ERROR: Final = -32603
 
 MAX_DEPTH: Final = 64
+#: Of what tool servers say; deeper trees could be read and not be written again.
+MAX_UPSTREAM_DEPTH: Final = 200
 MAX_LEAVES: Final = 100_000
 MAX_METHOD: Final = 128
 MAX_ID_TEXT: Final = 256
@@ -69,6 +71,8 @@ class Shape:
     keys: int
     leaves: int
     depth: int
+    #: A float that may have been an integer too long for 64 bits.
+    huge: bool
 
 
 class _Duplicate(Exception):
@@ -76,8 +80,10 @@ class _Duplicate(Exception):
 
 
 def parse(body: bytes) -> Message:
-    """1. bytes to a tree  2. its size  3. duplicate keys  4. the envelope. Raises Malformed."""
-    tree = decode(body)  # 1
+    """1. bytes to a tree  2. its size  3. duplicate keys  4. long integers  5. the envelope.
+    Raises Malformed.
+    """
+    tree = _loads(body)  # 1
     try:
         shape = measure(tree)  # 2
         # As many colons as keys: no room for another key. Else the text is looked at closely.
@@ -86,18 +92,16 @@ def parse(body: bytes) -> Message:
     except Malformed as malformed:
         malformed.id = _echo(tree)
         raise
-    return _envelope(tree)  # 4
+    return _envelope(_exactly(body) if shape.huge else tree)  # 4, 5
 
 
 def decode(body: bytes) -> Json:
-    """Any JSON value; integers of any size stay exact. Raises Malformed (-32700)."""
-    try:
-        tree = orjson.loads(body)
-        return _decode_exactly(body) if _has_huge(tree) else tree
-    except orjson.JSONDecodeError as bad:
-        if str(bad).startswith("depth limit"):
-            raise Malformed(INVALID_REQUEST, "nested too deeply") from None
-        raise Malformed(PARSE_ERROR, "invalid JSON") from None
+    """Any JSON value that can be written again; integers of any size stay exact. Of a key that
+    occurs twice, the last counts. Raises Malformed.
+    """
+    tree = _loads(body)
+    shape = measure(tree, max_depth=MAX_UPSTREAM_DEPTH, max_leaves=sys.maxsize)
+    return _exactly(body) if shape.huge else tree
 
 
 def encode(tree: Json, *, sort: bool = False) -> bytes:
@@ -112,13 +116,14 @@ def encode(tree: Json, *, sort: bool = False) -> bytes:
         return text.encode()
 
 
-def measure(tree: Json) -> Shape:
+def measure(tree: Json, *, max_depth: int = MAX_DEPTH, max_leaves: int = MAX_LEAVES) -> Shape:
     """How big a tree is. Raises Malformed (-32600) over the limits."""
     keys = leaves = depth = 0
+    huge = type(tree) is float and abs(tree) >= _HUGE
     level = [tree] if type(tree) in _CONTAINERS else []
     while level:
         depth += 1
-        if depth > MAX_DEPTH:
+        if depth > max_depth:
             raise Malformed(INVALID_REQUEST, "nested too deeply")
         below: list[Json] = []
         for node in level:
@@ -130,14 +135,17 @@ def measure(tree: Json) -> Shape:
             if not children:
                 leaves += 1
             for child in children:
-                if type(child) in _CONTAINERS:
+                kind = type(child)
+                if kind in _CONTAINERS:
                     below.append(child)
-                else:
-                    leaves += 1
-        if leaves > MAX_LEAVES or len(below) > MAX_LEAVES:
+                    continue
+                leaves += 1
+                if kind is float and abs(child) >= _HUGE:
+                    huge = True
+        if leaves > max_leaves or len(below) > max_leaves:
             raise Malformed(INVALID_REQUEST, "too many values")
         level = below
-    return Shape(keys, leaves, depth)
+    return Shape(keys, leaves, depth, huge)
 
 
 def valid_id(value: Json) -> bool:
@@ -191,37 +199,17 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     return made
 
 
-def _decode_exactly(body: bytes) -> Json:
+def _loads(body: bytes) -> Json:
     try:
-        tree = json.loads(body.decode(), parse_constant=_no_constant, parse_float=_finite)
-        # The standard codec lets lone surrogates in and cannot get them out again.
-        json.dumps(tree, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as bad:
-        if isinstance(bad, RecursionError):
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as bad:
+        if str(bad).startswith("depth limit"):
             raise Malformed(INVALID_REQUEST, "nested too deeply") from None
         raise Malformed(PARSE_ERROR, "invalid JSON") from None
-    return tree
 
 
-def _has_huge(tree: Json) -> bool:
-    waiting = [tree]
-    for node in waiting:  # grows while it is walked
-        kind = type(node)
-        if kind is dict:
-            waiting.extend(node.values())
-        elif kind is list:
-            waiting.extend(node)
-        elif kind is float and abs(node) >= _HUGE:
-            return True
-    return False
-
-
-def _no_constant(_: str) -> NoReturn:
-    raise ValueError("NaN and Infinity are not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError("overflows to infinity")
-    return value
+def _exactly(body: bytes) -> Json:
+    """The same tree with its integers whole. Only for what the strict codec took already: this one
+    takes more than JSON.
+    """
+    return json.loads(body.decode())
