@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+_BOM: Final = b"\xef\xbb\xbf"
 _END: Final = re.compile(rb"\r\n|\n|\r")
 #: What could not be sent back as the value of a header.
 _NO_ID: Final = re.compile(rb"[\x00-\x1f\x7f]")
@@ -28,27 +29,34 @@ class EventParser:
         self.retry_ms: int | None = None
         self._id: bytes | None = None
         self._max_event = max_event
-        self._rest = b""
+        #: The line that has not ended yet. Only new bytes are searched for its end: a server may
+        #: send a long one byte by byte.
+        self._rest = bytearray()
         self._data: list[bytes] = []
         self._size = 0
-        self._first = True
+        #: What may become a byte order mark; None when the stream has begun.
+        self._mark: bytes | None = b""
         self._after_cr = False
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Raises EventTooLong."""
+        if self._mark is not None:
+            chunk = self._mark + chunk
+            if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
+                self._mark = chunk
+                return
+            self._mark, chunk = None, chunk.removeprefix(_BOM)
         if not chunk:
             return
-        data = self._rest + chunk
-        if self._first and len(data) >= 3:
-            data = data.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        start = 0
-        if self._after_cr and data:
-            start = 1 if data.startswith(b"\n") else 0
-            self._after_cr = False
-        for match in _END.finditer(data, start):
-            line = data[start : match.start()]
+        # A CR at the very end ended its line; an LF that follows belongs to it.
+        start = 1 if self._after_cr and chunk.startswith(b"\n") else 0
+        self._after_cr = chunk.endswith(b"\r")
+        for match in _END.finditer(chunk, start):
+            line = chunk[start : match.start()]
             start = match.end()
+            if self._rest:
+                line = bytes(self._rest) + line
+                self._rest.clear()
             if line:
                 self._field(line)
                 continue
@@ -57,9 +65,7 @@ class EventParser:
             if self._data:
                 yield b"\n".join(self._data)
                 self._data, self._size = [], 0
-        # A CR at the very end ends its line; an LF that follows belongs to it.
-        self._after_cr = start == len(data) and data.endswith(b"\r")
-        self._rest = data[start:]
+        self._rest += chunk[start:]
         if self._size + len(self._rest) > self._max_event:
             raise EventTooLong
 
@@ -77,5 +83,5 @@ class EventParser:
                 self._id = value
         elif name == b"retry":
             digits = value.removeprefix(b" ")
-            if digits.isdigit() and len(digits) <= 9:
+            if digits.isdigit() and len(digits) <= MAX_ID:
                 self.retry_ms = min(max(int(digits), RETRY_MS[0]), RETRY_MS[1])

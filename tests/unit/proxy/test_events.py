@@ -1,7 +1,9 @@
-"""Events come out the same however the bytes were split (mcp.md 7)."""
+"""Events come out the same however the bytes were split (mcp.md 7), and as a second, naive reader
+of the whole stream finds them.
+"""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.proxy.backends.events import EventParser, EventTooLong
@@ -66,3 +68,87 @@ def test_an_id_that_no_header_can_carry_is_none(id: bytes) -> None:
     list(parser.feed(b"id: " + id + b"\ndata: x\n\n"))
 
     assert "" == parser.event_id
+
+
+@pytest.mark.parametrize("first", [b"\n", b":\n", b"\n\n"])
+def test_a_mark_that_does_not_begin_the_stream_is_text(first: bytes) -> None:
+    assert [] == parse(first, b"\xef\xbb\xbfdata: x\n\n")
+    assert [b"x"] == parse(first, b"data: x\n\n")
+
+
+def test_a_long_line_in_small_pieces_is_searched_once() -> None:
+    """So many pieces: whoever looks at the whole line for each of them is not done today."""
+    parser = EventParser(1_000_000)
+    for _ in range(400_000):
+        for _event in parser.feed(b"x"):
+            raise AssertionError
+
+
+class Model:
+    """A reader of a whole stream, after the words of the standard, one character at a time."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.events: list[bytes] = []
+        self.ids: list[bytes] = []
+        self._data: list[bytes] = []
+        self._id = self._last_id = b""
+        self.retry: int | None = None
+        line = b""
+        at = 3 if stream[:3] == b"\xef\xbb\xbf" else 0
+        while at < len(stream):
+            one = stream[at : at + 1]
+            at += 1
+            if one not in {b"\r", b"\n"}:
+                line += one
+                continue
+            if one == b"\r" and stream[at : at + 1] == b"\n":
+                at += 1
+            self._take(line)
+            line = b""
+
+    def _take(self, line: bytes) -> None:
+        if line == b"":
+            self._last_id = self._id
+            if self._data:
+                self.events.append(b"\n".join(self._data))
+                self.ids.append(self._last_id)
+            self._data = []
+            return
+        name, value = line, b""
+        if b":" in line:
+            at = line.index(b":")
+            name, value = line[:at], line[at + 1 :]
+            value = value[1:] if value[:1] == b" " else value
+        if name == b"data":
+            self._data.append(value)
+        elif name == b"id" and not any(one < 32 or one == 127 for one in value):
+            self._id = value
+        elif name == b"retry" and value and all(chr(one) in "0123456789" for one in value):
+            self.retry = min(max(int(value), 100), 60_000)
+
+
+PIECES = st.sampled_from([
+    b"data: ", b"data", b"data:", b"id: ", b"id", b"event: message", b"retry: ", b"DATA: ", b"7",
+    b": ", b":", b" ", b"\n", b"\n", b"\n\n", b"\r", b"\r\n", b"\r\n\r\n", b"\xef\xbb\xbf", b"\xc3",
+    b"\xa9", b"\0", b"\x7f", b'{"jsonrpc":"2.0"}', b"\x1f", b"\xe2\x80\xa8", b"\x0b", b"\x85",
+])  # fmt: skip
+
+
+@settings(max_examples=400)
+@given(st.lists(PIECES, max_size=30).map(b"".join), st.lists(st.integers(0, 120), max_size=8))
+@example(b"\r", [])
+@example(b"data: a\r\n\r\ndata: b\r\r\n", [8, 9, 10, 11])
+@example(b"\xef\xbb\xbfdata: a\n\n", [1, 2])
+def test_the_parser_and_a_naive_reader_agree(stream: bytes, cuts: list[int]) -> None:
+    model = Model(stream)
+    parser = EventParser(10_000)
+    ends = [*sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    found, ids = [], []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        for event in parser.feed(stream[start:end]):
+            found.append(event)
+            ids.append(parser.event_id)
+
+    assert model.events == found
+    assert [one.decode(errors="replace") for one in model.ids] == ids
+    assert model.retry == parser.retry_ms
