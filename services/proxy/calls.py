@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -159,8 +159,10 @@ class Escalations(Protocol):
 class Stream(Protocol):
     """The way back to an agent whose request is still open."""
 
-    #: Set when nobody reads any more; only after `open`.
+    #: Set when nobody reads any more: watched from `open` on, and of every request that takes long.
     gone: asyncio.Event
+    #: Called then.
+    when_gone: Callable[[], None] | None
 
     async def open(self) -> None:
         """From here on the answer is an event stream. Repeating it is harmless."""

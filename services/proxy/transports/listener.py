@@ -21,6 +21,8 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_URL: Final = 8 * 1024
 KEEP_ALIVE_S: Final = 75
 DRAIN_S: Final = 10.0
+#: Where a request finds how to end its connection without waiting for its reader.
+ABORT: Final = "behavry.abort"
 #: What it would say is in our own log, without texts of exceptions.
 _SILENT: Final[dict[str, Any]] = {
     "version": 1,
@@ -73,6 +75,7 @@ class CappedProtocol(HttpToolsProtocol):
         self._unheard = 0
         self._in_head = False
         if not self.transport.is_closing():
+            self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

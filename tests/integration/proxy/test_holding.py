@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from services.proxy.transports import entry
+from services.proxy.transports import reply
 from tests.fakes.authorizer import AGENT, SESSION, TENANT
 from tests.fakes.gateway import BOTH, Gateway, modern_request, until
 from tests.fakes.tool_server import ToolServer
@@ -334,7 +334,7 @@ async def test_a_body_that_comes_slowly_is_read_whole(
     proxy: Gateway, tools: ToolServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer became a stream before the request was read."""
-    monkeypatch.setattr(entry, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(reply, "PATIENCE_S", 0.05)
     body, headers = modern_request(
         "tools/call", {"name": "read_note", "arguments": {"call": "slow"}}, {}, {}
     )
