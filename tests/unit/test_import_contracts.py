@@ -20,6 +20,7 @@ SEEDS = [
     ("pure", "services/authorizer/seeded.py", "import behavry.authorizer.v1.authorizer_pb2"),
     ("command", "services/entitlements/seeded.py", "import services.cli.__main__"),
     ("command-imports", "services/cli/seeded.py", "import services.proxy.settings"),
+    ("beside-the-client", "services/mcp_stdio/seeded.py", "import services.proxy.headers"),
     ("one-jose", "services/common/seeded.py", "import jwt"),
     ("no-mcp-sdk", "services/proxy/seeded.py", "import mcp.types"),
     ("fastapi", "services/proxy/seeded.py", "from fastapi import FastAPI"),
