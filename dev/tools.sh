@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings the tools that are not Python packages into .tools/bin: OPA, Node.js, the MCP Inspector,
-# and what browser tests run inside a page.
+# the protocol's conformance suite, and what browser tests run inside a page.
 # Downloads and builds. What takes minutes to build is kept, by version, outside the tree
 # (BEHAVRY_CACHE, else the user's cache directory), so that a second clone has it in seconds.
 # Decides only where a tool comes from; which version is written here and nowhere else.
@@ -24,6 +24,7 @@ main() {
     opa
     node
     inspector
+    conformance
     browser
 }
 
@@ -103,6 +104,17 @@ exec "$node" "$root/$into/node_modules/@modelcontextprotocol/inspector/clients/l
 RUN
     chmod +x "$bin/mcp-inspector"
     echo "tools: mcp-inspector $(sed -n 's/.*inspector": "\(.*\)"/\1/p' "$into/package.json")"
+}
+
+conformance() {
+    local into=.tools/conformance
+    locked tests/conformance/suite "$into"
+    cat >"$bin/mcp-conformance" <<RUN
+#!/bin/sh
+exec "$node" "$root/$into/node_modules/@modelcontextprotocol/conformance/dist/index.js" "\$@"
+RUN
+    chmod +x "$bin/mcp-conformance"
+    echo "tools: mcp-conformance $(sed -n 's/.*conformance": "\([0-9].*\)"/\1/p' "$into/package.json")"
 }
 
 browser() {
