@@ -80,9 +80,9 @@ async def prompt(cell: Cell) -> None:
 async def progress(cell: Cell) -> None:
     told: list[float] = []
 
-    async def hear(done: float, total: float | None, message: str | None) -> None:
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
         assert (100, None) == (total, message)
-        told.append(done)
+        told.append(progress)
 
     await cell.client.call_tool("test_tool_with_progress", {}, progress_callback=hear)
     assert [0, 50, 100] == told
@@ -172,7 +172,7 @@ async def test_a_cell_does_all_but_its_gaps(
                     try:
                         async with asyncio.timeout(20):
                             await does(Cell(client, era, ledger))
-                    except (Exception, BaseExceptionGroup) as failure:  # noqa: BLE001, PERF203  # told below
+                    except (Exception, BaseExceptionGroup) as failure:  # noqa: BLE001  # told below
                         failed[name] = repr(failure)[:300]
 
     assert GAPS.get((agent, era), frozenset()) == failed.keys(), failed
