@@ -13,11 +13,12 @@ from typing import Any, Final
 from services.common.errors import BehavryError
 from services.proxy import answers, bridge, messages
 from services.proxy.answers import Answer, Rejection
+from services.proxy.asking import grants
 from services.proxy.backends.upstream import Backend, Request, Session, UpstreamFailed
 from services.proxy.bridge import Untranslatable
 from services.proxy.calls import Visit
 from services.proxy.catalog import LIST_S, Catalog
-from services.proxy.eras import ELICITING, Route
+from services.proxy.eras import Route
 from services.proxy.messages import INVALID_PARAMS, METHOD_NOT_FOUND, Message
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session as AgentSession
@@ -86,15 +87,9 @@ class Local:
                 )
             ) from None
         facts = await backend.facts(visit)
-        upstream = await backend.open(visit, {}) or Session("", "")
-        declared = message.params.get("capabilities")
-        sealed = self.sessions.open(
-            visit,
-            route.version,
-            upstream.id,
-            upstream.version,
-            elicits=route.version in ELICITING and bridge.shows_urls(declared),
-        )
+        declared = grants.kept(message.params.get("capabilities"), route.version)
+        upstream = await backend.open(visit, grants.granted(declared, visit.server.grants))
+        sealed = self.sessions.open(visit, route.version, upstream, declared)
         encoded = messages.encode(bridge.initialized(facts, route.version))
         answer = answers.result(message.id, encoded)
         headers = (*answer.headers, (SESSION_HEADER, sealed.encode("ascii")))
@@ -145,7 +140,7 @@ def upstream_session(session: AgentSession | None) -> Session | None:
     """The tool server's own session that a legacy agent's session stands for."""
     if session is None or not session.upstream_version:
         return None
-    return Session(session.upstream, session.upstream_version)
+    return Session(session.upstream, session.upstream_version, session.upstream_url)
 
 
 def relay_error(message: Message, error: dict[str, Any], code: int) -> Answer:

@@ -7,19 +7,22 @@ No session is kept here to serve a request: any worker can open any seal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from services.common.clock import Clock
 from services.common.ids import AgentId, TenantId, uuid7
+from services.proxy import bridge
+from services.proxy.backends.upstream import Session as UpstreamSession
 from services.proxy.calls import Visit
 from services.proxy.seals import Seals, Unsealed
 
 LIFE_S: Final = 12 * 3600
 IDLE_S: Final = 30 * 60
 PER_AGENT: Final = 200
+NONE_UPSTREAM: Final = UpstreamSession("", "")
 _NS: Final = 1_000_000_000
 
 
@@ -31,8 +34,14 @@ class Session(Struct, frozen=True, array_like=True):
     opened_s: int
     upstream: str = ""
     upstream_version: str = ""
-    #: The agent can show a URL to its user.
-    elicits: bool = False
+    upstream_url: str = ""
+    #: What the agent declared when it opened it, as far as it matters here.
+    capabilities: dict[str, Any] = {}
+
+    @property
+    def elicits(self) -> bool:
+        """The agent can show a URL to its user."""
+        return bridge.shows_urls(self.capabilities)
 
 
 class TooMany(Exception):
@@ -65,15 +74,16 @@ class Sessions:
         self,
         visit: Visit,
         version: str,
-        upstream: str,
-        upstream_version: str,
-        *,
-        elicits: bool = False,
+        upstream: UpstreamSession | None = None,
+        capabilities: dict[str, Any] | None = None,
     ) -> str:
         """The value for Mcp-Session-Id."""
         now_s = self._now_s()
         made = uuid7(self._clock.now_ns())
-        session = Session(made, version, now_s, upstream, upstream_version, elicits)
+        theirs = upstream or NONE_UPSTREAM
+        session = Session(
+            made, version, now_s, theirs.id, theirs.version, theirs.url, capabilities or {}
+        )
         self._live.setdefault(_owner(visit), {})[session.id] = _Live(visit, session, now_s)
         return self._seals.seal("session", holder(visit), msgspec.msgpack.encode(session))
 

@@ -3,6 +3,7 @@
 import pytest
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
+from services.proxy.backends.upstream import Session as Upstream
 from services.proxy.calls import Caller, Visit
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import LIFE_S, PER_AGENT, Sessions, TooMany
@@ -33,7 +34,7 @@ def made() -> tuple[Sessions, ManualClock]:
 
 def test_another_process_opens_it_too() -> None:
     sessions, clock = made()
-    sealed = sessions.open(visit(), "2025-06-18", "up-1", "2025-03-26")
+    sealed = sessions.open(visit(), "2025-06-18", Upstream("up-1", "2025-03-26"))
     elsewhere = Sessions(Seals([b"k" * 32], clock), clock)
 
     found = elsewhere.find(visit(), sealed)
@@ -47,7 +48,7 @@ def test_another_process_opens_it_too() -> None:
 
 def test_it_lasts_twelve_hours_at_most() -> None:
     sessions, clock = made()
-    sealed = sessions.open(visit(), "2025-06-18", "", "")
+    sealed = sessions.open(visit(), "2025-06-18")
     clock.advance(LIFE_S)
     sessions.find(visit(), sealed)
     clock.advance(1)
@@ -58,8 +59,8 @@ def test_it_lasts_twelve_hours_at_most() -> None:
 
 def test_an_idle_one_ends_and_its_upstream_is_told() -> None:
     sessions, clock = made()
-    sealed = sessions.open(visit(), "2025-06-18", "up-1", "2025-06-18")
-    used = sessions.open(visit(), "2025-06-18", "up-2", "2025-06-18")
+    sealed = sessions.open(visit(), "2025-06-18", Upstream("up-1", "2025-06-18"))
+    used = sessions.open(visit(), "2025-06-18", Upstream("up-2", "2025-06-18"))
     clock.advance(1200)
     sessions.find(visit(), used)
     clock.advance(1200)
@@ -74,7 +75,7 @@ def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
     sessions, clock = made()
     for _ in range(PER_AGENT):
         sessions.admit(visit())
-        sessions.open(visit(), "2025-06-18", "", "")
+        sessions.open(visit(), "2025-06-18")
 
     with pytest.raises(TooMany):
         sessions.admit(visit())
