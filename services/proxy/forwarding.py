@@ -74,6 +74,8 @@ class Forwarding:
         )
         tool = call.live.tool
         extra = tuple(headers.param_headers(tool.params, asked.arguments)) if tool else ()
+        if call.decision.escalation is None:  # who approved a call did not see these
+            extra += call.live.passed
         request = Request(method=asked.method, params=params, name=asked.name, headers=extra)
         upstream = local.upstream_session(call.session)
         try:

@@ -72,6 +72,8 @@ class Live:
     backend: Backend | None = None
     facts: Facts | None = None
     tool: Tool | None = None
+    #: Headers of the agent that travel on beside those that the final body implies.
+    passed: tuple[tuple[str, str], ...] = ()
     failure: str = ""
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.proxy.answers import HEADER_MISMATCH, Rejection
-from services.proxy.messages import Message
+from services.proxy.messages import INVALID_REQUEST, Message
 
 #: Method -> the member of params that `Mcp-Name` repeats.
 NAMED: Final[Mapping[str, str]] = {
@@ -58,10 +58,12 @@ class InvalidAnnotation(Exception):
 
 
 def decode(value: str) -> str | None:
-    """`=?base64?..?=` opened; None where that is not canonical base64 of UTF-8."""
+    """`=?base64?..?=` opened; None where that is not canonical base64 of UTF-8, and for plain text
+    that two readers could take for two texts.
+    """
     match = _SENTINEL.fullmatch(value)
     if match is None:
-        return value
+        return value if _PLAIN.fullmatch(value) else None
     try:
         content = base64.b64decode(match[1], validate=True)
         if base64.b64encode(content).decode() != match[1]:
@@ -107,8 +109,10 @@ def agree(headers: Mapping[bytes, bytes], message: Message) -> Rejection | None:
 
 def agree_params(
     expected: Sequence[ParamHeader], headers: Mapping[bytes, bytes], arguments: Mapping[str, Any]
-) -> Rejection | None:
-    """Each annotated argument and its header: both absent, or both there and equal."""
+) -> tuple[tuple[str, str], ...] | Rejection:
+    """Each annotated argument and its header: both absent, or both there and equal. Answers the
+    headers that no annotation knows, which travel on: few and short ones.
+    """
     for one in expected:
         raw = headers.get(one.name)
         value = _at(arguments, one.path)
@@ -120,12 +124,28 @@ def agree_params(
         given = decode(raw.decode("latin-1"))
         if given is None or not _equal(one.type, value, rendered, given):
             return mismatch("an Mcp-Param header is not its argument")
-    return None
+    return _unknown({one.name for one in expected}, headers)
 
 
-def too_many_params(raw: Raw) -> bool:
-    params = [value for name, value in raw if name.startswith(PARAM_PREFIX)]
-    return len(params) > MAX_PARAMS or any(len(value) > MAX_PARAM_BYTES for value in params)
+def _unknown(
+    known: set[bytes], headers: Mapping[bytes, bytes]
+) -> tuple[tuple[str, str], ...] | Rejection:
+    found: list[tuple[str, str]] = []
+    for name, raw in headers.items():
+        if not name.startswith(PARAM_PREFIX) or name in known:
+            continue
+        if len(found) == MAX_PARAMS or len(raw) > MAX_PARAM_BYTES:
+            return Rejection(
+                status=431,
+                code=INVALID_REQUEST,
+                message="too many or too long Mcp-Param headers",
+                reason="headers_too_large",
+            )
+        value = decode(raw.decode("latin-1"))
+        if value is None:
+            return mismatch("an Mcp-Param header is badly encoded")
+        found.append((name.decode("latin-1"), encode(value)))
+    return tuple(found)
 
 
 def mismatch(rule: str) -> Rejection:

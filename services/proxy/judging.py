@@ -6,7 +6,7 @@ and keeps its word. Without an answer, or without a tool to ask about, there is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
@@ -16,6 +16,7 @@ from services.common.ids import RequestId, uuid7
 from services.common.telemetry.logging import Log
 from services.common.telemetry.otel import CallSpan, CallSpans
 from services.proxy import governed, headers, records
+from services.proxy.answers import Rejection
 from services.proxy.backends.upstream import Backends, UpstreamFailed
 from services.proxy.calls import (
     Ask,
@@ -121,18 +122,25 @@ class Judging:
         try:
             backend = self.backends.of(visit.server)
             if not asked.is_tool:
-                return Live(backend=backend, facts=await backend.facts(visit))
+                facts = await backend.facts(visit)
+                return Live(backend=backend, facts=facts, passed=_passed(incoming, asked, ()))
             listing = await self.catalog.listing(visit, backend)
             tool = listing.tools.get(asked.tool)
             if tool is None and NAME.fullmatch(asked.tool):
                 tool = await self.catalog.find(visit, backend, asked.tool)
         except UpstreamFailed as failure:
             return Live(failure=failure.reason)
-        if tool is not None and tool.params and incoming.route.modern:
-            mismatch = headers.agree_params(tool.params, incoming.headers, asked.arguments)
-            if mismatch is not None:
-                raise Refused(mismatch)
-        return Live(backend=backend, facts=listing.facts, tool=tool)
+        try:
+            passed = () if tool is None else _passed(incoming, asked, tool.params)
+        except Refused:
+            try:
+                view = await self.catalog.view(visit, listing)
+            except BehavryError:
+                return Live(failure="policy_unavailable")
+            if asked.tool in view.names:
+                raise
+            return Live(failure="tool_hidden")  # what its headers should be is not told either
+        return Live(backend=backend, facts=listing.facts, tool=tool, passed=passed)
 
     async def _decide(self, ask: Ask, asked: Question, live: Live, wait: Wait | None) -> Decision:
         if wait is not None and wait.declined:
@@ -167,6 +175,20 @@ class Judging:
             self.log.error("not_recorded", reason=failure.code)
             return "audit_unavailable"
         return ""
+
+
+def _passed(
+    incoming: Incoming, asked: Question, expected: Sequence[headers.ParamHeader]
+) -> tuple[tuple[str, str], ...]:
+    """The agent's `Mcp-Param` headers beside those that repeat an argument. Raises Refused where
+    they do not agree.
+    """
+    if not incoming.route.modern:
+        return ()
+    found = headers.agree_params(expected, incoming.headers, asked.arguments)
+    if isinstance(found, Rejection):
+        raise Refused(found)
+    return found
 
 
 def enforce(decision: Decision) -> tuple[Result, str]:

@@ -337,15 +337,6 @@ class Pipeline:
             raise Refused(local.failed("unknown_session")) from None
 
     def _agree(self, arrival: Arrival, message: Message) -> None:
-        if headers.too_many_params(arrival.raw_headers):
-            raise Refused(
-                Rejection(
-                    status=431,
-                    code=messages.INVALID_REQUEST,
-                    message="too many Mcp-Param headers",
-                    reason="headers_too_large",
-                )
-            )
         mismatch = headers.agree(arrival.headers, message)
         if mismatch is not None:
             raise Refused(mismatch)

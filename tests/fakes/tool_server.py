@@ -52,6 +52,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     descriptions: dict[str, str] = {}
     """Tools whose definition is another one now."""
     extra_tools: tuple[str, ...] = ()
+    schemas: dict[str, dict[str, Any]] = {}
+    """Tools whose input schema is another one."""
     ttl_ms: int = 0
     """How long its lists may be kept."""
     sessions: bool = False
@@ -162,7 +164,11 @@ def _tools(told: Behaviour) -> list[dict[str, Any]]:
         {**tool, "description": told.descriptions.get(tool["name"], tool["description"])}
         for tool in TOOLS
     ]
-    return known + [wire.tool(name, "New here.", {"call": TEXT}) for name in told.extra_tools]
+    known += [wire.tool(name, "New here.", {"call": TEXT}) for name in told.extra_tools]
+    return [
+        {**tool, "inputSchema": told.schemas.get(tool["name"], tool["inputSchema"])}
+        for tool in known
+    ]
 
 
 class Connection(asyncio.Protocol):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mcp.shared import inbound
 
 from services.proxy import headers
-from services.proxy.answers import HEADER_MISMATCH
+from services.proxy.answers import HEADER_MISMATCH, Rejection
 from services.proxy.messages import Kind, Message
 
 
@@ -55,6 +55,15 @@ DISAGREE = {
     ),
     "double disguise": (
         sent(mcp_method="tools/call", mcp_name=b64(b64("read"))), message(name="read"),
+    ),
+    "raw bytes that two readers read differently": (
+        sent(mcp_method="tools/call", mcp_name="lésen"), message(name="lésen"),
+    ),
+    "a method disguised": (
+        sent(mcp_method=b64("tools/call"), mcp_name="read"), message(name="read"),
+    ),
+    "a needed name beside another disguise": (
+        sent(mcp_method="tools/call", mcp_name="=?BASE64?cmVhZA==?="), message(name="read"),
     ),
 }  # fmt: skip
 
@@ -109,7 +118,7 @@ SCHEMA = {
 
 def params_agree(arguments: dict[str, Any], **given: str) -> bool:
     expected = headers.annotated(SCHEMA)
-    return headers.agree_params(expected, sent(**given), arguments) is None
+    return headers.agree_params(expected, sent(**given), arguments) == ()
 
 
 @pytest.mark.parametrize(
@@ -174,7 +183,27 @@ def test_annotations_that_cannot_be_followed_are_told_apart(schema: dict[str, An
         headers.annotated(schema)
 
 
-def test_params_are_few_and_short() -> None:
-    assert not headers.too_many_params([(b"mcp-param-%d" % i, b"x" * 1024) for i in range(16)])
-    assert headers.too_many_params([(b"mcp-param-%d" % i, b"x") for i in range(17)])
-    assert headers.too_many_params([(b"mcp-param-a", b"x" * 1025)])
+def passed(*given: tuple[bytes, bytes]) -> tuple[tuple[str, str], ...] | tuple[int, int]:
+    """What travels on, or the refusal's (status, code)."""
+    region = (b"mcp-param-region", b"eu")
+    found = headers.agree_params(
+        headers.annotated(SCHEMA), dict((region, *given)), {"region": "eu"}
+    )
+    return (found.status, found.code) if isinstance(found, Rejection) else found
+
+
+def test_headers_that_no_schema_knows_travel_on_in_one_spelling() -> None:
+    assert () == passed((b"x-other", b"1"))
+    assert (("mcp-param-b", "plain"),) == passed((b"mcp-param-b", b"plain"))
+    assert (("mcp-param-b", "plain"),) == passed((b"mcp-param-b", b64("plain").encode()))
+    assert (("mcp-param-b", b64("é")),) == passed((b"mcp-param-b", b64("é").encode()))
+    assert (400, HEADER_MISMATCH) == passed((b"mcp-param-b", b"=?base64?%?="))
+    assert (400, HEADER_MISMATCH) == passed((b"mcp-param-b", "é".encode()))
+
+
+def test_they_are_few_and_short_and_the_known_ones_do_not_count() -> None:
+    assert 16 == len(passed(*((b"mcp-param-%d" % i, b"x" * 1024) for i in range(16))))
+    assert (431, -32600) == passed(*((b"mcp-param-%d" % i, b"x") for i in range(17)))
+    assert (431, -32600) == passed((b"mcp-param-a", b"x" * 1025))
+    long = "x" * 2000
+    assert params_agree({"region": long}, mcp_param_region=long)
