@@ -25,6 +25,7 @@ main() {
     node
     inspector
     conformance
+    servers
     browser
 }
 
@@ -115,6 +116,12 @@ exec "$node" "$root/$into/node_modules/@modelcontextprotocol/conformance/dist/in
 RUN
     chmod +x "$bin/mcp-conformance"
     echo "tools: mcp-conformance $(sed -n 's/.*conformance": "\([0-9].*\)"/\1/p' "$into/package.json")"
+}
+
+# Tool servers that others wrote, for the tests to put behind the proxy.
+servers() {
+    locked tests/conformance/servers .tools/servers
+    echo "tools: $(ls .tools/servers/node_modules/.bin | grep '^mcp-server-' | tr '\n' ' ')"
 }
 
 browser() {

@@ -11,6 +11,7 @@ _END: Final = re.compile(rb"\r\n|\n|\r")
 #: What could not be sent back as the value of a header.
 _NO_ID: Final = re.compile(rb"[\x00-\x1f\x7f]")
 MAX_ID: Final = 1024
+MESSAGE: Final = "message"
 RETRY_MS: Final = (100, 60_000)
 
 
@@ -20,11 +21,14 @@ class EventTooLong(Exception):
 
 class EventParser:
     """Feed it chunks; it yields the data of each complete event. While an event is looked at,
-    `event_id` is that of the last one that had an id.
+    `event_id` is that of the last one that had an id, and `event_type` its own, `message` unless it
+    says another one.
     """
 
     def __init__(self, max_event: int) -> None:
         self.event_id = ""
+        self.event_type = MESSAGE
+        self._type = MESSAGE
         #: How long to wait before the stream is taken up again, where the server says so.
         self.retry_ms: int | None = None
         self._id: bytes | None = None
@@ -62,6 +66,7 @@ class EventParser:
                 continue
             if self._id is not None:
                 self.event_id, self._id = self._id.decode(errors="replace"), None
+            self.event_type, self._type = self._type, MESSAGE
             if self._data:
                 yield b"\n".join(self._data)
                 self._data, self._size = [], 0
@@ -77,6 +82,8 @@ class EventParser:
             self._size += len(value)
             if self._size > self._max_event:
                 raise EventTooLong
+        elif name == b"event":
+            self._type = value.removeprefix(b" ").decode(errors="replace") or MESSAGE
         elif name == b"id":
             value = value.removeprefix(b" ")
             if len(value) <= MAX_ID and _NO_ID.search(value) is None:
