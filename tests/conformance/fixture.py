@@ -10,6 +10,7 @@ can be resumed. Runs as a process, since the proxy's tool servers do too.
 import argparse
 import asyncio
 import json
+import logging
 import os
 import socket
 import warnings
@@ -259,6 +260,11 @@ async def set_level(context: Context, params: types.SetLevelRequestParams) -> ty
     return types.EmptyResult()
 
 
+def names() -> tuple[str, ...]:
+    """Every tool that is listed at any time."""
+    return tuple(TOOLS)
+
+
 # --- the server --------------------------------------------------------------------------------
 
 
@@ -301,24 +307,22 @@ class Fixture(Server[Any]):
 
 
 def server() -> Fixture:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MCPDeprecationWarning)  # the older era needs what it names
-        made = Fixture(
-            NAME,
-            version="1.0.0",
-            on_list_tools=list_tools,
-            on_call_tool=call_tool,
-            on_list_resources=list_resources,
-            on_list_resource_templates=list_templates,
-            on_read_resource=read_resource,
-            on_subscribe_resource=subscribe,
-            on_unsubscribe_resource=unsubscribe,
-            on_subscriptions_listen=ListenHandler(SHELF.bus),
-            on_list_prompts=list_prompts,
-            on_get_prompt=get_prompt,
-            on_completion=complete,
-            on_set_logging_level=set_level,
-        )
+    made = Fixture(
+        NAME,
+        version="1.0.0",
+        on_list_tools=list_tools,
+        on_call_tool=call_tool,
+        on_list_resources=list_resources,
+        on_list_resource_templates=list_templates,
+        on_read_resource=read_resource,
+        on_subscribe_resource=subscribe,
+        on_unsubscribe_resource=unsubscribe,
+        on_subscriptions_listen=ListenHandler(SHELF.bus),
+        on_list_prompts=list_prompts,
+        on_get_prompt=get_prompt,
+        on_completion=complete,
+        on_set_logging_level=set_level,
+    )
     security = RequestStateSecurity.ephemeral()
     made.middleware.append(RequestStateBoundary(security, default_audience=NAME))
     return made
@@ -345,6 +349,8 @@ def main() -> None:
     parser.add_argument("--era", choices=("both", "modern", "legacy"), default="both")
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
+    warnings.simplefilter("ignore", MCPDeprecationWarning)  # the older era needs what it names
+    logging.disable(logging.WARNING)  # what the suite sends is meant to be refused
     asyncio.run(serve(options.era, options.port))
 
 

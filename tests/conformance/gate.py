@@ -1,0 +1,212 @@
+"""The conformance gate (mcp.md 14): what works directly works through the gateway.
+
+Runs the protocol's own suite against our fixture, then the same through the shim and the whole
+installation, and compares check by check. Prints a table; exit status 1 says that something is
+lost, that a list of expected failures is out of date, or that a governed request left no record.
+
+    python -m tests.conformance.gate [--only direct|through|cells] [--report FILE] [--keep DIR]
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tests.conformance.installed import CROSS_ERA, SAME_ERA, Installed, Leg, installed, serving
+from tests.conformance.suite import SCORED, SUITE, Loss, Run, losses, server_suite
+from tests.fakes.children import ROOT
+from tests.fakes.stack import until
+
+EXPECTED: Final = ROOT / "tests" / "conformance" / "expected"
+AT_ONCE: Final = 2
+HEADER_CHECKS: Final = 24
+HEADER_SCENARIOS: Final = ("http-header-validation", "http-custom-header-server-validation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One row of the table."""
+
+    what: str
+    told: str
+    good: bool
+
+
+@dataclass(slots=True)
+class Report:
+    lines: list[Line] = field(default_factory=list)
+    details: list[str] = field(default_factory=list)
+
+    def say(self, what: str, told: str, *, good: bool) -> None:
+        self.lines.append(Line(what=what, told=told, good=good))
+        print(f"{'ok  ' if good else 'LOST'}  {what:<44} {told}", flush=True)
+
+    def detail(self, text: str) -> None:
+        self.details.append(text)
+        print(f"        {text}", flush=True)
+
+    @property
+    def good(self) -> bool:
+        return all(line.good for line in self.lines)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """The two runs of one leg: what the revision requires, and everything there is."""
+
+    required: Run
+    everything: Run
+
+
+def measure(leg: Leg, url: str, into: Path) -> Suite:
+    baseline = EXPECTED / f"{leg.slug}.yml"
+    required = server_suite(url, "--requirements", leg.revision, into=into / "required")
+    choice = ("--suite", "all", "--spec-version", leg.revision)
+    everything = server_suite(url, *choice, "--expected-failures", str(baseline), into=into / "all")
+    return Suite(required=required, everything=everything)
+
+
+def directly(scratch: Path, report: Report) -> dict[str, Suite]:
+    found: dict[str, Suite] = {}
+    with ExitStack() as stack:
+        urls = {leg.slug: stack.enter_context(serving(leg.era)) for leg in SAME_ERA}
+        for leg, suite in _side_by_side(
+            SAME_ERA, lambda leg: measure(leg, urls[leg.slug], scratch / "direct" / leg.slug)
+        ):
+            found[leg.slug] = suite
+            tell(report, f"direct {leg.revision}", leg, suite)
+    return found
+
+
+def tell(report: Report, what: str, leg: Leg, suite: Suite) -> None:
+    scored = _scored(suite.required)
+    passed = len(scored & suite.required.passed())
+    report.say(
+        f"{what}, required",
+        f"{passed}/{SCORED[leg.revision]} scored scenarios",
+        good=suite.required.status == 0 and passed == SCORED[leg.revision],
+    )
+    if suite.required.status != 0:
+        for name in sorted(scored - suite.required.passed()):
+            report.detail(f"required and failed: {name}")
+    stale = "stale" in suite.everything.output.lower() and suite.everything.status != 0
+    report.say(
+        f"{what}, all against {leg.slug}.yml",
+        f"exit status {suite.everything.status}{', stale entries' if stale else ''}",
+        good=suite.everything.status == 0,
+    )
+    if leg.revision == "2026-07-28" and leg.era == "both":
+        good, total = _header_checks(suite.required)
+        report.say(f"{what}, header checks", f"{good}/{total}", good=good == HEADER_CHECKS)
+
+
+def _scored(run: Run) -> set[str]:
+    """What counts: all that ran but what the suite lists as not scored."""
+    _, _, apart = run.output.partition("Not scored for")
+    unscored = {line.split()[1] for line in apart.splitlines() if line.strip()[:1] in {"✓", "✗"}}
+    return run.ran() - unscored
+
+
+def _header_checks(run: Run) -> tuple[int, int]:
+    counts = [run.counts(name) for name in HEADER_SCENARIOS]
+    passed = sum(good for good, _ in counts)
+    return passed, passed + sum(bad for _, bad in counts)
+
+
+def compare(report: Report, leg: Leg, direct: Suite, through: Suite) -> None:
+    """No check that passes direct fails through."""
+    lost = sorted(
+        {*losses(direct.required, through.required), *losses(direct.everything, through.everything)}
+    )
+    checks = sum(len(one) for one in direct.everything.scenarios.values())
+    what = f"through {leg.revision}, check by check"
+    report.say(what, f"{len(lost)} of {checks} lost", good=not lost)
+    for loss in lost:
+        report.detail(_plain(loss))
+
+
+def _plain(loss: Loss) -> str:
+    return f"{loss.scenario}: {loss.check}: {loss.was} -> {loss.now}: {loss.why[:300]}"
+
+
+def count(report: Report, place: Installed, leg: Leg) -> None:
+    """As many records as governed requests: nothing passes beside the pipeline."""
+    sent = place.shim.noted(leg.slug)
+    total = sum(sent.values())
+
+    def all_there() -> bool:
+        return sum(place.recorded(leg.slug).values()) >= total
+
+    try:
+        until(all_there, "every record is in the chain", 10, look_again_s=0.5)
+    except TimeoutError:
+        report.detail("the chain stays behind")
+    recorded = place.recorded(leg.slug)
+    report.say(
+        f"through {leg.revision} ({leg.era}), records",
+        f"{sum(recorded.values())} of {total} governed requests",
+        good=sum(recorded.values()) == total,
+    )
+    if sum(recorded.values()) != total:
+        report.detail(f"sent {dict(sent)}, recorded {dict(recorded)}")
+
+
+def _side_by_side(
+    legs: tuple[Leg, ...], run: Callable[[Leg], Suite]
+) -> Iterator[tuple[Leg, Suite]]:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from zip(legs, pool.map(run, legs), strict=True)
+
+
+def gate(scratch: Path, only: str | None, report: Report) -> None:
+    direct = directly(scratch, report)
+    if only == "direct":
+        return
+    legs = {None: SAME_ERA + CROSS_ERA, "through": SAME_ERA, "cells": CROSS_ERA}[only]
+    with installed(scratch, legs) as place:
+        began = time.monotonic()
+        for leg, suite in _side_by_side(
+            legs, lambda leg: measure(leg, place.shim.url(leg.slug), scratch / leg.slug)
+        ):
+            if leg in SAME_ERA:
+                tell(report, f"through {leg.revision}", leg, suite)
+                compare(report, leg, direct[leg.slug], suite)
+            else:
+                report.say(
+                    f"{leg.revision} on a {leg.era} server, {leg.slug}.yml",
+                    f"exit status {suite.everything.status}",
+                    good=suite.everything.status == 0,
+                )
+        for leg in legs:
+            count(report, place, leg)
+        print(f"through: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.conformance.gate")
+    parser.add_argument("--only", choices=("direct", "through", "cells"))
+    parser.add_argument("--report", type=Path, help="the table again, as a file")
+    parser.add_argument("--keep", type=Path, help="where the suite's results stay")
+    options = parser.parse_args()
+    if not SUITE.exists():
+        print("the conformance suite is not installed: make tools", file=sys.stderr)
+        return 2
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="conformance-") as temporary:
+        scratch: Path = options.keep or Path(temporary)
+        scratch.mkdir(parents=True, exist_ok=True)
+        gate(scratch, options.only, report)
+    if options.report:
+        rows = [f"{'ok' if one.good else 'LOST'} | {one.what} | {one.told}" for one in report.lines]
+        options.report.write_text("\n".join([*rows, "", *report.details]) + "\n")
+    return 0 if report.good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
