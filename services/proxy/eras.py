@@ -27,6 +27,7 @@ KNOWN: Final = (*MODERN, *LEGACY)
 VERSION_META: Final = "io.modelcontextprotocol/protocolVersion"
 CLIENT_META: Final = "io.modelcontextprotocol/clientInfo"
 CAPABILITIES_META: Final = "io.modelcontextprotocol/clientCapabilities"
+LEVEL_META: Final = "io.modelcontextprotocol/logLevel"
 SERVER_META: Final = "io.modelcontextprotocol/serverInfo"
 
 Era = Literal["modern", "legacy"]
@@ -96,18 +97,19 @@ def _modern(
 def _body_without_header(header: str | None, body: Any) -> Rejection:
     if header is None or body != header:
         return _mismatch("MCP-Protocol-Version is not the version of the body")
-    return _unsupported(header)
+    # A legacy version is agreed on by `initialize`, not named in each body.
+    return _unsupported(header, MODERN if header in LEGACY else KNOWN)
 
 
 def _mismatch(rule: str) -> Rejection:
     return Rejection(status=400, code=HEADER_MISMATCH, message=rule, reason="header_mismatch")
 
 
-def _unsupported(requested: str) -> Rejection:
+def _unsupported(requested: str, supported: tuple[str, ...] = KNOWN) -> Rejection:
     return Rejection(
         status=400,
         code=UNSUPPORTED_VERSION,
         message="Unsupported protocol version",
         reason="unsupported_version",
-        data={"supported": list(KNOWN), "requested": requested[:64]},
+        data={"supported": list(supported), "requested": requested[:64]},
     )

@@ -70,6 +70,10 @@ REJECTED = {
     "unknown header, equal body": (
         "2027-01-01", None, message(meta=envelope("2027-01-01")), -32022,
     ),
+    "legacy header, equal body": (OLD, "s", message(meta=envelope(OLD)), -32022),
+    "modern response": (
+        NEW, None, message("", kind=Kind.RESPONSE), -32602,
+    ),
     "unknown header, nothing in the body": ("2027-01-01", None, message(), -32022),
     "unknown header, session": ("2027-01-01", "s", message(), -32022),
     "a header that sorts high": ("zzzz", "s", message(), -32022),
@@ -103,6 +107,13 @@ def test_a_client_is_told_which_versions_there_are() -> None:
 
     assert isinstance(found, Rejection)
     assert {"supported": list(eras.KNOWN), "requested": "2027-01-01"} == found.data
+
+
+def test_who_names_a_legacy_version_like_a_modern_one_is_told_which_are_named_so() -> None:
+    found = eras.route(OLD, None, message(meta=envelope(OLD)))
+
+    assert isinstance(found, Rejection)
+    assert {"supported": list(MODERN), "requested": OLD} == found.data
 
 
 @pytest.mark.parametrize(
