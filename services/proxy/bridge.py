@@ -1,21 +1,24 @@
 """From an agent's dialect to a tool server's and back (mcp.md 2.3): trees in, trees out. Pure.
 
-Decides which members are made, stripped or renamed. No capability of an agent is passed on in this
-version: what would need one (elicitation, sampling, roots, tasks) is refused by name.
+Decides which members are made, stripped or renamed. What a server is told of an agent's
+capabilities is decided in asking/grants.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
+from services.proxy import messages
 from services.proxy.answers import RESOURCE_NOT_FOUND
 from services.proxy.eras import (
     CAPABILITIES_META,
     CLIENT_META,
     KNOWN,
+    LEVEL_META,
     SERVER_META,
     VERSION_META,
     Era,
@@ -33,10 +36,14 @@ CACHEABLE: Final = frozenset({
     "server/discover",
 })  # fmt: skip
 _OWN_META: Final = ("com.behavry/", "io.modelcontextprotocol/")
-#: Progress is not relayed, so it is not asked for; trace context is made anew at each hop.
+#: A token is the backend's to make; trace context is made anew at each hop.
 _DROPPED_META: Final = frozenset({"progressToken", "traceparent", "tracestate", "baggage"})
-#: Between the agent and us alone.
+_LEVELS: Final = frozenset({
+    "debug", "info", "notice", "warning", "error", "critical", "alert", "emergency",
+})  # fmt: skip
+#: Between the agent and us, unless it was decided that it goes up.
 _NOT_PASSED: Final = frozenset({"_meta", "inputResponses", "requestState"})
+_NOTHING: Final[Mapping[str, Any]] = {}
 _MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
 _OFFERED: Final = ("tools", "resources", "prompts")
 
@@ -65,28 +72,44 @@ class Untranslatable(Exception):
 
 
 def outgoing(
-    params: dict[str, Any], facts: Facts, *, arguments: bytes | None = None, approved: bool = False
+    params: dict[str, Any],
+    facts: Facts,
+    *,
+    decided: dict[str, Any] | None = None,
+    approved: bool = False,
+    told: Mapping[str, Any] = _NOTHING,
 ) -> dict[str, Any]:
-    """Params for the tool server. `arguments` are the very bytes that were decided and digested:
-    what else stands beside them in a tool's call does not go there. `approved`: people looked at
-    the call, and not at the agent's `_meta`.
+    """Params for the tool server. `decided` is what was decided and digested, and then nothing else
+    goes there but `_meta`. `approved`: people looked at the call, and not at the agent's `_meta`.
+    `told`: the agent's capabilities, as far as they are granted.
     """
-    if arguments is None:
-        made = {name: value for name, value in params.items() if name not in _NOT_PASSED}
-    else:
-        made = {"name": params["name"], "arguments": orjson.Fragment(arguments)}
+    made = decided
+    if made is None:
+        made = {name: raw(value) for name, value in params.items() if name not in _NOT_PASSED}
     given = params.get("_meta")
     meta = _passed(given) if type(given) is dict and not approved else {}
     if facts.modern:
-        client = given.get(CLIENT_META) if type(given) is dict else None
-        meta |= modern_meta(facts.version, client if type(client) is dict else OURS)
+        meta |= modern_meta(facts.version, told=told)
+        if type(given) is dict:
+            if type(given.get(CLIENT_META)) is dict:
+                meta[CLIENT_META] = raw(given[CLIENT_META])
+            level = given.get(LEVEL_META)
+            if type(level) is str and level in _LEVELS:
+                meta[LEVEL_META] = level
     if meta:
         made["_meta"] = meta
     return made
 
 
-def modern_meta(version: str, client: dict[str, Any] = OURS) -> dict[str, Any]:
-    return {VERSION_META: version, CLIENT_META: client, CAPABILITIES_META: {}}
+def modern_meta(version: str, *, told: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
+    return {VERSION_META: version, CLIENT_META: OURS, CAPABILITIES_META: told}
+
+
+def raw(value: Any) -> orjson.Fragment:
+    """A value of the agent's, written by the one codec that can write all of them: it may hold
+    integers that another part of the same message could not stand beside.
+    """
+    return orjson.Fragment(messages.encode(value))
 
 
 def result(found: dict[str, Any], method: str, facts: Facts, *, to_modern: bool) -> dict[str, Any]:
@@ -172,7 +195,7 @@ def _server_info(facts: Facts) -> dict[str, Any]:
 
 def _passed(meta: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: value
+        key: raw(value)
         for key, value in meta.items()
         if key not in _DROPPED_META and not key.startswith(_OWN_META)
     }

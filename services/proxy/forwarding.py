@@ -7,6 +7,7 @@ agent reads an answer in its own dialect.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError
@@ -15,6 +16,7 @@ from services.common.outbox.record import Record
 from services.common.telemetry.logging import Log
 from services.proxy import answers, bridge, encodings, headers, local, messages, records
 from services.proxy.answers import Answer
+from services.proxy.asking import grants
 from services.proxy.backends.upstream import Reply, Request, SessionGone, UpstreamFailed
 from services.proxy.bridge import Facts, Untranslatable
 from services.proxy.calls import Recorder
@@ -69,14 +71,21 @@ class Forwarding:
         params = bridge.outgoing(
             call.message.params,
             facts,
-            arguments=asked.canonical if asked.is_tool else None,
+            decided=asked.params(),
             approved=call.decision.escalation is not None,
+            told=_told(call),
         )
         tool = call.live.tool
         extra = tuple(headers.param_headers(tool.params, asked.arguments)) if tool else ()
         if call.decision.escalation is None:  # who approved a call did not see these
             extra += call.live.passed
-        request = Request(method=asked.method, params=params, name=asked.name, headers=extra)
+        request = Request(
+            method=asked.method,
+            params=params,
+            name=asked.name,
+            headers=extra,
+            progress=encodings.progress_token(call.message.params),
+        )
         upstream = local.upstream_session(call.session)
         try:
             reply = await backend.ask(call.subject.visit, request, upstream)
@@ -114,6 +123,15 @@ class Forwarding:
                 "total": total_ns // 1000,
             },
         )
+
+
+def _told(call: Call) -> dict[str, Any]:
+    """The agent's capabilities that this server may know of."""
+    if call.route.modern:
+        declared = encodings.declared_by(call.message.params)
+    else:
+        declared = call.session.capabilities if call.session is not None else {}
+    return grants.granted(declared, call.subject.visit.server.grants)
 
 
 def _translated(call: Call, reply: Reply, facts: Facts) -> _Outcome:

@@ -7,13 +7,14 @@ of a request this version refuses because nobody could decide on it yet.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+from orjson import Fragment
 
 from services.common.ids import RequestId
-from services.proxy import features, messages
+from services.proxy import bridge, features, messages
 from services.proxy.answers import Rejection, bad_params
 from services.proxy.backends.upstream import Backend
 from services.proxy.bridge import Facts
@@ -31,19 +32,28 @@ MAX_URI: Final = 8 * 1024
 #: How an agent of the modern era continues what waits for a person.
 STATE: Final = "requestState"
 RESPONSES: Final = "inputResponses"
-_CONTINUES: Final = (STATE, RESPONSES)
-_BESIDE: Final = frozenset({"_meta", *_CONTINUES})
+#: The name under which policies find, in `features.keys`, that something stands beside arguments.
+BESIDE: Final = "_beside"
+#: Members of params with a rule of their own.
+_APART: Final = frozenset({"_meta", STATE, RESPONSES})
+_OF_A_TOOL: Final = _APART | {"name", "arguments"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """`canonical` is what is decided, digested and, for tools, forwarded: the same bytes."""
+    """What would run: `canonical` is digested, and `params` goes up, made of the same values."""
 
     method: str
     tool: str
     #: What `Mcp-Name` says upstream.
     name: str
+    #: What policies read, as a tree and as bytes.
     arguments: dict[str, Any]
+    encoded: bytes
+    #: What else goes up: members of params that the protocol does not know, and answers.
+    beside: dict[str, Any] = field(default_factory=dict)
+    #: The arguments alone where nothing stands beside them; else both, in an array: no arguments
+    #: are written as one, so that neither can be taken for the other.
     canonical: bytes
     #: It answers what an earlier answer asked for.
     continues: bool = False
@@ -51,6 +61,26 @@ class Question:
     @property
     def is_tool(self) -> bool:
         return self.method == TOOL
+
+    def params(self) -> dict[str, Any]:
+        """For the tool server, without `_meta`."""
+        if self.is_tool:
+            made: dict[str, Any] = {"name": self.tool, "arguments": Fragment(self.encoded)}
+        else:
+            made = {name: bridge.raw(value) for name, value in self.arguments.items()}
+        for name, value in self.beside.items():
+            made[name] = bridge.raw(value)
+        return made
+
+    def derived_from(self) -> dict[str, Any]:
+        """What features are derived from: everything that goes up but a server's own state."""
+        seen = {name: value for name, value in self.beside.items() if name != STATE}
+        if not seen:
+            return self.arguments
+        name = BESIDE
+        while name in self.arguments:
+            name += "_"
+        return {**self.arguments, name: seen}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +164,12 @@ def ask(
 ) -> tuple[Ask, Resource]:
     """The question as the authorizer gets it, with what was derived of the arguments."""
     derived = features.derive(
-        asked.arguments, len(asked.canonical), case_fold=visit.server.case_fold
+        asked.derived_from(), len(asked.canonical), case_fold=visit.server.case_fold
     )
     resource = Resource(value=derived.resource, kind=derived.resource_kind)
     if resource.kind == "none" and not asked.is_tool:
         resource = Resource(value=asked.name[:1024], kind="other")
-    omitted = len(asked.canonical) > MAX_ARGUMENTS
+    omitted = len(asked.encoded) > MAX_ARGUMENTS
     request = _Request(
         id, "call", asked.method, visit.slug, asked.tool, resource.value, resource.kind,
         omitted, digest, schema_hash,
@@ -149,7 +179,7 @@ def ask(
         request_id=id,
         request=_encoder.encode(request),
         features=derived.encoded,
-        arguments=b"" if omitted else asked.canonical,
+        arguments=b"" if omitted else asked.encoded,
         arguments_digest=digest,
         escalation_id=escalation_id,
     )
@@ -162,30 +192,39 @@ def _tool(params: dict[str, Any], *, continues: bool) -> Question | Rejection:
         return bad_params("name must be a string")
     if type(arguments) is not dict:
         return bad_params("arguments must be an object")
-    canonical = messages.encode(arguments, sort=True)
+    encoded = messages.encode(arguments, sort=True)
+    beside = {key: value for key, value in params.items() if key not in _OF_A_TOOL}
     return Question(
         method=TOOL,
         tool=name,
         name=name,
         arguments=arguments,
-        canonical=canonical,
+        encoded=encoded,
+        beside=beside,
+        canonical=canonical(arguments, beside) if beside else encoded,
         continues=continues,
     )
 
 
 def _named(method: str, params: dict[str, Any], *, continues: bool) -> Question | Rejection:
-    """The whole of params is what is asked for, but for what lies beside the question."""
+    """The whole of params is what is asked for, but for what has rules of its own."""
     member = "uri" if method == "resources/read" else "name"
     name = params.get(member)
     if type(name) is not str or not 1 <= len(name) <= MAX_URI:
         return bad_params(f"{member} must be a string")
-    arguments = {key: value for key, value in params.items() if key not in _BESIDE}
-    canonical = messages.encode(arguments, sort=True)
+    arguments = {key: value for key, value in params.items() if key not in _APART}
+    encoded = messages.encode(arguments, sort=True)
     return Question(
         method=method,
         tool="",
         name=name,
         arguments=arguments,
-        canonical=canonical,
+        encoded=encoded,
+        canonical=encoded,
         continues=continues,
     )
+
+
+def canonical(arguments: dict[str, Any], beside: dict[str, Any]) -> bytes:
+    """Where something goes up beside the arguments."""
+    return messages.encode([arguments, beside], sort=True)

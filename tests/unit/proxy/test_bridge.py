@@ -10,6 +10,7 @@ from services.proxy.bridge import Facts, Untranslatable
 from services.proxy.eras import (
     CAPABILITIES_META,
     CLIENT_META,
+    LEVEL_META,
     NEWEST_MODERN,
     SERVER_META,
     VERSION_META,
@@ -25,18 +26,33 @@ def sent(params: dict[str, Any], facts: Facts, **options: Any) -> dict[str, Any]
     return made
 
 
-def test_a_modern_server_gets_the_envelope_without_the_agents_capabilities() -> None:
+def test_a_modern_server_gets_the_envelope_with_the_capabilities_that_it_is_granted() -> None:
     client = {"name": "agent", "version": "9"}
     meta = {VERSION_META: "x", CLIENT_META: client, CAPABILITIES_META: {"sampling": {}}, "own": 1,
-            "com.behavry/decision": 1, "traceparent": "t", "progressToken": 5}  # fmt: skip
+            "com.behavry/decision": 1, "traceparent": "t", "progressToken": 5,
+            LEVEL_META: "warning", "io.modelcontextprotocol/related-task": {}}  # fmt: skip
 
-    made = sent({"name": "t", "_meta": meta, "other": [1]}, MODERN)
+    untold = sent({"name": "t", "_meta": meta, "other": [1]}, MODERN)
+    told = sent({"name": "t", "_meta": meta}, MODERN, told={"elicitation": {}})
 
+    envelope = {"own": 1, VERSION_META: NEWEST_MODERN, CLIENT_META: client, LEVEL_META: "warning"}
     assert {
-        "name": "t", "other": [1],
-        "_meta": {"own": 1, VERSION_META: NEWEST_MODERN, CLIENT_META: client,
-                  CAPABILITIES_META: {}},
-    } == made  # fmt: skip
+        "name": "t", "other": [1], "_meta": {**envelope, CAPABILITIES_META: {}},
+    } == untold  # fmt: skip
+    assert {"name": "t", "_meta": {**envelope, CAPABILITIES_META: {"elicitation": {}}}} == told
+
+
+@pytest.mark.parametrize("level", ["loud", 1, None, {}])
+def test_a_level_that_is_none_stays_here(level: Any) -> None:
+    assert LEVEL_META not in sent({"_meta": {LEVEL_META: level}}, MODERN)["_meta"]
+
+
+def test_of_an_approved_call_the_agents_own_meta_stays_here() -> None:
+    meta = {"own": 1, LEVEL_META: "debug"}
+
+    made = sent({"_meta": meta}, MODERN, decided={"name": "t"}, approved=True)
+
+    assert {VERSION_META, CLIENT_META, CAPABILITIES_META, LEVEL_META} == set(made["_meta"])
 
 
 def test_a_legacy_server_gets_none_of_it() -> None:
@@ -48,12 +64,21 @@ def test_a_legacy_server_gets_none_of_it() -> None:
     )
 
 
-def test_arguments_are_the_bytes_that_were_decided() -> None:
-    made = bridge.outgoing(
-        {"name": "t", "arguments": {"b": 1, "a": 2}}, LEGACY, arguments=b'{"a":2,"b":1}'
+def test_what_was_decided_goes_up_and_nothing_else_of_the_request() -> None:
+    made = sent(
+        {"name": "t", "arguments": {"b": 1}, "inputResponses": {}}, LEGACY, decided={"name": "u"}
     )
 
-    assert b'{"name":"t","arguments":{"a":2,"b":1}}' == encode(made)
+    assert {"name": "u"} == made
+
+
+def test_integers_of_any_size_stand_beside_what_is_written_already() -> None:
+    huge = 2**70
+    meta = {"own": huge, CLIENT_META: {"name": huge}}
+
+    made = bridge.outgoing({"other": huge, "_meta": meta}, MODERN, told={})
+
+    assert encode(made).count(str(huge).encode()) == 3
 
 
 @pytest.mark.parametrize(
