@@ -30,12 +30,17 @@ class SecretFiles:
         self._directory = directory
         self._known: dict[str, tuple[int, int, str]] = {}
 
-    def resolve(self, reference: str) -> str:
-        """Raises SecretUnresolved."""
+    def path(self, reference: str) -> Path:
+        """Where it would be, for what reads files alone. Raises SecretUnresolved."""
         name = reference.removeprefix(PREFIX)
         if not reference.startswith(PREFIX) or not _NAME.fullmatch(name):
             raise SecretUnresolved
-        path = self._directory / name
+        return self._directory / name
+
+    def resolve(self, reference: str) -> str:
+        """Raises SecretUnresolved."""
+        path = self.path(reference)
+        name = path.name
         try:
             seen = path.stat()
             known = self._known.get(name)

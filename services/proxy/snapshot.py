@@ -23,11 +23,31 @@ class SnapshotInvalid(ValueError):
 
 
 class Credential(Struct, frozen=True):
-    """How the proxy presents itself to a tool server. `value` is a reference, never a secret."""
+    """How the proxy presents itself to a tool server. Which fields count is the kind's to say; what
+    is secret is a reference, `secret://name`, never a value.
+    """
 
     kind: str = "none"
+    #: `header`: its name and value.
     name: str = ""
     value: str = ""
+    #: `client_credentials`, `jwt_bearer`, `token_exchange`: who gives tokens, and for what.
+    token_url: str = ""
+    token_ca: str = ""
+    client_id: str = ""
+    client_secret: str = ""
+    client_auth: Literal["basic", "post"] = "basic"
+    scope: str = ""
+    resource: str = ""
+    audience: str = ""
+    #: `jwt_bearer`, `token_exchange`: what is signed here. `key` is `mtls`'s, too.
+    key: str = ""
+    key_id: str = ""
+    issuer: str = ""
+    subject: str = ""
+    claims: dict[str, Any] = {}
+    #: `mtls`.
+    certificate: str = ""
 
 
 class Grants(Struct, frozen=True):

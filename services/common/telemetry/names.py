@@ -18,6 +18,7 @@ CounterName = Literal[
     "proxy.auth.failed",
     "proxy.upstream.connections",  # new connections to tool servers
     "proxy.upstream.requests",
+    "proxy.upstream.tokens",  # asked of servers' token endpoints
     "proxy.upstream.dropped",
     "proxy.control.requests",  # relayed token requests and key trades
     "proxy.admission.refused",  # entry checks 1-4: counted, not recorded

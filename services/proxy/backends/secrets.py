@@ -25,6 +25,13 @@ class Secrets:
         except SecretUnresolved:
             raise UpstreamFailed("secret_unresolved", ran=False) from None
 
+    def path(self, reference: str) -> Path:
+        """Raises UpstreamFailed (secret_unresolved)."""
+        try:
+            return self._files.path(reference)
+        except SecretUnresolved:
+            raise UpstreamFailed("secret_unresolved", ran=False) from None
+
     def header(self, reference: str) -> str:
         """A value that a header can carry. Raises UpstreamFailed."""
         value = self.resolve(reference)

@@ -1,6 +1,7 @@
 """Addresses that may not be reached, however they are spelled."""
 
 import ipaddress
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ PUBLIC_V6 = ("2606:4700::/32", "2a00::/16", "2001:4860::/32")
 def inside(*networks: str) -> st.SearchStrategy[int]:
     ranges = [ipaddress.ip_network(one) for one in networks]
     return st.one_of(
-        st.integers(int(one.network_address), int(one.broadcast_address)) for one in ranges
+        *(st.integers(int(one.network_address), int(one.broadcast_address)) for one in ranges)
     )
 
 
@@ -30,7 +31,7 @@ def v4(*networks: str) -> st.SearchStrategy[ipaddress.IPv4Address]:
 
 
 #: Ways in which an IPv6 address carries an IPv4 one.
-CARRIED = {
+CARRIED: dict[str, Callable[[int], int]] = {
     "mapped": lambda four: (0xFFFF << 32) | four,
     "compatible": lambda four: four,
     "translated": lambda four: (0x64FF9B << 96) | four,
