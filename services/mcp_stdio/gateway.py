@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +82,10 @@ class Gateway:
         credential: Credential,
         requester: str,
         say: Say,
+        pauses_s: Sequence[float] = PAUSES_S,
     ) -> None:
         self._session = session
+        self._pauses_s = pauses_s
         self._url = url
         self._credential = credential
         self._always = dict(_COMMON)
@@ -124,7 +126,7 @@ class Gateway:
     async def _patiently(self, request: Request, bearer: str) -> aiohttp.ClientResponse:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + PATIENCE_S
-        for pause_s in (*PAUSES_S, None):
+        for pause_s in (*self._pauses_s, None):
             try:
                 response = await self._once(request, bearer)
             except Away as away:

@@ -223,6 +223,8 @@ class Relay:
         if events.last_id and session and not flight.modern:
             await self._resume(flight, session, events)
         elif not flight.cancelled:
+            if plain != 200:
+                self._say(f"the gateway answered HTTP {plain} and said no more")
             await self._fail(flight, _meaning(plain))
         return None
 
@@ -349,18 +351,19 @@ class Relay:
 
     async def _follow(self, session: Session) -> None:
         """The stream on which the gateway speaks unasked, where it offers one."""
-        events, pause_s = Events(MAX_LINE), FIRST_PAUSE_S
+        events, failures = Events(MAX_LINE), 0
         while True:
             with contextlib.suppress(Away, Broken):
                 request = self._listening(session, events.last_id)
                 async with self._gateway.exchange(request) as response:
                     if response.status != 200:
                         return
-                    pause_s = FIRST_PAUSE_S
+                    failures = -1
                     async for raw in contents(response, events):
                         await self._emit(None, raw)
-            await asyncio.sleep(max(events.retry_s or 0, pause_s))
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            failures += 1
+            pause_s = (events.retry_s or FIRST_PAUSE_S) * 2 ** min(failures, 10)
+            await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
 
     def _listening(self, session: Session, last_id: str) -> Request:
         made = {**session.headers, "Accept": "text/event-stream"}

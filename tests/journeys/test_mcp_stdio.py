@@ -1,0 +1,240 @@
+"""A client that starts programs reaches what is behind the gateway: `behavry-mcp-stdio` as a real
+process before the real installation, driven by the stock client and by hand.
+
+What it says on the wire, case by case, is shown beside its code (tests/unit/mcp_stdio).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+import pytest
+from mcp import Client
+from mcp.client.client import ConnectMode
+from mcp.client.stdio import StdioServerParameters, stdio_client
+
+from tests.altered import altered
+from tests.fakes.children import ROOT
+from tests.fakes.stack import READY_TIMEOUT_S, Stack, until
+from tests.fakes.tool_server import ToolServer
+from tests.journeys.agents import LEGACY, META, MODERN, Agent, decision, register, text
+from tests.promises import promise
+
+#: The engine makes no difference to what stands before the gateway.
+pytestmark = pytest.mark.parametrize(
+    "running_stack",
+    [pytest.param("embedded", marks=pytest.mark.needs_regorus)],
+    indirect=True,
+)
+both_eras = pytest.mark.parametrize("mode", [MODERN, LEGACY], ids=["modern", "legacy"])
+PATIENCE_S = 20
+UNREACHABLE, UNAUTHENTICATED = 5020, 4010
+
+
+def key(agent: Agent) -> str:
+    return f"bhv_ak_{agent.client_id}.{agent.secret}"
+
+
+def developer(stack: Stack) -> Agent:
+    """Sees two tools of the demo's git server, one of which a policy refuses."""
+    agent = register(stack, f"shim-{uuid4().hex[:8]}", "git:read", "git:write")
+    actions = {"git_status": "read", "git_reset": "write"}
+    stack.approve("git", agent.token, actions, category="git")
+    until(lambda: set(actions) <= set(stack.listed("git", agent.token)), "the tools are listed")
+    return agent
+
+
+def command(url: str, *more: str) -> list[str]:
+    return [sys.executable, "-m", "services.mcp_stdio", "--server-url", url, *more]
+
+
+def bare(environment: Mapping[str, str]) -> dict[str, str]:
+    """Nothing of ours is there but what a test gives."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BEHAVRY_")}
+    return {**kept, **environment}
+
+
+class ByHand:
+    """The program with its pipes in a test's hands."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def say(self, line: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + b"\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        """The next message; a program that says nothing for too long is ended."""
+        assert self.process.stdout is not None
+        watch = threading.Timer(PATIENCE_S, self.process.kill)
+        watch.start()
+        line = self.process.stdout.readline()
+        watch.cancel()
+        assert line, "it ended, or said nothing"
+        heard: dict[str, Any] = msgspec.json.decode(line)
+        return heard
+
+    def ask(self, method: str, params: Mapping[str, Any], *, id: int = 1) -> dict[str, Any]:
+        self.say(request(method, params, id=id))
+        return self.hear()
+
+    def end(self) -> tuple[int, str, float]:
+        """(status, stderr, seconds) after the end of its input."""
+        began = time.monotonic()
+        _, errors = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, errors.decode(), time.monotonic() - began
+
+
+@contextmanager
+def by_hand(url: str, environment: Mapping[str, str], *more: str) -> Iterator[ByHand]:
+    process = subprocess.Popen(
+        command(url, *more),
+        cwd=ROOT,
+        env=bare(environment),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield ByHand(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def request(method: str, params: Mapping[str, Any], *, id: int = 1) -> bytes:
+    """Of the modern era."""
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientInfo": {"name": "by hand", "version": "1"},
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    message = {"jsonrpc": "2.0", "id": id, "method": method, "params": {**params, "_meta": meta}}
+    return msgspec.json.encode(message)
+
+
+@promise("clients:stdio")
+@both_eras
+async def test_a_client_that_starts_programs_is_governed_like_any_other(
+    running_stack: Stack, mode: ConnectMode
+) -> None:
+    agent = developer(running_stack)
+    repository = str(Path(running_stack.up.state_dir) / "demo-repo")
+    program, *arguments = command(f"{running_stack.mcp_url('git')}/key")
+    started = StdioServerParameters(
+        command=program, args=arguments, env={"BEHAVRY_AGENT_KEY": key(agent)}, cwd=ROOT
+    )
+
+    async with Client(stdio_client(started), mode=mode) as client:
+        listed = {tool.name for tool in (await client.list_tools()).tools}
+        status = await client.call_tool("git_status", {"repo_path": repository})
+        denied = await client.call_tool("git_reset", {"repo_path": repository})
+
+    assert {"git_status", "git_reset"} == listed
+    assert "branch" in text(status)
+    assert denied.is_error
+    assert "deny" == decision(denied)["verdict"]
+
+
+@promise("clients:stdio")
+def test_an_id_and_a_secret_are_traded_at_the_gateway(running_stack: Stack) -> None:
+    agent = developer(running_stack)
+    environment = {
+        "BEHAVRY_CLIENT_ID": agent.client_id,
+        "BEHAVRY_CLIENT_SECRET": agent.secret,
+        "BEHAVRY_REQUESTER_ID": "somebody",
+    }
+    call = {"name": "git_reset", "arguments": {"repo_path": "."}}
+
+    with by_hand(running_stack.mcp_url("git"), environment) as shim:
+        listed = shim.ask("tools/list", {}, id=1)
+        denied = shim.ask("tools/call", call, id=2)
+        status, errors, seconds = shim.end()
+
+    assert {"git_status", "git_reset"} == {one["name"] for one in listed["result"]["tools"]}
+    assert "deny" == denied["result"]["_meta"][META]["verdict"]
+    assert (0, "") == (status, errors)
+    assert seconds < PATIENCE_S / 2
+
+
+@promise("clients:stdio")
+def test_a_refused_credential_ends_it_with_status_three(running_stack: Stack) -> None:
+    agent = developer(running_stack)
+    wrong = [
+        {"BEHAVRY_AGENT_KEY": altered(key(agent))},
+        {"BEHAVRY_CLIENT_ID": agent.client_id, "BEHAVRY_CLIENT_SECRET": altered(agent.secret)},
+    ]
+    for environment in wrong:
+        with by_hand(f"{running_stack.mcp_url('git')}/key", environment) as shim:
+            answer = shim.ask("tools/list", {})
+            status = shim.process.wait(PATIENCE_S)
+            _, errors, _ = shim.end()
+
+        assert UNAUTHENTICATED == answer["error"]["code"]
+        assert 3 == status
+        assert "refused" in errors
+        assert not any(secret in errors for secret in environment.values())
+
+
+@promise("clients:stdio")
+def test_a_gateway_that_was_killed_is_used_again_when_it_is_back(running_stack: Stack) -> None:
+    agent = developer(running_stack)
+    call = {"name": "git_reset", "arguments": {"repo_path": "."}}
+    url = f"{running_stack.mcp_url('git')}/key"
+    with by_hand(url, {"BEHAVRY_AGENT_KEY": key(agent)}) as shim:
+        before = shim.ask("tools/call", call)
+        os.kill(running_stack.pids()["proxy"], signal.SIGKILL)
+        said: list[dict[str, Any]] = []
+
+        def back() -> bool:
+            said.append(shim.ask("tools/list", {}, id=len(said) + 2))
+            return "result" in said[-1]
+
+        until(back, "the gateway is back", READY_TIMEOUT_S)
+        after = shim.ask("tools/call", call, id=len(said) + 2)
+        status, errors, _ = shim.end()
+
+    assert {UNREACHABLE} >= {answer["error"]["code"] for answer in said[:-1]}
+    for answer in (before, after):
+        assert "deny" == answer["result"]["_meta"][META]["verdict"]
+    assert 0 == status
+    assert errors.rstrip().endswith("the gateway is back")
+
+
+@promise("clients:stdio")
+@both_eras
+async def test_a_call_that_its_client_gives_up_does_not_hold_up_the_next(
+    running_stack: Stack, tool_server: ToolServer, mode: ConnectMode
+) -> None:
+    slug = f"slow-{uuid4().hex[:8]}"
+    assert tool_server.url is not None
+    running_stack.add_http_server(slug, tool_server.url)
+    agent = register(running_stack, slug, f"{slug}:read")
+    running_stack.approve(slug, agent.token, {"read_note": "read"}, category=slug)
+    until(lambda: ["read_note"] == running_stack.listed(slug, agent.token), "it is listed")
+    program, *arguments = command(f"{running_stack.mcp_url(slug)}/key")
+    started = StdioServerParameters(
+        command=program, args=arguments, env={"BEHAVRY_AGENT_KEY": key(agent)}, cwd=ROOT
+    )
+
+    async with Client(stdio_client(started), mode=mode) as client:
+        await client.list_tools()
+        tool_server.behave(hang=True)
+        with pytest.raises(Exception, match=r"(?i)time"):  # the SDK's own type differs
+            await client.call_tool("read_note", {"call": "slow"}, read_timeout_seconds=1)
+        tool_server.behave()
+        answer = await client.call_tool("read_note", {"call": "quick"})
+
+    assert "quick read_note" == text(answer)
+    assert ["slow", "quick"] == tool_server.ran()
