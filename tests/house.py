@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / ".tools" / "bin"
 #: The accessibility checks that browser tests run inside a page.
 AXE = ROOT / ".tools" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
+#: Tool servers that others wrote.
+SERVERS = ROOT / ".tools" / "servers" / "node_modules" / ".bin"
 
 
 class OffMachineError(RuntimeError):
@@ -40,6 +42,7 @@ def missing() -> dict[str, str]:
     here = {
         "needs_opa": (tool("opa") is not None, "make tools"),
         "needs_node": (tool("mcp-inspector") is not None, "make tools"),
+        "needs_servers": (SERVERS.is_dir(), "make tools"),
         "needs_browser": (
             tool("chromium") is not None and AXE.exists(),
             "make tools, and the system's package manager for chromium",
