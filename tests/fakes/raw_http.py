@@ -88,7 +88,7 @@ async def connected(url: str) -> AsyncIterator[RawHttp]:
     """To the host and port of this URL."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(RawHttp, parts.hostname, parts.port)
+    _, connection = await loop.create_connection(RawHttp, parts.hostname or "", parts.port or 80)
     try:
         yield connection
     finally:
