@@ -77,6 +77,8 @@ class Rejection:
 
 
 ACCEPTED: Final = Answer(202, b"", ())
+#: To a request that was given up: it is not answered, and its stream ends.
+SILENT: Final = Answer(200, b"", ((b"content-type", b"text/event-stream"),))
 
 
 def result(id: Any, encoded: bytes) -> Answer:
@@ -168,7 +170,7 @@ def internal_error(id: Any = None) -> Answer:
 
 
 __all__ = [
-    "ACCEPTED", "CODES", "HEADER_MISMATCH", "PARSE_ERROR", "RESOURCE_NOT_FOUND",
+    "ACCEPTED", "CODES", "HEADER_MISMATCH", "PARSE_ERROR", "RESOURCE_NOT_FOUND", "SILENT",
     "UNSUPPORTED_VERSION", "Answer", "Rejection", "bad_params", "bad_request", "decision_data",
     "error", "internal_error", "malformed", "refusal", "rejected", "result", "tool_error",
     "unknown_tool",

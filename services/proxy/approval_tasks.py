@@ -16,7 +16,7 @@ from services.common.clock import rfc3339
 from services.proxy import answers, bridge, encodings, messages
 from services.proxy.answers import Answer, Rejection
 from services.proxy.bridge import TASKS
-from services.proxy.calls import Visit
+from services.proxy.calls import Spawn, Visit
 from services.proxy.continuing import Carried, Task
 from services.proxy.governed import Call, Incoming
 from services.proxy.local import Refused
@@ -40,7 +40,6 @@ _MS: Final = 1_000_000
 WAITING: Final = answers.ACCEPTED
 
 Govern = Callable[[Incoming, Wait], Awaitable[Answer]]
-Spawn = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -230,6 +229,7 @@ class _Closed:
 
     def __init__(self) -> None:
         self.gone = asyncio.Event()
+        self.when_gone: Callable[[], None] | None = None
 
     async def open(self) -> None:
         pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -174,6 +174,10 @@ class Stream(Protocol):
         """The same without waiting, opening the stream if need be. Messages leave in the order of
         `send` and `push`. A reader with more than 1 MiB queued is gone.
         """
+
+
+#: Runs something beside the request, out of reach of its end.
+Spawn = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
 
 
 class Recorder(Protocol):

@@ -22,6 +22,8 @@ from services.proxy.bridge import Facts, Untranslatable
 from services.proxy.calls import Recorder
 from services.proxy.governed import Call
 from services.proxy.sessions import Sessions
+from services.proxy.streams.abandoning import Abandonments, GivenUp
+from services.proxy.streams.relay import Relays
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class _Outcome:
 class Forwarding:
     recorder: Recorder
     sessions: Sessions
+    relays: Relays
+    given_up: Abandonments
     digester: Digester
     clock: Clock
     log: Log
@@ -87,9 +91,13 @@ class Forwarding:
             progress=encodings.progress_token(call.message.params),
         )
         upstream = local.upstream_session(call.session)
+        relay = self.relays.of(call)
         try:
-            reply = await backend.ask(call.subject.visit, request, upstream)
+            with self.given_up.around(call.stream, call.session, call.message.id):
+                reply = await backend.ask(call.subject.visit, request, upstream, relay.hear)
             return _translated(call, reply, facts)
+        except GivenUp:
+            return _Outcome("cancelled", "", answer=answers.SILENT)
         except SessionGone:
             if call.session is not None:
                 self.sessions.end(call.subject.visit, call.session)

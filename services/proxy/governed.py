@@ -117,6 +117,7 @@ class Call:
     route: Route
     asked: Question
     session: Session | None
+    stream: Stream
     live: Live
     began_ns: int
     decided_ns: int

@@ -96,6 +96,7 @@ class Judging:
             route=incoming.route,
             asked=asked,
             session=incoming.session,
+            stream=incoming.stream,
             live=live,
             began_ns=began_ns,
             decided_ns=self.clock.monotonic_ns(),

@@ -28,13 +28,14 @@ from services.proxy import (
     messages,
 )
 from services.proxy.answers import Answer, Rejection
-from services.proxy.approval_tasks import Spawn, Tasks
+from services.proxy.approval_tasks import Tasks
 from services.proxy.backends.upstream import Backends
 from services.proxy.calls import (
     Caller,
     Decider,
     Recorder,
     Result,
+    Spawn,
     Stream,
     Visit,
 )
@@ -53,6 +54,8 @@ from services.proxy.refusals import Refusals, unavailable
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import EMPTY, Snapshot
+from services.proxy.streams.abandoning import Abandonments
+from services.proxy.streams.relay import Relays, refusing
 from services.proxy.waiting import Wait, Waits
 
 AT_ONCE: Final = 64
@@ -110,6 +113,7 @@ class Pipeline:
     _judging: Judging = field(init=False)
     _refusals: Refusals = field(init=False)
     _forwarding: Forwarding = field(init=False)
+    _given_up: Abandonments = field(init=False)
 
     def __post_init__(self) -> None:
         self._local = Local(
@@ -145,9 +149,16 @@ class Pipeline:
             clock=self.clock,
             log=self.log,
         )
+        self._given_up = Abandonments()
         self._forwarding = Forwarding(
             recorder=self.recorder,
             sessions=self.sessions,
+            relays=Relays(
+                asked=refusing(self.spawn),
+                changed=lambda _call, _method: None,
+                dropped=self.counters.counter("proxy.upstream.dropped"),
+            ),
+            given_up=self._given_up,
             digester=self.digester,
             clock=self.clock,
             log=self.log,
@@ -380,6 +391,7 @@ class Pipeline:
         given_up = message.params.get("requestId")
         if message.method == "notifications/cancelled" and session and given_up is not None:
             self.waits.holds.cancelled((session.id, given_up))
+            self._given_up.cancelled((session.id, given_up))
         return answers.ACCEPTED
 
     async def _end_session(self, arrival: Arrival, visit: Visit) -> Answer:

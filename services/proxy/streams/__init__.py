@@ -1,0 +1,1 @@
+"""What reaches an agent beside its answers: notifications, open streams, and how both end."""
