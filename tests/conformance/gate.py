@@ -5,6 +5,7 @@ installation, and compares check by check. Prints a table; exit status 1 says th
 lost, that a list of expected failures is out of date, or that a governed request left no record.
 
     python -m tests.conformance.gate [--only direct|through|cells] [--report FILE] [--keep DIR]
+    python -m tests.conformance.gate --scenario NAME --revision 2026-07-28
 """
 
 import argparse
@@ -188,9 +189,27 @@ def gate(scratch: Path, only: str | None, report: Report) -> None:
         print(f"through: {time.monotonic() - began:.0f} s", flush=True)
 
 
+def single(scratch: Path, scenario: str, revision: str, report: Report) -> None:
+    """One scenario, direct and through, with what each check says."""
+    (leg,) = (one for one in SAME_ERA if one.revision == revision)
+    choice = ("--scenario", scenario, "--spec-version", revision)
+    with serving(leg.era) as url:
+        direct = server_suite(url, *choice, into=scratch / "direct")
+    with installed(scratch, (leg,)) as place:
+        through = server_suite(place.shim.url(leg.slug), *choice, into=scratch / "through")
+        count(report, place, leg)
+    for found in through.scenarios.values():
+        for name, one in found.items():
+            report.say(name, f"{one.status} {one.why}", good=one.good)
+    for loss in losses(direct, through):
+        report.detail(_plain(loss))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.conformance.gate")
     parser.add_argument("--only", choices=("direct", "through", "cells"))
+    parser.add_argument("--scenario", help="this one alone")
+    parser.add_argument("--revision", choices=tuple(SCORED), default="2026-07-28")
     parser.add_argument("--report", type=Path, help="the table again, as a file")
     parser.add_argument("--keep", type=Path, help="where the suite's results stay")
     options = parser.parse_args()
@@ -201,7 +220,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="conformance-") as temporary:
         scratch: Path = options.keep or Path(temporary)
         scratch.mkdir(parents=True, exist_ok=True)
-        gate(scratch, options.only, report)
+        if options.scenario:
+            single(scratch, options.scenario, options.revision, report)
+        else:
+            gate(scratch, options.only, report)
     if options.report:
         rows = [f"{'ok' if one.good else 'LOST'} | {one.what} | {one.told}" for one in report.lines]
         options.report.write_text("\n".join([*rows, "", *report.details]) + "\n")

@@ -23,6 +23,8 @@ from tests.fakes.stack import Stack, running, until
 from tests.journeys.agents import Agent, register
 
 GRANTS: Final = {"elicitation_form": True, "sampling": True, "roots": True}
+DECIDED: Final = frozenset({"call.intent", "call.denied"})
+REJECTED: Final = "call.rejected"
 SEEN_TIMEOUT_S: Final = 30
 
 
@@ -77,14 +79,12 @@ class Installed:
     agents: Mapping[str, Agent]
 
     def recorded(self, slug: str) -> Counter[str]:
-        """How many records of each type say that a governed request was decided or refused."""
+        """How many records, by type and method, say that a request was decided or refused."""
         found: Counter[str] = Counter()
         for record in self.stack.chain_of(self.agents[slug].id):
             kind, method = record["type"], record.get("method")
-            if kind in {"call.intent", "call.denied"} or (
-                kind == "call.rejected" and (method in GOVERNED or not method)
-            ):
-                found[kind] += 1
+            if kind in DECIDED or (kind == REJECTED and (method in GOVERNED or not method)):
+                found[f"{kind} {method}"] += 1
         return found
 
 

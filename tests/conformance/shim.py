@@ -27,7 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 GOVERNED: Final = frozenset(
     {"tools/call", "resources/read", "prompts/get", "resources/subscribe", "tasks/update"}
 )
-_HOP: Final = frozenset({b"connection", b"content-length", b"transfer-encoding", b"keep-alive"})
+_HOP: Final = frozenset({b"connection", b"transfer-encoding", b"keep-alive"})
 _OURS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 """What the HTTP client would add by itself."""
 
@@ -109,7 +109,7 @@ class Shim:
         sent = [
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in scope["headers"]
-            if name not in _HOP
+            if name not in _HOP | {b"content-length"}
         ]
         sent.append(("authorization", f"Bearer {self._told.tokens.get(server, '')}"))
         kind = governed_kind(body) if scope["method"] == "POST" else None

@@ -99,7 +99,8 @@ def losses(direct: Run, through: Run) -> Iterator[Loss]:
         for name in sorted(before.keys() | after.keys()):
             was = before.get(name, Found(status="absent"))
             now = after.get(name, Found(status="absent"))
-            if (was.status == "SUCCESS" and now.status != "SUCCESS") or (was.good and not now.good):
+            unreached = was.status == "SUCCESS" and now.status in {"SKIPPED", "INFO", "absent"}
+            if (was.good and not now.good) or (unreached and (scenario, name) not in EITHER_WAY):
                 yield Loss(scenario, name, was.status, now.status, now.why)
 
 
