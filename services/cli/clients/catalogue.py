@@ -2,13 +2,13 @@
 like.
 
 Decides shapes alone (one endpoint, one name of a variable in; entries and snippets out). Reading
-and writing files is files.py's work. No entry holds a secret: clients read it from a variable, or
-ask for it.
+and writing files is files.py's work. No entry holds a secret where its client reads it from a
+variable or asks for it; one client does neither.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +16,25 @@ from typing import Any, Literal
 KEY_VARIABLE = "BEHAVRY_AGENT_KEY"
 #: The question that VS Code asks once and keeps the answer of, encrypted.
 VSCODE_INPUT = "behavry-agent-key"
+#: What speaks for a client that starts programs and dials no addresses.
+PROGRAM = "behavry-mcp-stdio"
+#: Stands where a key belongs in what is shown.
+NO_KEY = "..."
 Format = Literal["json", "toml"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """One server behind the gateway, as an agent with a static key reaches it. `key_variable` is
-    a variable's name.
+    a variable's name; `key` is the key itself, there only while it is written into the file of a
+    client that `holds_key`.
     """
 
     server: str
     gateway: str
     key_variable: str = KEY_VARIABLE
+    program: str = PROGRAM
+    key: str = field(default=NO_KEY, repr=False)
 
     @property
     def url(self) -> str:
@@ -55,8 +62,8 @@ class FileClient:
     entry: Callable[[Endpoint], dict[str, Any]]
     #: What to do beside the file: lines for people.
     hint: Callable[[Endpoint], list[str]]
-    #: Why this version cannot write an entry; empty: it can.
-    cannot: str = ""
+    #: It expands no variables and asks nothing: the key itself stands in its file.
+    holds_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +93,21 @@ def _variable_hint(endpoint: Endpoint) -> list[str]:
 
 def _vscode_hint(_: Endpoint) -> list[str]:
     return ["VS Code asks for the key once, when the server starts, and keeps it encrypted."]
+
+
+def _desktop_entry(endpoint: Endpoint) -> dict[str, Any]:
+    return {
+        "command": endpoint.program,
+        "args": ["--server-url", endpoint.url],
+        "env": {KEY_VARIABLE: endpoint.key},
+    }
+
+
+def _desktop_hint(_: Endpoint) -> list[str]:
+    return [
+        "Claude Desktop expands no variables: the key itself stands in its file, which only its",
+        "owner may read. It reads the file when it starts.",
+    ]
 
 
 def _desktop_file(places: Places) -> Path:
@@ -162,13 +184,9 @@ FILE_CLIENTS: dict[str, FileClient] = {
             format="json",
             table="mcpServers",
             file=_desktop_file,
-            entry=lambda _: {},
-            hint=lambda _: [],
-            cannot=(
-                "Claude Desktop starts programs on this machine and dials no address here; the"
-                " program that would speak for it, behavry-mcp-stdio, is not part of this version."
-                " Claude Code reaches the same servers: behavry connect claude-code"
-            ),
+            entry=_desktop_entry,
+            hint=_desktop_hint,
+            holds_key=True,
         ),
         FileClient(
             name="cursor",

@@ -9,12 +9,20 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from services.cli.clients import jsonc, toml_text
-from services.cli.clients.catalogue import VSCODE_INPUT, Endpoint, FileClient, vscode_input
+from services.cli.clients.catalogue import (
+    KEY_VARIABLE,
+    NO_KEY,
+    PROGRAM,
+    VSCODE_INPUT,
+    Endpoint,
+    FileClient,
+    vscode_input,
+)
 from services.cli.clients.jsonc import Malformed
 from services.cli.output import CommandFailed
 from services.common.clock import Clock, rfc3339
@@ -59,20 +67,43 @@ def configured(client: FileClient, text: str | None) -> dict[str, Any]:
 
 
 def shown(client: FileClient, endpoint: Endpoint, text: str | None) -> Shown:
-    """How the file stands to what it should hold. Raises Malformed."""
+    """How the file stands to what it should hold; without a key to compare, any key will do.
+    Raises Malformed.
+    """
     entry = configured(client, text).get(endpoint.server)
     if entry is None:
         return Shown(state="absent", entry=None)
-    if entry == client.entry(endpoint) and _asks(client, text):
+    ready = _asks(client, text)
+    if client.holds_key and endpoint.key == NO_KEY:
+        endpoint = replace(endpoint, key=_key_in(entry))
+        ready = bool(endpoint.key)
+    if ready and entry == client.entry(endpoint):
         return Shown(state="connected", entry=entry)
     return Shown(state="stale" if is_ours(entry, endpoint) else "other", entry=entry)
 
 
 def is_ours(entry: Any, endpoint: Endpoint) -> bool:
     """Whether an entry leads to the gateway's address of that server, in any of its forms."""
-    url = entry.get("url") if isinstance(entry, Mapping) else None
     ours = endpoint.url.removesuffix("/key")
-    return isinstance(url, str) and url.rstrip("/") in {ours, f"{ours}/key"}
+    return target(entry).rstrip("/") in {ours, f"{ours}/key"}
+
+
+def target(entry: Any) -> str:
+    """The address that an entry leads to, by itself or by our program; else empty."""
+    if not isinstance(entry, Mapping):
+        return ""
+    url, command, arguments = (entry.get(name) for name in ("url", "command", "args"))
+    if isinstance(command, str) and Path(command).stem == PROGRAM and isinstance(arguments, list):
+        after = [*arguments, ""]
+        url = next((after[n + 1] for n, one in enumerate(arguments) if one == "--server-url"), "")
+    return url if isinstance(url, str) else ""
+
+
+def _key_in(entry: Any) -> str:
+    """The key that an entry holds, if it is one."""
+    given = entry.get("env") if isinstance(entry, Mapping) else None
+    key = given.get(KEY_VARIABLE) if isinstance(given, Mapping) else None
+    return key if isinstance(key, str) and key != NO_KEY else ""
 
 
 def with_entry(client: FileClient, endpoint: Endpoint, text: str | None) -> str:
@@ -113,22 +144,25 @@ def _input_place(text: str) -> int | None:
     return ids.index(VSCODE_INPUT) if VSCODE_INPUT in ids else None
 
 
-def write(file: Path, text: str, *, before: str | None, clock: Clock) -> Path | None:
+def write(
+    file: Path, text: str, *, before: str | None, clock: Clock, private: bool = False
+) -> Path | None:
     """Replace the file as a whole, keeping its mode and what it links to; answers the backup's
-    path, None where there was no file. `before`: what it must still hold.
+    path, None where there was no file. `before`: what it must still hold. `private`: it, or what
+    it was, holds a key, and nobody but its owner may read either.
     """
     if read(file) != before:
         raise CommandFailed(f"{file} has just been changed by somebody else; nothing was done")
-    target = file.resolve()
+    real = file.resolve()
     backup = None
     mode = 0o600
-    if target.exists():
-        mode = stat.S_IMODE(target.stat().st_mode)
+    if real.exists():
+        mode = stat.S_IMODE(real.stat().st_mode) & (0o700 if private else 0o777)
         stamp = rfc3339(clock.now_ns())[:19].replace(":", "").replace("-", "")
-        backup = _new_name(target.with_name(f"{target.name}.behavry-{stamp}.bak"))
-        _replace(backup, target.read_bytes(), mode)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _replace(target, text.encode(), mode)
+        backup = _new_name(real.with_name(f"{real.name}.behavry-{stamp}.bak"))
+        _replace(backup, real.read_bytes(), mode)
+    real.parent.mkdir(parents=True, exist_ok=True)
+    _replace(real, text.encode(), mode)
     return backup
 
 

@@ -7,6 +7,7 @@ difference, asks, keeps a backup, and changes nothing else there; a second run c
 import difflib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,8 @@ from services.cli.clients.catalogue import (
     CODE_CLIENTS,
     FILE_CLIENTS,
     KEY_VARIABLE,
+    NO_KEY,
+    PROGRAM,
     Endpoint,
     FileClient,
     Places,
@@ -40,6 +43,7 @@ Name = Literal[
     "claude-code", "claude-desktop", "cursor", "vscode", "codex", "openai-agents", "langchain"
 ]
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_KEY = re.compile(r"bhv_ak_[A-Za-z0-9._~-]+")
 
 
 def connect(
@@ -88,9 +92,9 @@ def connect(
         _status(chosen, endpoint, target, as_json=json)
     elif remove:
         _change(chosen, endpoint, target, away=True, yes=yes, dry_run=dry_run)
-    elif chosen.cannot:
-        raise CommandFailed(chosen.cannot)
     elif write:
+        if chosen.holds_key:
+            endpoint = replace(endpoint, key=_key(endpoint, needed=not dry_run))
         _change(chosen, endpoint, target, away=False, yes=yes, dry_run=dry_run)
     else:
         _print(chosen, endpoint, target, state=state, as_json=json)
@@ -103,9 +107,12 @@ def _endpoint(server: str, *, gateway: str | None, key_env: str, state: Path | N
     if gateway is not None:
         if not re.fullmatch(r"https?://[^\s/\"'<>]+", gateway.rstrip("/")):
             raise CommandFailed("--gateway is http(s)://host:port", status=Exit.USAGE)
-        return Endpoint(server=server, gateway=gateway.rstrip("/"), key_variable=key_env)
+        address = gateway.rstrip("/")
+        return Endpoint(server=server, gateway=address, key_variable=key_env, program=_program())
     found = existing_state(state)
-    endpoint = Endpoint(server=server, gateway=proxy_url(found), key_variable=key_env)
+    endpoint = Endpoint(
+        server=server, gateway=proxy_url(found), key_variable=key_env, program=_program()
+    )
     try:
         known = {one["slug"] for one in machine_control(found).items("/api/v1/servers")}
     except Unreachable:
@@ -116,6 +123,28 @@ def _endpoint(server: str, *, gateway: str | None, key_env: str, state: Path | N
             f"there is no server {server!r}; there are: {', '.join(sorted(known)) or 'none'}"
         )
     return endpoint
+
+
+def _program() -> str:
+    """Where it lies, if it was installed beside this command: who starts from a desktop has not the
+    shell's path.
+    """
+    beside = Path(sys.executable).parent / PROGRAM
+    return str(beside) if beside.is_file() else PROGRAM
+
+
+def _key(endpoint: Endpoint, *, needed: bool) -> str:
+    """The key, from its variable: a command line would show it to the whole machine."""
+    key = environment().get(endpoint.key_variable, "")
+    if _KEY.fullmatch(key):
+        return key
+    if needed:
+        raise CommandFailed(
+            f"this client expands no variables, so its file holds the key itself: set"
+            f" {endpoint.key_variable} to an agent's key (bhv_ak_...) and run this again",
+            status=Exit.USAGE,
+        )
+    return NO_KEY
 
 
 def _places() -> Places:
@@ -212,7 +241,9 @@ def _change(
     if dry_run:
         return
     asking.consent(f"Write {target}?", given=yes)  # 4
-    backup = files.write(target, after, before=before, clock=SystemClock())  # 5
+    backup = files.write(  # 5
+        target, after, before=before, clock=SystemClock(), private=client.holds_key
+    )
     say(f"wrote {target}" + (f"; as it was: {backup}" if backup else ""))
     if not away:
         for line in client.hint(endpoint):
@@ -220,7 +251,7 @@ def _change(
 
 
 def _difference(before: str, after: str, target: Path) -> str:
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), str(target), f"{target} (new)", lineterm=""
-    )
-    return "\n".join(lines)
+    """Keys are masked: what is shown to people is kept by terminals and logs."""
+    old, new = (_KEY.sub("bhv_ak_...", text).splitlines() for text in (before, after))
+    lines = list(difflib.unified_diff(old, new, str(target), f"{target} (new)", lineterm=""))
+    return "\n".join(lines) or f"{target}: another key in the entry, nothing else"

@@ -54,7 +54,7 @@ def _judged(
     direct: list[str] = []
     bypassed: dict[str, str] = {}
     for name, entry in entries.items():
-        target = _target(entry)
+        target = files.target(entry)
         if target.startswith(_spellings(gateway)):
             continue
         slug = known.get(_address(target)) or _same_program(entry, programs)
@@ -111,11 +111,6 @@ def _entries(client: FileClient, path: Path) -> dict[str, Any]:
 def _table(project: Any) -> Mapping[str, Any]:
     found = project.get("mcpServers", {}) if isinstance(project, Mapping) else {}
     return found if isinstance(found, Mapping) else {}
-
-
-def _target(entry: Any) -> str:
-    url = entry.get("url") if isinstance(entry, Mapping) else None
-    return url if isinstance(url, str) else ""
 
 
 def _address(url: str) -> str:

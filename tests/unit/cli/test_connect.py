@@ -208,10 +208,12 @@ def test_what_is_not_toml_is_refused() -> None:
 
 # --- Clients ------------------------------------------------------------------------------------
 
-WRITABLE = [name for name, client in FILE_CLIENTS.items() if not client.cannot]
+#: They read the key from a variable, or ask for it; the others' files hold it.
+KEYLESS = [name for name, client in FILE_CLIENTS.items() if not client.holds_key]
+KEY = "bhv_ak_0193.made-up_for~tests"
 
 
-@pytest.mark.parametrize("name", WRITABLE)
+@pytest.mark.parametrize("name", KEYLESS)
 def test_no_entry_holds_a_secret_and_each_names_the_gateway(name: str) -> None:
     client = FILE_CLIENTS[name]
     text = files.with_entry(client, ENDPOINT, None)
@@ -357,15 +359,63 @@ def test_a_server_that_does_not_exist_is_named_with_those_that_do(run: Run) -> N
 
 
 @pytest.mark.usefixtures("server")
-def test_claude_desktop_is_told_what_it_lacks(run: Run) -> None:
-    refused = run("connect", "claude-desktop", "--server", "git")
+def test_claude_desktop_starts_our_program_and_no_key_is_shown(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEHAVRY_AGENT_KEY", KEY)
 
-    assert (1, "") == (refused.status, refused.out)
-    assert "behavry-mcp-stdio" in refused.err
+    told = run("connect", "claude-desktop", "--server", "git")
+
+    (entry,) = json.loads(told.out)["mcpServers"].values()
+    assert "behavry-mcp-stdio" == Path(entry["command"]).name
+    assert ["--server-url"] == entry["args"][:-1]
+    assert entry["args"][-1].endswith("/mcp/v1/git/key")
+    assert {"BEHAVRY_AGENT_KEY": "..."} == entry["env"]
+    assert KEY not in told.out + told.err
 
 
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize("name", [*WRITABLE, *CODE_CLIENTS])
+def test_claude_desktop_s_file_holds_the_key_for_its_owner_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "claude_desktop_config.json"
+    file.write_text('{"mcpServers": {"mine": {"command": "m"}}}')
+    file.chmod(0o644)
+    options = ("claude-desktop", "--server", "git", "--file", str(file))
+    monkeypatch.delenv("BEHAVRY_AGENT_KEY", raising=False)
+    keyless = run("connect", *options, "--write", "--yes")
+    untouched = file.read_text()
+    monkeypatch.setenv("BEHAVRY_AGENT_KEY", KEY)
+    wrote = run("connect", *options, "--write", "--yes")
+    held = json.loads(file.read_text())["mcpServers"]
+    monkeypatch.delenv("BEHAVRY_AGENT_KEY")
+    status = run("connect", *options, "--status")
+    monkeypatch.setenv("BEHAVRY_AGENT_KEY", f"{KEY}2")
+    renewed = run("connect", *options, "--write", "--yes")
+    again = json.loads(file.read_text())["mcpServers"]["git"]["env"]
+    removed = run("connect", *options, "--remove", "--yes")
+
+    assert (2, '{"mcpServers": {"mine": {"command": "m"}}}') == (keyless.status, untouched)
+    assert (0, 0, 0, 0) == (wrote.status, status.status, renewed.status, removed.status)
+    assert ({"command": "m"}, KEY) == (held["mine"], held["git"]["env"]["BEHAVRY_AGENT_KEY"])
+    assert f"{KEY}2" == again["BEHAVRY_AGENT_KEY"]
+    assert {"mine": {"command": "m"}} == json.loads(file.read_text())["mcpServers"]
+    assert {0o600} == {path.stat().st_mode & 0o777 for path in _paths(tmp_path)}
+    for ran in (keyless, wrote, status, renewed, removed):
+        assert KEY not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("key", ["...", "", None])
+def test_an_entry_without_a_key_does_not_connect(key: str | None) -> None:
+    client = FILE_CLIENTS["claude-desktop"]
+    entry = client.entry(ENDPOINT) | {"env": {} if key is None else {"BEHAVRY_AGENT_KEY": key}}
+    text = json.dumps({"mcpServers": {"git": entry}})
+
+    assert "stale" == files.shown(client, ENDPOINT, text).state
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("name", [*FILE_CLIENTS, *CODE_CLIENTS])
 def test_what_is_printed_is_data_alone(run: Run, name: str) -> None:
     told = run("connect", name, "--server", "git")
     shown: Any = run("connect", name, "--server", "git", "--json").out
