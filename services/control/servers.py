@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
+from services.control.bundles import looks_secret
+
 Trust = Literal["trusted", "untrusted", "blocked"]
 Transport = Literal["http", "sse", "stdio"]
 Era = Literal["auto", "modern", "legacy"]
@@ -80,13 +82,13 @@ def check_reach(transport: Transport, urls: Sequence[str], stdio: str) -> None:
     if not 1 <= len(urls) <= MAX_URLS or len(set(urls)) != len(urls):
         raise BadServer("urls", "count", f"1 to {MAX_URLS} different URLs.")
     for index, url in enumerate(urls):
-        if not _is_plain_url(url):
+        if not is_plain_url(url):
             raise BadServer(
                 f"urls/{index}", "url", "http(s)://host[:port]/path without user or fragment."
             )
 
 
-def _is_plain_url(url: str) -> bool:
+def is_plain_url(url: str) -> bool:
     if not url.isascii() or any(ord(c) <= 0x20 or c in '"<>\\^`{|}' for c in url):
         return False
     try:
@@ -152,6 +154,25 @@ def check_grants(grants: Mapping[str, Any]) -> None:
     for field in ("elicitation_hosts", "extensions"):
         if len(set(grants[field])) != len(grants[field]):
             raise BadServer(f"grants/{field}", "twice", "An entry is there twice.")
+
+
+def check_nothing_secret(server: Mapping[str, Any]) -> None:
+    """Bundles hold all of it, and no bundle is made of what looks like a secret."""
+    for name, value in desired(server).items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and looks_secret(text) for text in texts):
+            top, _, rest = name.partition(".")
+            field = {
+                "credential_header": "credential/name",
+                "credential_ref": "credential/value",
+                "credential_settings": f"credential/{rest.partition('.')[0]}",
+            }.get(top, top)
+            raise BadServer(
+                field,
+                "secret",
+                "This looks like a secret. Put it into a file of the plane's secrets and say "
+                "`secret://name` in `credential`.",
+            )
 
 
 def _is_transports(name: str) -> bool:

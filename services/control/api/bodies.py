@@ -37,7 +37,9 @@ class JsonBody(Generic[T]):
     def __init__(self, model: type[T], max_bytes: int = MAX_BYTES) -> None:
         self.model = model
         self._max_bytes = max_bytes
-        self._field_names = frozenset(_names(model.model_json_schema(by_alias=True)))
+        schema = model.model_json_schema(by_alias=True)
+        self._field_names = frozenset(_names(schema))
+        self._tags = frozenset(_tags(schema))
 
     async def __call__(self, request: Request) -> T:
         if not getattr(request.state, "admitted", False):
@@ -75,6 +77,8 @@ class JsonBody(Generic[T]):
         """Up to the first name that the sender made up: what was sent is not echoed."""
         parts: list[str] = []
         for part in where:
+            if part in self._tags:
+                continue  # which of several forms was read stands nowhere in the body
             if isinstance(part, str) and part not in self._field_names:
                 break
             parts.append(str(part))
@@ -150,6 +154,18 @@ def _names(schema: Any) -> Iterator[str]:
                 yield from _names(item)
 
 
+def _tags(schema: Any) -> Iterator[str]:
+    """The values that choose between forms."""
+    match schema:
+        case dict():
+            yield from schema.get("discriminator", {}).get("mapping", {})
+            for item in schema.values():
+                yield from _tags(item)
+        case list():
+            for item in schema:
+                yield from _tags(item)
+
+
 #: pydantic's error types -> ours, which are stable.
 CODES: Final = {
     "missing": "missing",
@@ -175,6 +191,8 @@ CODES: Final = {
     "string_pattern_mismatch": "pattern",
     "literal_error": "not_allowed",
     "enum": "not_allowed",
+    "union_tag_invalid": "not_allowed",
+    "union_tag_not_found": "missing",
     "greater_than_equal": "too_small",
     "less_than_equal": "too_large",
     "uuid_type": "not_a_uuid",

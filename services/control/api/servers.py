@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field, StringConstraints
 from starlette.responses import Response
 
 from services.common.postgres.connection import Connection
-from services.control import audit_records
+from services.control import audit_records, upstream_credentials
 from services.control import servers as rules
+from services.control.api import server_credentials
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call
 from services.control.api.guards import needs
+from services.control.api.server_credentials import NONE, Credential
 from services.control.api.shapes import (
     Answer,
     Page,
@@ -45,21 +47,6 @@ Ca = Annotated[str, StringConstraints(pattern=f"{rules.REFERENCE}|^$")]
 Urls = Annotated[list[Url], Field(max_length=rules.MAX_URLS)]
 
 
-class NoCredential(Body):
-    kind: Literal["none"]
-
-
-class HeaderCredential(Body):
-    """A header of every request to the server. The value is a reference; planes resolve it."""
-
-    kind: Literal["header"]
-    name: Annotated[str, StringConstraints(pattern=rules.HEADER_NAME)]
-    value: Annotated[str, StringConstraints(pattern=rules.REFERENCE)]
-
-
-Credential = Annotated[NoCredential | HeaderCredential, Field(discriminator="kind")]
-
-
 class Grants(Body):
     """What the server may ask of agents, and which extensions it speaks with them."""
 
@@ -79,7 +66,7 @@ class NewServer(Body):
     stdio: StdioName | None = None
     era: rules.Era = "auto"
     case_fold: bool = False
-    credential: Credential = NoCredential(kind="none")
+    credential: Credential = NONE
     grants: Grants = Grants()
     first_byte_s: FirstByteS = 120
     share: rules.Share = "agent"
@@ -155,7 +142,7 @@ async def create_server(
         "share": body.share,
         "headers": body.headers,
         "ca": body.ca,
-        **_credential(body.credential),
+        **server_credentials.columns(body.credential),
     }
     _check(server)
     async with call.change() as change:
@@ -199,7 +186,11 @@ async def update_server(
     async with call.change() as change:
         before = await find(change.connection, server, lock=True)
         check_if_match(call.request, before["revision"])
-        after = {**before, **sent, **(_credential(body.credential) if body.credential else {})}
+        after = {
+            **before,
+            **sent,
+            **(server_credentials.columns(body.credential) if body.credential else {}),
+        }
         after["stdio"] = after["stdio"] or ""
         if body.grants is not None:
             granted = body.grants.model_dump(exclude_unset=True)
@@ -239,14 +230,8 @@ def _check(server: Mapping[str, Any]) -> None:
     rules.check_transport_only(server)
     rules.check_headers(server["headers"])
     rules.check_grants({**Grants().model_dump(), **server["grants"]})
-    if server["credential_kind"] == "header":
-        rules.check_credential_header(server["credential_header"])
-        if server["transport"] == "stdio":
-            raise rules.BadServer(
-                "credential", "not_for_stdio", "A stdio server has no header to carry it."
-            )
-        if server["credential_header"].lower() in map(str.lower, server["headers"]):
-            raise rules.BadServer("headers", "twice", "The credential's header is one of these.")
+    upstream_credentials.check(server)
+    rules.check_nothing_secret(server)
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -260,21 +245,6 @@ def _grants(row: Mapping[str, Any]) -> Grants:
     return Grants(**row["grants"])
 
 
-def _credential(credential: NoCredential | HeaderCredential) -> dict[str, Any]:
-    kind, header, reference = "none", "", ""
-    if isinstance(credential, HeaderCredential):
-        kind, header, reference = "header", credential.name, credential.value
-    return {
-        "credential_kind": kind,
-        "credential_header": header,
-        "credential_ref": reference,
-        "credential_settings": {},
-    }
-
-
 def _server(row: Mapping[str, Any]) -> Server:
-    credential = {"kind": row["credential_kind"]}
-    if row["credential_kind"] == "header":
-        credential |= {"name": row["credential_header"], "value": row["credential_ref"]}
     shown = {**row, "id": str(row["id"]), "grants": _grants(row)}
-    return Server(**shown, credential=credential)
+    return Server(**shown, credential=server_credentials.shown(row))

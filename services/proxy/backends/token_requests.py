@@ -78,7 +78,10 @@ class Subject:
 
 
 def client_credentials(credential: Credential, client_secret: str) -> TokenRequest:
-    return _request(credential, client_secret, {"grant_type": "client_credentials"})
+    form = {"grant_type": "client_credentials"}
+    if credential.audience:
+        form["audience"] = credential.audience  # beside RFC 6749; some issuers want it
+    return _request(credential, client_secret, form)
 
 
 def jwt_bearer(
