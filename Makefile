@@ -80,7 +80,7 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 
 # --- tests -------------------------------------------------------------------------------------
 
-.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-hops bench-pages bench-start chaos
+.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-hops bench-pages bench-relay bench-hidden bench-start chaos
 # What mostly waits runs two at a time; what measures or kills under load runs alone.
 BESIDE := $(addprefix tests/,unit integration/control integration/proxy integration/authorizer contract/tickets)
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
@@ -115,6 +115,12 @@ bench-hops: $(BIN)/python ## what the hops cost with nothing in them, against th
 
 bench-pages: $(BIN)/python ## lists over much history; BENCH_ARGS="--rows N"
 	$(BIN)/python -m tests.perf.pages $(BENCH_ARGS)
+
+bench-relay: $(BIN)/python ## the proxy beside a proxy made of the SDK's halves; BENCH_ARGS="--seconds --eras --baseline"
+	$(BIN)/python -m tests.perf.relay $(BENCH_ARGS)
+
+bench-hidden: $(BIN)/python ## what the time of a refusal tells of a tool
+	$(BIN)/python -m tests.perf.hidden $(BENCH_ARGS)
 
 bench-start: ## from a clone and an empty cache to the first denied call
 	python3 tests/perf/bench_start.py $(BENCH_ARGS)

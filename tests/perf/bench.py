@@ -193,9 +193,14 @@ def broken(bench: Bench) -> list[str]:
 
 def check_floor() -> None:
     """A floor that moves makes every ratio over it meaningless."""
-    frozen = FLOOR.with_suffix(".sha256").read_text().split()[0]
-    if hashlib.sha256(FLOOR.read_bytes()).hexdigest() != frozen:
-        message = "tests/perf/floor.py is not the frozen one (tests/perf/floor.sha256)"
+    check_frozen(FLOOR)
+
+
+def check_frozen(file: Path) -> None:
+    """Its digest is the one beside it."""
+    frozen = file.with_suffix(".sha256")
+    if hashlib.sha256(file.read_bytes()).hexdigest() != frozen.read_text().split()[0]:
+        message = f"{file.name} is not the frozen one ({frozen.name})"
         raise SystemExit(message)
 
 

@@ -36,6 +36,9 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     path: str
     token: str | None = None
+    version: str = wire.MODERN
+    session: str | None = None
+    """Legacy: what `initialize` gave, if it gave one."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,15 +67,7 @@ class Calls:
         self._prefix = order.prefix.encode()
         self._count = 0
         self._heads = [_head(target, order.tool) for target in order.targets]
-        self._tail = b'"},"_meta":{"%s":"%s","%s":{"name":"load","version":"1"},"%s":{}}}}' % tuple(
-            part.encode()
-            for part in (
-                wire.VERSION_META,
-                wire.MODERN,
-                wire.CLIENT_META,
-                wire.CAPABILITIES_META,
-            )
-        )
+        self._tails = [_tail(target) for target in order.targets]
         self._tool = order.tool.encode()
         self._padding = PADDING * (ARGUMENT_BYTES // len(PADDING) + 1)
 
@@ -89,7 +84,7 @@ class Calls:
             call,
             self._padding[: ARGUMENT_BYTES - 60 - len(call)],
         )
-        body = start + arguments + self._tail
+        body = start + arguments + self._tails[agent]
         return call, b"%scontent-length: %d\r\n\r\n%s" % (self._heads[agent], len(body), body)
 
 
@@ -99,13 +94,26 @@ def _head(target: Target, tool: str) -> bytes:
         f"host: {target.host}:{target.port}",
         "content-type: application/json",
         "accept: application/json, text/event-stream",
-        f"mcp-protocol-version: {wire.MODERN}",
-        "mcp-method: tools/call",
-        f"mcp-name: {tool}",
+        f"mcp-protocol-version: {target.version}",
     ]
+    if target.version == wire.MODERN:
+        lines += ["mcp-method: tools/call", f"mcp-name: {tool}"]
+    if target.session is not None:
+        lines.append(f"mcp-session-id: {target.session}")
     if target.token is not None:
         lines.append(f"authorization: Bearer {target.token}")
     return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+def _tail(target: Target) -> bytes:
+    if target.version != wire.MODERN:
+        return b'"}}}'
+    meta = {
+        wire.VERSION_META: wire.MODERN,
+        wire.CLIENT_META: {"name": "load", "version": "1"},
+        wire.CAPABILITIES_META: {},
+    }
+    return b'"},"_meta":%s}}' % msgspec.json.encode(meta)
 
 
 class Connection:
