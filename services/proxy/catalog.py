@@ -38,6 +38,7 @@ MAX_VIEWS: Final = 10_000
 LIST_S: Final = 30.0
 
 _Place = tuple[TenantId, ServerSlug]
+_Owner = tuple[TenantId, AgentId, ServerSlug]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,7 @@ class View:
 class _Cached:
     listing: Listing
     server: Server
+    began_ns: int
     at_ns: int
     life_ns: int
     reported_ns: int
@@ -99,7 +101,9 @@ class Catalog:
         self._cached: dict[_Place, _Cached] = {}
         self._fetching: dict[_Place, asyncio.Lock] = {}
         self._views: dict[tuple[TenantId, AgentId, ServerSlug, str, str], View] = {}
-        self._last_served: dict[tuple[TenantId, AgentId, ServerSlug], str] = {}
+        self._last_served: dict[_Owner, str] = {}
+        #: Digests of the views that agents were given or told of.
+        self._known: dict[_Owner, str] = {}
 
     async def listing(self, visit: Visit, backend: Backend) -> Listing:
         """Raises UpstreamFailed."""
@@ -114,9 +118,31 @@ class Catalog:
         return listing.tools.get(name)
 
     async def view(self, visit: Visit, listing: Listing) -> View:
-        """Raises BehavryError when the authorizer cannot tell."""
-        owner = (visit.caller.tenant, visit.caller.agent, visit.slug)
-        key = (*owner, listing.digest, visit.revision)
+        """What the agent is given. Raises BehavryError when the authorizer cannot tell."""
+        owner = _owner(visit)
+        view = await self._decided(visit, listing)
+        self._known[owner] = view.digest
+        if self._last_served.get(owner) != view.digest:
+            self._last_served[owner] = view.digest
+            self._served(visit, view, listing)
+        return view
+
+    async def renew(self, visit: Visit, backend: Backend) -> None:
+        """The server says that its list changed. Raises UpstreamFailed."""
+        await self._refresh(visit, backend, since_ns=self._clock.monotonic_ns())
+
+    async def differs(self, visit: Visit, backend: Backend) -> bool:
+        """Whether the agent would be given another list than the one that it knows of; whom this
+        told, knows. Raises UpstreamFailed, BehavryError.
+        """
+        owner = _owner(visit)
+        view = await self._decided(visit, await self.listing(visit, backend))
+        before = self._known.get(owner)
+        self._known[owner] = view.digest
+        return before is not None and before != view.digest
+
+    async def _decided(self, visit: Visit, listing: Listing) -> View:
+        key = (*_owner(visit), listing.digest, visit.revision)
         view = self._views.get(key)
         if view is None:
             visible = await self._decider.view(visit, listing.offered)
@@ -126,9 +152,6 @@ class Catalog:
             if len(self._views) >= MAX_VIEWS:
                 self._views.clear()
             self._views[key] = view
-        if self._last_served.get(owner) != view.digest:
-            self._last_served[owner] = view.digest
-            self._served(visit, view, listing)
         return view
 
     def result(self, listing: Listing, view: View, *, modern: bool) -> bytes:
@@ -156,12 +179,21 @@ class Catalog:
         young = self._clock.monotonic_ns() - cached.at_ns < min(cached.life_ns, age_ns)
         return cached.listing if young else None
 
-    async def _refresh(self, visit: Visit, backend: Backend, age_ns: int = FRESH_NS) -> Listing:
-        """Single flight: who waited for another's fetch takes its result."""
+    async def _refresh(
+        self,
+        visit: Visit,
+        backend: Backend,
+        age_ns: int = FRESH_NS,
+        *,
+        since_ns: int | None = None,
+    ) -> Listing:
+        """Single flight: who waited for another's fetch takes its result, if it began after
+        `since_ns`.
+        """
         place = (visit.caller.tenant, visit.slug)
         async with self._fetching.setdefault(place, asyncio.Lock()):
             known = self._fresh(visit, age_ns)
-            if known is not None:
+            if known is not None and (since_ns is None or self._cached[place].began_ns >= since_ns):
                 return known
             began_ns = self._clock.monotonic_ns()
             listing = await fetch(visit, backend)
@@ -170,6 +202,7 @@ class Catalog:
             self._cached[place] = _Cached(
                 listing=listing,
                 server=visit.server,
+                began_ns=began_ns,
                 at_ns=at_ns,
                 life_ns=_life_ns(listing.ttl_ns, took_ns=at_ns - began_ns),
                 reported_ns=at_ns if news else self._cached[place].reported_ns,
@@ -187,6 +220,10 @@ class Catalog:
             or before.listing.digest != listing.digest
             or now_ns - before.reported_ns >= FRESH_NS
         )
+
+
+def _owner(visit: Visit) -> _Owner:
+    return visit.caller.tenant, visit.caller.agent, visit.slug
 
 
 async def fetch(visit: Visit, backend: Backend) -> Listing:
