@@ -33,6 +33,7 @@ from services.proxy import local, records, snapshot
 from services.proxy.admission import edges
 from services.proxy.backends import leftovers
 from services.proxy.backends.commands import Commands
+from services.proxy.backends.credentials import Credentials
 from services.proxy.backends.registry import Registry
 from services.proxy.backends.secrets import Secrets
 from services.proxy.backends.stdio import StdioBackend
@@ -119,7 +120,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             clock=clock,
             spawn=supervisor.once,
         )
-        backends = _backends(settings, clock, counters, supervisor)
+        backends = _backends(settings, clock, counters, supervisor, log)
         notes = _Notes(outbox, decide, supervisor, clock, log)
         catalog = Catalog(decider=decide, clock=clock, report=notes.report, served=notes.served)
         sessions = Sessions(seals, clock)
@@ -208,13 +209,16 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
 
 
 def _backends(
-    settings: ProxySettings, clock: Clock, counters: Counters, supervisor: Supervisor
+    settings: ProxySettings, clock: Clock, counters: Counters, supervisor: Supervisor, log: Log
 ) -> Registry:
     secrets = Secrets(settings.secrets_dir)
     leftovers.end_all(settings.stdio_homes)
     return Registry(
         streamable=StreamableBackend(
-            secrets=secrets, clock=clock, counters=counters, spawn=supervisor.once
+            credentials=Credentials(secrets=secrets, clock=clock, counters=counters, log=log),
+            clock=clock,
+            counters=counters,
+            spawn=supervisor.once,
         ),
         stdio=StdioBackend(
             commands=Commands(settings.stdio_file),

@@ -25,7 +25,6 @@ from services.proxy.backends import leftovers
 from services.proxy.backends.child import Child, start
 from services.proxy.backends.commands import Command, Commands, CommandsInvalid, environment
 from services.proxy.backends.secrets import PREFIX, Secrets
-from services.proxy.backends.streamable import discovered, introduced
 from services.proxy.backends.upstream import (
     Hear,
     Listening,
@@ -33,6 +32,8 @@ from services.proxy.backends.upstream import (
     Request,
     Session,
     UpstreamFailed,
+    discovered,
+    introduced,
 )
 from services.proxy.bridge import OURS, Facts, modern_meta
 from services.proxy.calls import Visit

@@ -1,29 +1,24 @@
 """Tool servers over Streamable HTTP, both eras.
 
-Decides which era a server speaks (probe, mcp.md 2.2), what a POST to it carries, and what its
-answers mean. Sessions of legacy servers are opened here; modern agents share one per agent and
-server, legacy agents have their own.
+Decides which era a server speaks (probe, mcp.md 2.2), and in which dialect and session each request
+goes. Sessions of legacy servers are opened here; modern agents share one per agent and server,
+legacy agents have their own. Addresses are sites.py's business, requests sender.py's.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from services.common.clock import Clock
-from services.common.ids import AgentId, ServerSlug, TenantId
 from services.common.telemetry.counters import Counters
-from services.proxy import messages
-from services.proxy.backends.events import EventParser, EventTooLong
-from services.proxy.backends.secrets import Secrets
+from services.proxy.backends.conversation import LISTEN
+from services.proxy.backends.credentials import Credentials
+from services.proxy.backends.sender import Sender, Way
+from services.proxy.backends.sites import Door, Pooled, Site, Sites
 from services.proxy.backends.upstream import (
-    CALL_S,
-    MAX_ANSWER,
     PROBE_S,
     Hear,
     Listening,
@@ -32,37 +27,22 @@ from services.proxy.backends.upstream import (
     Session,
     SessionGone,
     UpstreamFailed,
+    discovered,
+    introduced,
 )
-from services.proxy.backends.wire import Origin, Response, tls_context
-from services.proxy.bridge import NAME, OURS, VERSION, Facts, modern_meta
+from services.proxy.bridge import OURS, Facts, modern_meta
 from services.proxy.calls import Visit
-from services.proxy.eras import LEGACY, MODERN, NEWEST_LEGACY, NEWEST_MODERN, SERVER_META
+from services.proxy.eras import NEWEST_LEGACY, NEWEST_MODERN
 from services.proxy.headers import encode
-from services.proxy.messages import METHOD_NOT_FOUND
-from services.proxy.snapshot import Server
 
 FACTS_NS: Final = 3_600 * 1_000_000_000
 SESSION_IDLE_NS: Final = 1_800 * 1_000_000_000
-#: Codes that only a modern server gives.
-MODERN_CODES: Final = frozenset({-32020, -32021, -32022})
+CHECK_NS: Final = 30 * 1_000_000_000
+#: A server that was asked within this time is in use.
+IN_USE_NS: Final = 2 * CHECK_NS
 _SESSION_ID: Final = frozenset(range(0x21, 0x7F))
-_PROBE_ID: Final = 0
-
-_Place = tuple[TenantId, ServerSlug]
-_Holder = tuple[TenantId, AgentId, ServerSlug]
-
-
-@dataclass(slots=True)
-class _Known:
-    facts: Facts
-    server: Server
-    until_ns: int
-
-
-@dataclass(slots=True)
-class _Pooled:
-    session: Session
-    used_ns: int
+#: Failures that tell nothing of an era.
+_NO_ERA: Final = frozenset({"upstream_auth", "secret_unresolved", "upstream_rate_limited"})
 
 
 class StreamableBackend:
@@ -71,115 +51,129 @@ class StreamableBackend:
     def __init__(
         self,
         *,
-        secrets: Secrets,
+        credentials: Credentials,
         clock: Clock,
         counters: Counters,
         spawn: Callable[[str, Callable[[], Any]], Any],
+        private: bool = True,
     ) -> None:
-        self._secrets = secrets
+        """`private`: whether tool servers may have private addresses."""
         self._clock = clock
-        self._counters = counters
         self._spawn = spawn
-        self._tls: ssl.SSLContext = tls_context()
-        self._origins: dict[str, Origin] = {}
-        self._heads: dict[str, bytes] = {}
-        self._known: dict[_Place, _Known] = {}
-        self._probing: dict[_Place, asyncio.Lock] = {}
-        self._pool: dict[_Holder, _Pooled] = {}
-        self._opening: dict[_Holder, asyncio.Lock] = {}
-        self._turn = 0
-        self._next_id = 0
+        self._sites = Sites(credentials, clock, counters, private=private)
+        self._sender = Sender(credentials=credentials, clock=clock, counters=counters, spawn=spawn)
 
     async def facts(self, visit: Visit) -> Facts:
-        place = (visit.caller.tenant, visit.slug)
-        known = self._known.get(place)
-        if known is not None and self._fresh(known, visit):
-            return known.facts
-        async with self._probing.setdefault(place, asyncio.Lock()):
-            known = self._known.get(place)
-            if known is None or not self._fresh(known, visit):
-                facts = await self._probe(visit)
-                until_ns = self._clock.monotonic_ns() + FACTS_NS
-                known = self._known[place] = _Known(facts, visit.server, until_ns)
-            return known.facts
+        return await self._facts(visit, self._sites.of(visit), self._clock.monotonic_ns())
 
-    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:  # noqa: ARG002
-        facts = await self.facts(visit)
-        return None if facts.modern else (await self._initialize(visit))[0]
+    async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:
+        site = self._sites.of(visit)
+        facts = await self._facts(visit, site, self._clock.monotonic_ns())
+        return None if facts.modern else (await self._initialize(visit, site, capabilities))[0]
 
     async def ask(
         self,
         visit: Visit,
         request: Request,
         session: Session | None = None,
-        hear: Hear | None = None,  # noqa: ARG002  # heard later
+        hear: Hear | None = None,
     ) -> Reply:
-        facts = await self.facts(visit)
+        site = self._sites.of(visit)
+        now_ns = site.used_ns = self._clock.monotonic_ns()
+        facts = await self._facts(visit, site, now_ns)
         if facts.modern:
-            return await self._modern(visit, request, facts.version)
+            return await self._modern(visit, site, request, facts.version, hear)
         if session is not None:
-            return await self._legacy(visit, request, session)
-        pooled = await self._pooled(visit)
+            return await self._legacy(visit, site, request, session, hear)
+        pooled = await self._pooled(visit, site)
         try:
-            return await self._legacy(visit, request, pooled)
+            return await self._legacy(visit, site, request, pooled, hear)
         except SessionGone:  # it said that it does not know the session: nothing ran
-            self._pool.pop(_holder(visit), None)
-            return await self._legacy(visit, request, await self._pooled(visit))
+            self._drop_pooled(visit, site, pooled)
+            again = await self._pooled(visit, site)
+            return await self._legacy(visit, site, request, again, hear)
 
     async def tell(self, visit: Visit, message: Mapping[str, Any], session: Session | None) -> None:
-        raise UpstreamFailed("upstream_protocol", ran=False)
+        """Modern servers take answers with the next request, and no notifications."""
+        site = self._sites.of(visit)
+        facts = await self._facts(visit, site, self._clock.monotonic_ns())
+        if facts.modern:
+            return
+        if session is None:
+            session = await self._pooled(visit, site)
+        await self._sender.tell(self._in_session(visit, site, session), message)
 
     async def listen(
         self, visit: Visit, listening: Listening, hear: Hear, session: Session | None = None
     ) -> None:
-        raise UpstreamFailed("upstream_protocol", ran=False, status=405)
+        site = self._sites.of(visit)
+        facts = await self._facts(visit, site, self._clock.monotonic_ns())
+        if facts.modern:
+            params = listening.params
+            given = params.get("_meta")
+            meta = {**modern_meta(facts.version), **(given if type(given) is dict else {})}
+            params = {**params, "_meta": meta}
+            lines = _modern_headers(Request(method=LISTEN, params=params), facts.version)
+            door = site.door(self._clock.monotonic_ns())
+            way = Way(visit, site, door, lines, modern=True)
+            await self._sender.subscribe(way, LISTEN, params, hear)
+            return
+        if session is None:
+            session = await self._pooled(visit, site)
+        way = self._in_session(visit, site, session)
+        await self._sender.follow(way, listening.last_event_id, hear)
 
     async def close(self, visit: Visit, session: Session) -> None:
-        if not session.id:
-            return
-        url = self._url(visit)
-        head = self._head(visit, url, b"DELETE") + _version_headers(session)
-        with contextlib.suppress(UpstreamFailed):
-            await self._origin(url).request(
-                head + b"content-length: 0\r\n\r\n", b"", timeout_s=PROBE_S
-            )
+        if session.id:
+            with contextlib.suppress(UpstreamFailed):
+                site = self._sites.of(visit)
+                await self._sender.end(self._in_session(visit, site, session))
 
     def forget(self) -> None:
         """Every server is probed anew."""
-        self._known.clear()
-        self._pool.clear()
+        for site in self._sites.all():
+            site.forget()
 
     async def sweep(self) -> None:
-        """Lets go of pooled sessions that nobody used for 30 minutes."""
+        """Ends pooled sessions that nobody used for 30 minutes, forgets servers that nobody asked
+        for an hour, and looks whether those in use still answer.
+        """
         now_ns = self._clock.monotonic_ns()
-        for holder, pooled in list(self._pool.items()):
-            if now_ns - pooled.used_ns > SESSION_IDLE_NS:
-                del self._pool[holder]
+        for site in self._sites.all():
+            for agent, pooled in list(site.pool.items()):
+                if now_ns - pooled.used_ns > SESSION_IDLE_NS:
+                    del site.pool[agent]
+                    self._spawn("end session", partial(self.close, pooled.visit, pooled.session))
+            idle_ns = now_ns - site.used_ns
+            if idle_ns < IN_USE_NS:
+                self._look_after(site, now_ns)
+            elif idle_ns > FACTS_NS and not site.pool:
+                self._sites.let_go(site)
 
     def shut(self) -> None:
-        for origin in self._origins.values():
-            origin.close()
+        self._sites.close()
 
-    # --- dialects -------------------------------------------------------------------------------
+    # --- which era ------------------------------------------------------------------------------
 
-    async def _probe(self, visit: Visit) -> Facts:
+    async def _facts(self, visit: Visit, site: Site, now_ns: int) -> Facts:
+        if site.facts is not None and site.until_ns > now_ns:
+            return site.facts
+        async with site.probing:
+            if site.facts is None or site.until_ns <= self._clock.monotonic_ns():
+                site.facts = await self._probe(visit, site)
+                site.until_ns = self._clock.monotonic_ns() + FACTS_NS
+            return site.facts
+
+    async def _probe(self, visit: Visit, site: Site) -> Facts:
         """1. `server/discover`  2. a modern answer or error is modern  3. else `initialize`."""
         if visit.server.era != "legacy":
-            probe = Request(
-                method="server/discover",
-                params={"_meta": modern_meta(NEWEST_MODERN)},
-                timeout_s=PROBE_S,
-            )
+            door = site.door(self._clock.monotonic_ns())
             try:
-                reply = await self._modern(visit, probe, NEWEST_MODERN)  # 1
+                reply = await self._discover(visit, site, door)  # 1
             except UpstreamFailed as failure:
                 if failure.status is None and failure.reason != "upstream_timeout":
                     raise  # nobody there: that tells no era
-                if failure.reason in {
-                    "upstream_auth",
-                    "secret_unresolved",
-                    "upstream_rate_limited",
-                }:
+                if failure.reason in _NO_ERA:
                     raise
                 reply = None
             facts = None if reply is None else discovered(reply)  # 2
@@ -187,243 +181,123 @@ class StreamableBackend:
                 return facts
             if visit.server.era == "modern":
                 raise UpstreamFailed("upstream_protocol", ran=False)
-        session, facts = await self._initialize(visit)  # 3
-        self._pool[_holder(visit)] = _Pooled(session, self._clock.monotonic_ns())
+        session, facts = await self._initialize(visit, site, {})  # 3
+        now_ns = self._clock.monotonic_ns()
+        site.pool[visit.caller.agent] = Pooled(session, visit, now_ns)
         return facts
 
-    async def _initialize(self, visit: Visit) -> tuple[Session, Facts]:
-        opened = Session("", "")
-        params = {"protocolVersion": NEWEST_LEGACY, "capabilities": {}, "clientInfo": OURS}
+    async def _discover(self, visit: Visit, site: Site, door: Door) -> Reply:
+        params = {"_meta": modern_meta(NEWEST_MODERN)}
+        probe = Request(method="server/discover", params=params, timeout_s=PROBE_S)
+        lines = _modern_headers(probe, NEWEST_MODERN)
+        reply, _ = await self._sender.ask(Way(visit, site, door, lines, modern=True), probe)
+        return reply
+
+    # --- legacy sessions ------------------------------------------------------------------------
+
+    async def _initialize(
+        self, visit: Visit, site: Site, capabilities: Mapping[str, Any]
+    ) -> tuple[Session, Facts]:
+        door = site.door(self._clock.monotonic_ns())
+        params = {
+            "protocolVersion": NEWEST_LEGACY,
+            "capabilities": dict(capabilities),
+            "clientInfo": OURS,
+        }
         request = Request(method="initialize", params=params, timeout_s=3 * PROBE_S)
-        reply, response = await self._post(visit, request, b"")
+        reply, response = await self._sender.ask(Way(visit, site, door), request)
         facts = introduced(reply)
         sid = response.headers.get("mcp-session-id", "")
         if not set(sid.encode("latin-1")) <= _SESSION_ID:
             raise UpstreamFailed("upstream_protocol", ran=False)
-        opened = Session(sid, facts.version)
-        await self._notify(visit, "notifications/initialized", opened)
+        opened = Session(sid, facts.version, door.url)
+        way = Way(visit, site, door, _legacy_headers(opened), opened)
+        await self._sender.tell(way, {"method": "notifications/initialized"})
         return opened, facts
 
-    async def _pooled(self, visit: Visit) -> Session:
-        holder = _holder(visit)
-        async with self._opening.setdefault(holder, asyncio.Lock()):
-            now_ns = self._clock.monotonic_ns()
-            pooled = self._pool.get(holder)
-            if pooled is None or now_ns - pooled.used_ns > SESSION_IDLE_NS:
-                session, _ = await self._initialize(visit)
-                pooled = self._pool[holder] = _Pooled(session, now_ns)
-            pooled.used_ns = now_ns
-            return pooled.session
+    async def _pooled(self, visit: Visit, site: Site) -> Session:
+        agent = visit.caller.agent
+        found = self._usable(site, visit)
+        if found is not None:
+            return found
+        async with site.opening(agent):
+            found = self._usable(site, visit)
+            if found is None:
+                found, _ = await self._initialize(visit, site, {})
+                site.pool[agent] = Pooled(found, visit, self._clock.monotonic_ns())
+            return found
 
-    async def _modern(self, visit: Visit, request: Request, version: str) -> Reply:
-        lines = [f"mcp-protocol-version: {version}\r\nmcp-method: {request.method}\r\n"]
-        if request.name is not None:
-            lines.append(f"mcp-name: {encode(request.name)}\r\n")
-        lines.extend(f"{name}: {value}\r\n" for name, value in request.headers)
-        return (await self._post(visit, request, "".join(lines).encode("latin-1")))[0]
+    def _usable(self, site: Site, visit: Visit) -> Session | None:
+        pooled = site.pool.get(visit.caller.agent)
+        now_ns = self._clock.monotonic_ns()
+        if pooled is None or now_ns - pooled.used_ns > SESSION_IDLE_NS:
+            return None
+        if len(site.doors) > 1 and not site.door_of(pooled.session, 0).circuit.closed(now_ns):
+            return None  # another address may have another session for us
+        pooled.used_ns = now_ns
+        return pooled.session
 
-    async def _legacy(self, visit: Visit, request: Request, session: Session) -> Reply:
-        reply, _ = await self._post(visit, request, _version_headers(session), session)
-        return reply
+    def _drop_pooled(self, visit: Visit, site: Site, session: Session) -> None:
+        pooled = site.pool.get(visit.caller.agent)
+        if pooled is not None and pooled.session is session:
+            del site.pool[visit.caller.agent]
 
-    async def _notify(self, visit: Visit, method: str, session: Session) -> None:
-        url = self._url(visit)
-        body = messages.encode({"jsonrpc": "2.0", "method": method})
-        head = self._head(visit, url, b"POST") + _version_headers(session)
-        response = await self._origin(url).request(
-            head + b"content-length: %d\r\n\r\n" % len(body), body, timeout_s=PROBE_S
-        )
-        if response.status >= 400:
-            raise UpstreamFailed("upstream_protocol", ran=False, status=response.status)
+    # --- dialects -------------------------------------------------------------------------------
 
-    # --- one exchange ---------------------------------------------------------------------------
+    async def _modern(
+        self, visit: Visit, site: Site, request: Request, version: str, hear: Hear | None
+    ) -> Reply:
+        lines = _modern_headers(request, version)
+        way = Way(visit, site, site.door(site.used_ns), lines, modern=True)
+        return (await self._sender.ask(way, request, hear))[0]
 
-    async def _post(
-        self, visit: Visit, request: Request, lines: bytes, session: Session | None = None
-    ) -> tuple[Reply, Response]:
-        url = self._url(visit)
-        self._next_id += 1
-        number = self._next_id
-        body = messages.encode(
-            {"jsonrpc": "2.0", "id": number, "method": request.method, "params": request.params}
-        )
-        head = b"%s%scontent-length: %d\r\n\r\n" % (
-            self._head(visit, url, b"POST"), lines, len(body),
-        )  # fmt: skip
-        answers = _Answers(number)
-        response = await self._origin(url).request(
-            head, body, timeout_s=min(request.timeout_s, CALL_S), tap=answers.feed
-        )
-        for asked in answers.asked:
-            self._refuse_later(visit, asked, session)
-        return _read(response, answers, number, session), response
+    async def _legacy(
+        self, visit: Visit, site: Site, request: Request, session: Session, hear: Hear | None
+    ) -> Reply:
+        way = self._in_session(visit, site, session)
+        return (await self._sender.ask(way, request, hear))[0]
 
-    def _refuse_later(self, visit: Visit, asked: dict[str, Any], session: Session | None) -> None:
-        """A server that asks the client something is told that nobody answers such things."""
+    def _in_session(self, visit: Visit, site: Site, session: Session) -> Way:
+        door = site.door_of(session, self._clock.monotonic_ns())
+        return Way(visit, site, door, _legacy_headers(session), session)
 
-        async def refuse() -> None:
-            error = {"code": METHOD_NOT_FOUND, "message": "not supported"}
-            body = messages.encode({"jsonrpc": "2.0", "id": asked["id"], "error": error})
-            url = self._url(visit)
-            head = self._head(visit, url, b"POST") + (_version_headers(session) if session else b"")
-            with contextlib.suppress(UpstreamFailed):
-                await self._origin(url).request(
-                    head + b"content-length: %d\r\n\r\n" % len(body), body, timeout_s=PROBE_S
-                )
+    # --- addresses ------------------------------------------------------------------------------
 
-        self._spawn("refuse server request", refuse)
+    def _look_after(self, site: Site, now_ns: int) -> None:
+        for door in site.doors:
+            if now_ns - door.seen_ns >= CHECK_NS:
+                door.seen_ns = now_ns
+                self._spawn("look after tool server", partial(self._check, site, door))
 
-    def _url(self, visit: Visit) -> str:
-        urls = visit.server.urls
-        if not urls:
-            raise UpstreamFailed("upstream_unreachable", ran=False)
-        if len(urls) == 1:
-            return urls[0]
-        self._turn += 1
-        return urls[self._turn % len(urls)]
-
-    def _origin(self, url: str) -> Origin:
-        parts = urlsplit(url)
-        key = f"{parts.scheme}://{parts.netloc}"
-        origin = self._origins.get(key)
-        if origin is None:
-            origin = self._origins[key] = Origin(url, self._counters, self._tls)
-        return origin
-
-    def _head(self, visit: Visit, url: str, verb: bytes) -> bytes:
-        """What every request to this URL begins with, the server's credential last."""
-        known = self._heads.get(url)
-        if known is None:
-            parts = urlsplit(url)
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            known = self._heads[url] = (
-                f" {target} HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\n"
-                "accept: application/json, text/event-stream\r\naccept-encoding: identity\r\n"
-                f"content-type: application/json\r\nuser-agent: {NAME}/{VERSION}\r\n"
-            ).encode("ascii")
-        credential = visit.server.credential
-        if credential.kind == "none":
-            return verb + known
-        if credential.kind != "header" or not credential.name.replace("-", "").isalnum():
-            raise UpstreamFailed("upstream_auth", ran=False)
-        secret = self._secrets.header(credential.value)
-        return b"%s%s%s: %s\r\n" % (verb, known, credential.name.encode(), secret.encode())
-
-    def _fresh(self, known: _Known, visit: Visit) -> bool:
-        """A server whose entry changed is another server."""
-        same = known.server is visit.server or known.server == visit.server
-        return same and known.until_ns > self._clock.monotonic_ns()
+    async def _check(self, site: Site, door: Door) -> None:
+        """Whether one address answers: its circuit hears of it."""
+        if site.facts is None:
+            return
+        visit = site.visit
+        with contextlib.suppress(UpstreamFailed):
+            if site.facts.modern:
+                reply = await self._discover(visit, site, door)
+                if discovered(reply) is None:
+                    site.forget()
+                return
+            ping = Request(method="ping", params={}, timeout_s=PROBE_S)
+            for pooled in site.pool.values():
+                if pooled.session.url == door.url:
+                    way = self._in_session(pooled.visit, site, pooled.session)
+                    await self._sender.ask(way, ping)
+                    return
 
 
-class _Answers:
-    """The events of an answer stream: ours ends it, notifications pass by, requests are kept."""
-
-    def __init__(self, id: int) -> None:
-        self._id = id
-        self._parser: EventParser | None = None
-        self.answer: dict[str, Any] | None = None
-        self.failed = False
-        self.asked: list[dict[str, Any]] = []
-
-    def feed(self, chunk: bytes) -> bool:
-        if self._parser is None:
-            self._parser = EventParser(MAX_ANSWER)
-        try:
-            ended = [self._event(data) for data in self._parser.feed(chunk)]
-            return True in ended
-        except (EventTooLong, messages.Malformed):
-            self.failed = True
-            return True
-
-    def _event(self, data: bytes) -> bool:
-        if not data.strip() or self.answer is not None:
-            return False
-        tree = messages.decode(data)
-        for one in tree if type(tree) is list else [tree]:
-            if type(one) is not dict:
-                continue
-            if "method" in one:
-                if messages.valid_id(one.get("id")) and len(self.asked) < 8:
-                    self.asked.append(one)
-            elif one.get("id") == self._id and ("result" in one or "error" in one):
-                self.answer = one
-                return True
-        return False
+def _modern_headers(request: Request, version: str) -> bytes:
+    lines = [f"mcp-protocol-version: {version}\r\nmcp-method: {request.method}\r\n"]
+    if request.name is not None:
+        lines.append(f"mcp-name: {encode(request.name)}\r\n")
+    lines.extend(f"{name}: {value}\r\n" for name, value in request.headers)
+    return "".join(lines).encode("latin-1")
 
 
-def _read(response: Response, answers: _Answers, id: int, session: Session | None) -> Reply:
-    """An HTTP response as a JSON-RPC reply. Raises UpstreamFailed."""
-    status = response.status
-    if status == 404 and session is not None and session.id:
-        raise SessionGone
-    if status in {401, 403}:
-        raise UpstreamFailed("upstream_auth", ran=False, status=status)
-    if status == 429:
-        raise UpstreamFailed("upstream_rate_limited", ran=False, status=status)
-    if "content-encoding" in response.headers:
-        raise UpstreamFailed("upstream_protocol", ran=None, status=status)
-    if response.content_type == "text/event-stream" and 200 <= status < 300:
-        tree: Any = answers.answer
-    else:
-        try:
-            tree = messages.decode(bytes(response.body))
-        except messages.Malformed:
-            tree = None
-        if type(tree) is list:
-            tree = next((m for m in tree if type(m) is dict and m.get("id") == id), None)
-    if type(tree) is dict and (tree.get("id") == id or (status >= 400 and tree.get("id") is None)):
-        if type(tree.get("result")) is dict and 200 <= status < 300:
-            return Reply(tree["result"], None, status)
-        error = tree.get("error")
-        if type(error) is dict and type(error.get("code")) is int:
-            return Reply(None, error, status)
-    if status in {502, 503, 504}:
-        raise UpstreamFailed("upstream_unreachable", ran=None, status=status)
-    raise UpstreamFailed("upstream_protocol", ran=None, status=status)
-
-
-def discovered(reply: Reply) -> Facts | None:
-    """None where the answer does not come from a modern server that we can speak with."""
-    if reply.result is None:
-        code = reply.error["code"] if reply.error else 0
-        if code in MODERN_CODES:
-            raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
-        return None
-    found = reply.result
-    versions = found.get("supportedVersions")
-    shared = [one for one in MODERN if type(versions) is list and one in versions]
-    if not shared:
-        return None
-    meta = found.get("_meta")
-    info = meta.get(SERVER_META) if type(meta) is dict else None
-    return _facts("modern", shared[0], found, info)
-
-
-def introduced(reply: Reply) -> Facts:
-    """The answer to `initialize`. Raises UpstreamFailed."""
-    if reply.result is None or reply.result.get("protocolVersion") not in LEGACY:
-        raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
-    found = reply.result
-    return _facts("legacy", found["protocolVersion"], found, found.get("serverInfo"))
-
-
-def _facts(era: Any, version: str, found: dict[str, Any], info: Any) -> Facts:
-    capabilities, instructions = found.get("capabilities"), found.get("instructions")
-    return Facts(
-        era=era,
-        version=version,
-        capabilities=capabilities if type(capabilities) is dict else {},
-        server_info=info if type(info) is dict else {},
-        instructions=instructions if type(instructions) is str else None,
-    )
-
-
-def _version_headers(session: Session) -> bytes:
+def _legacy_headers(session: Session) -> bytes:
     lines = f"mcp-protocol-version: {session.version}\r\n"
     if session.id:
         lines += f"mcp-session-id: {session.id}\r\n"
     return lines.encode("latin-1")
-
-
-def _holder(visit: Visit) -> _Holder:
-    return visit.caller.tenant, visit.caller.agent, visit.slug

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from services.proxy.bridge import Facts
 from services.proxy.calls import Visit
+from services.proxy.eras import LEGACY, MODERN, SERVER_META, Era
 from services.proxy.snapshot import Server
 
 CONNECT_S: Final = 5.0
@@ -16,6 +17,8 @@ SILENCE_S: Final = 300.0
 CALL_S: Final = 600.0
 PROBE_S: Final = 5.0
 MAX_ANSWER: Final = 8 * 1024 * 1024
+#: Codes that only a modern server gives.
+MODERN_CODES: Final = frozenset({-32020, -32021, -32022})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,44 @@ class SessionGone(UpstreamFailed):
 
     def __init__(self) -> None:
         super().__init__("unknown_session", ran=False, status=404)
+
+
+def discovered(reply: Reply) -> Facts | None:
+    """None where the answer does not come from a modern server that we can speak with. Raises
+    UpstreamFailed.
+    """
+    if reply.result is None:
+        code = reply.error["code"] if reply.error else 0
+        if code in MODERN_CODES:
+            raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
+        return None
+    found = reply.result
+    versions = found.get("supportedVersions")
+    shared = [one for one in MODERN if type(versions) is list and one in versions]
+    if not shared:
+        return None
+    meta = found.get("_meta")
+    info = meta.get(SERVER_META) if type(meta) is dict else None
+    return _facts("modern", shared[0], found, info)
+
+
+def introduced(reply: Reply, *, also: str = "") -> Facts:
+    """The answer to `initialize`, of a version that we know, or this one. Raises UpstreamFailed."""
+    version = None if reply.result is None else reply.result.get("protocolVersion")
+    if reply.result is None or type(version) is not str or version not in {*LEGACY, also}:
+        raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
+    return _facts("legacy", version, reply.result, reply.result.get("serverInfo"))
+
+
+def _facts(era: Era, version: str, found: dict[str, Any], info: Any) -> Facts:
+    capabilities, instructions = found.get("capabilities"), found.get("instructions")
+    return Facts(
+        era=era,
+        version=version,
+        capabilities=capabilities if type(capabilities) is dict else {},
+        server_info=info if type(info) is dict else {},
+        instructions=instructions if type(instructions) is str else None,
+    )
 
 
 class Backend(Protocol):

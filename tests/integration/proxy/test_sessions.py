@@ -163,11 +163,13 @@ async def test_a_modern_agent_does_not_notice_that_a_legacy_server_forgot_it(
     assert "complete" == answer["result"]["resultType"]
 
 
-async def test_no_capability_of_an_agent_is_passed_on(proxy: Gateway, tools: ToolServer) -> None:
+async def test_a_server_is_told_of_the_granted_capabilities_alone(
+    proxy: Gateway, tools: ToolServer
+) -> None:
     tools.behave(eras=("legacy",))
     proxy.forget_upstreams()
     await opened(proxy)
 
     seen = [body for body in tools.bodies_seen() if b'"initialize"' in body]
-    assert seen
-    assert all(b'"capabilities":{}' in body for body in seen)
+    assert any(b'"elicitation"' in body for body in seen)  # granted unless somebody says no
+    assert not any(b'"sampling"' in body for body in seen)

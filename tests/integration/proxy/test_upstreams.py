@@ -243,22 +243,33 @@ async def test_a_server_cannot_speak_in_our_name(tmp_path: Path) -> None:
         assert 3 == answer["result"]["new"]
 
 
+@asynccontextmanager
+async def impatient(tmp_path: Path, tools: ToolServer) -> AsyncIterator[Gateway]:
+    """In front of a server that is to begin each answer within a second."""
+    assert tools.url is not None
+    entry = http_server(tools.url, first_byte_s=1)
+    async with gateway(tmp_path / "state", {"notes": entry}) as proxy:
+        await proxy.offered("notes", "read_note")
+        proxy.forget_records()
+        yield proxy
+
+
 async def test_a_server_that_never_answers_is_given_up_on(
-    proxy: Gateway, tools: ToolServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tools: ToolServer
 ) -> None:
-    monkeypatch.setattr("services.proxy.backends.wire.FIRST_BYTE_S", 0.2)
-    tools.behave(hang=True)
+    async with impatient(tmp_path, tools) as proxy:
+        tools.behave(hang=True)
 
-    _, answer = await proxy.call("read_note", {"call": "c1"})
+        _, answer = await proxy.call("read_note", {"call": "c1"})
 
-    assert "upstream_timeout" == answer["result"]["_meta"]["com.behavry/decision"]["reason"]
-    assert ["indeterminate"] == [one["status"] for one in proxy.records("call.outcome")]
+        assert "upstream_timeout" == answer["result"]["_meta"]["com.behavry/decision"]["reason"]
+        assert ["indeterminate"] == [one["status"] for one in proxy.records("call.outcome")]
 
 
 async def test_a_long_wait_is_kept_open_by_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.proxy.transports.entry.PATIENCE_S", 0.05)
+    monkeypatch.setattr("services.proxy.transports.reply.PATIENCE_S", 0.05)
     async with scripted(tmp_path) as (proxy, server):
         await proxy.offered("notes", "read_note")
         server.events = [b": thinking\n\n"]
@@ -284,20 +295,20 @@ async def test_a_long_wait_is_kept_open_by_comments(
 
 
 async def test_an_agent_has_so_many_requests_at_once(
-    proxy: Gateway, tools: ToolServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tools: ToolServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.proxy.pipeline.AT_ONCE", 2)
-    monkeypatch.setattr("services.proxy.backends.wire.FIRST_BYTE_S", 0.5)
-    tools.behave(hang=True)
-    async with asyncio.TaskGroup() as group:
-        for number in range(2):
-            group.create_task(proxy.call("read_note", {"call": f"c{number}"}))
-        await until(lambda: len(tools.ran()) == 2)
-        _, refused = await proxy.modern("tools/list")
+    async with impatient(tmp_path, tools) as proxy:
+        monkeypatch.setattr("services.proxy.pipeline.AT_ONCE", 2)
+        tools.behave(hang=True)
+        async with asyncio.TaskGroup() as group:
+            for number in range(2):
+                group.create_task(proxy.call("read_note", {"call": f"c{number}"}))
+            await until(lambda: len(tools.ran()) == 2)
+            _, refused = await proxy.modern("tools/list")
 
-    assert 4290 == refused["error"]["code"]
-    assert "rate_limited" == proxy.records("call.rejected")[0]["reason"]
-    assert "result" in (await proxy.modern("tools/list"))[1]
+        assert 4290 == refused["error"]["code"]
+        assert "rate_limited" == proxy.records("call.rejected")[0]["reason"]
+        assert "result" in (await proxy.modern("tools/list"))[1]
 
 
 async def test_compressed_answers_are_not_taken(tmp_path: Path) -> None:
