@@ -4,7 +4,7 @@ Runs the protocol's own suite against our fixture, then the same through the shi
 installation, and compares check by check. Prints a table; exit status 1 says that something is
 lost, that a list of expected failures is out of date, or that a governed request left no record.
 
-    python -m tests.conformance.gate [--only direct|through|cells] [--report FILE] [--keep DIR]
+    python -m tests.conformance.gate [--only PART] [--report FILE] [--keep DIR]
     python -m tests.conformance.gate --scenario NAME --revision 2026-07-28
 """
 
@@ -19,13 +19,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from tests.conformance.installed import CROSS_ERA, SAME_ERA, Installed, Leg, installed, serving
-from tests.conformance.suite import SCORED, SUITE, Loss, Run, losses, server_suite
+from tests.conformance.suite import (
+    SCORED,
+    SUITE,
+    Loss,
+    Run,
+    client_suite,
+    losses,
+    server_suite,
+)
+from tests.conformance.upstream import Place
 from tests.fakes.children import ROOT
 from tests.fakes.stack import until
+from tests.journeys.agents import register
 
 EXPECTED: Final = ROOT / "tests" / "conformance" / "expected"
 AT_ONCE: Final = 2
+UPSTREAM: Final = {
+    "2025-11-25": (
+        "initialize",
+        "tools_call",
+        "sse-retry",
+        "elicitation-sep1034-client-defaults",
+        "json-schema-2020-12-preservation",
+    ),
+    "2026-07-28": (
+        "tools_call",
+        "request-metadata",
+        "sep-2322-client-request-state",
+        "http-standard-headers",
+        "http-custom-headers",
+        "http-invalid-tool-headers",
+        "json-schema-ref-no-deref",
+        "json-schema-2020-12-preservation",
+    ),
+}
+"""What of the suite's client mode is about tool servers; the rest is about signing in."""
+
 HEADER_CHECKS: Final = 24
 HEADER_SCENARIOS: Final = ("http-header-validation", "http-custom-header-server-validation")
 
@@ -166,6 +199,10 @@ def _side_by_side(
 
 
 def gate(scratch: Path, only: str | None, report: Report) -> None:
+    if only == "upstream":
+        with installed(scratch, ()) as place:
+            upstreams(report, place, scratch)
+        return
     direct = directly(scratch, report)
     if only == "direct":
         return
@@ -186,7 +223,35 @@ def gate(scratch: Path, only: str | None, report: Report) -> None:
                 )
         for leg in legs:
             count(report, place, leg)
+        if only is None:
+            upstreams(report, place, scratch)
         print(f"through: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def upstreams(report: Report, place: Installed, scratch: Path) -> None:
+    """M-UP: the gateway as the client of the suite's own servers."""
+    file = scratch / "place.json"
+    agent = register(place.stack, "everywhere", "*:*")
+    file.write_bytes(msgspec.json.encode(Place(up=place.stack.up, token=agent.token)))
+    command = (sys.executable, "-m", "tests.conformance.upstream", str(file))
+
+    def run(one: tuple[str, str]) -> Run:
+        revision, name = one
+        choice = ("--scenario", name, "--spec-version", revision)
+        return client_suite(command, *choice, into=scratch / "upstream" / f"{name}-{revision}")
+
+    wanted = [(revision, name) for revision, names in UPSTREAM.items() for name in names]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for (revision, name), ended in zip(wanted, pool.map(run, wanted), strict=True):
+            checks = [one for found in ended.scenarios.values() for one in found.items()]
+            bad = [(check, found) for check, found in checks if not found.good]
+            good = ended.status == 0 and bool(checks) and not bad
+            passed = sum(found.status == "SUCCESS" for _, found in checks)
+            report.say(f"upstream {revision} {name}", f"{passed} checks", good=good)
+            for check, found in bad:
+                report.detail(f"{check}: {found.status}: {found.why[:300]}")
+            if not good and not bad:
+                report.detail(ended.output[-600:].replace("\n", " | "))
 
 
 def single(scratch: Path, scenario: str, revision: str, report: Report) -> None:
@@ -207,7 +272,7 @@ def single(scratch: Path, scenario: str, revision: str, report: Report) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.conformance.gate")
-    parser.add_argument("--only", choices=("direct", "through", "cells"))
+    parser.add_argument("--only", choices=("direct", "through", "cells", "upstream"))
     parser.add_argument("--scenario", help="this one alone")
     parser.add_argument("--revision", choices=tuple(SCORED), default="2026-07-28")
     parser.add_argument("--report", type=Path, help="the table again, as a file")

@@ -109,23 +109,24 @@ def server_suite(url: str, *choice: str, into: Path) -> Run:
     return _suite("server", "--url", url, *choice, into=into)
 
 
-def client_suite(command: Sequence[str], *choice: str, into: Path, env: Mapping[str, str]) -> Run:
+def client_suite(command: Sequence[str], *choice: str, into: Path) -> Run:
     """The suite as a server, whose address goes to this command."""
-    return _suite("client", "--command", " ".join(command), *choice, into=into, env=env)
+    return _suite("client", "--command", " ".join(command), *choice, into=into)
 
 
-def _suite(mode: str, *arguments: str, into: Path, env: Mapping[str, str] | None = None) -> Run:
+def _suite(mode: str, *arguments: str, into: Path) -> Run:
     timeout_ms = str(CASE_TIMEOUT_S * 1000)
     ended = subprocess.run(
         [str(SUITE), mode, *arguments, "--timeout", timeout_ms, "--output-dir", str(into)],
         cwd=ROOT,
-        env={**os.environ, **(env or {}), "FORCE_COLOR": "0"},
+        env={**os.environ, "FORCE_COLOR": "0"},
         capture_output=True,
         text=True,
         timeout=RUN_TIMEOUT_S,
         check=False,
     )
     output = ended.stdout + ended.stderr
+    into.parent.mkdir(parents=True, exist_ok=True)
     (into.parent / f"{into.name}.txt").write_text(output)
     return Run(status=ended.returncode, output=output, scenarios=dict(_read(mode, into)))
 
