@@ -152,17 +152,14 @@ class Sender:
     async def end(self, way: Way) -> None:
         """The session is over; never raises."""
         with contextlib.suppress(UpstreamFailed):
-            await self._request(way, way.door.delete + way.lines, b"", PROBE_S, None)
+            await self.request(way, way.door.delete + way.lines, b"", PROBE_S, None)
 
-    # --- one HTTP request -----------------------------------------------------------------------
-
-    async def _post(self, way: Way, body: bytes, timeout_s: float, tap: Tap | None) -> Response:
-        return await self._request(way, way.door.post + way.lines, body, timeout_s, tap)
-
-    async def _request(
+    async def request(
         self, way: Way, head: bytes, body: bytes, timeout_s: float, tap: Tap | None
     ) -> Response:
-        """A token that is refused is renewed once. Raises UpstreamFailed."""
+        """One HTTP request, under the server's credential: a token that is refused is renewed once.
+        Without an end where the time has none. Raises UpstreamFailed.
+        """
         visit, origin = way.visit, way.door.origin
         send = origin.listen if math.isinf(timeout_s) else origin.request
         first_byte_s = visit.server.first_byte_s
@@ -173,12 +170,17 @@ class Sender:
         again = _headed(head, await self._proof(visit), body)
         return await send(again, body, timeout_s, first_byte_s, tap)
 
+    # --- one request ----------------------------------------------------------------------------
+
+    async def _post(self, way: Way, body: bytes, timeout_s: float, tap: Tap | None) -> Response:
+        return await self.request(way, way.door.post + way.lines, body, timeout_s, tap)
+
     async def _listen(
         self, way: Way, head: bytes, body: bytes, exchange: Exchange
     ) -> Response | None:
         """None where the stream was silent for too long, which is no failure of anybody's."""
         try:
-            return await self._request(way, head, body, math.inf, exchange.feed)
+            return await self.request(way, head, body, math.inf, exchange.feed)
         except UpstreamFailed as failure:
             if failure.reason == "upstream_timeout" and failure.status == 200:
                 return None
@@ -209,7 +211,7 @@ class Sender:
             head = way.door.get + way.lines + _after(exchange.event_id)
             exchange.again()
             try:
-                response = await self._request(way, head, b"", until - loop.time(), exchange.feed)
+                response = await self.request(way, head, b"", until - loop.time(), exchange.feed)
             except UpstreamFailed as failure:
                 if failure.reason != "upstream_unreachable":
                     raise

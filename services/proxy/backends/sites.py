@@ -96,6 +96,18 @@ class Site:
                 raise UpstreamFailed("upstream_unreachable", ran=False)
         raise SessionGone
 
+    def door_at(self, url: str) -> Door:
+        """An address that the server named itself, on an origin of its entry. Raises
+        UpstreamFailed.
+        """
+        base = url_base(url)
+        for door in self.doors:
+            if door.url == url:
+                return door
+            if url_base(door.url) == base:
+                return make_door(url, door.origin, self.server.headers)
+        raise UpstreamFailed("upstream_protocol", ran=False)
+
     def opening(self, agent: AgentId) -> asyncio.Lock:
         """Held while a session is opened for the agent; gone when nobody holds it."""
         lock = self._opening.get(agent)

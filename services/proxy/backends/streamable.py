@@ -16,6 +16,7 @@ from services.common.clock import Clock
 from services.common.telemetry.counters import Counters
 from services.proxy.backends.conversation import LISTEN
 from services.proxy.backends.credentials import Credentials
+from services.proxy.backends.plain import PlainHttp
 from services.proxy.backends.sender import Sender, Way
 from services.proxy.backends.sites import Door, Pooled, Site, Sites
 from services.proxy.backends.upstream import (
@@ -62,6 +63,7 @@ class StreamableBackend:
         self._spawn = spawn
         self._sites = Sites(credentials, clock, counters, private=private)
         self._sender = Sender(credentials=credentials, clock=clock, counters=counters, spawn=spawn)
+        self.plain = PlainHttp(self._sites, self._sender)
 
     async def facts(self, visit: Visit) -> Facts:
         return await self._facts(visit, self._sites.of(visit), self._clock.monotonic_ns())
