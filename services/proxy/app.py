@@ -212,13 +212,17 @@ def _backends(
     settings: ProxySettings, clock: Clock, counters: Counters, supervisor: Supervisor, log: Log
 ) -> Registry:
     secrets = Secrets(settings.secrets_dir)
+    private = settings.egress_private == "allow"
     leftovers.end_all(settings.stdio_homes)
     return Registry(
         streamable=StreamableBackend(
-            credentials=Credentials(secrets=secrets, clock=clock, counters=counters, log=log),
+            credentials=Credentials(
+                secrets=secrets, clock=clock, counters=counters, log=log, private=private
+            ),
             clock=clock,
             counters=counters,
             spawn=supervisor.once,
+            private=private,
         ),
         stdio=StdioBackend(
             commands=Commands(settings.stdio_file),

@@ -37,6 +37,10 @@ class ProxySettings(ServiceSettings):
     )
     stdio_file: Path = setting("BEHAVRY_PROXY_STDIO_FILE", derived=under("state_dir", "stdio.toml"))
     stdio_homes: Path = setting("BEHAVRY_PROXY_STDIO_HOMES", derived=under("state_dir", "stdio"))
+    # Whether tool servers and their token endpoints may have private addresses.
+    egress_private: Literal["allow", "deny"] = setting(
+        "BEHAVRY_PROXY_EGRESS_PRIVATE", default="allow"
+    )
     secrets_dir: Path = setting("BEHAVRY_SECRETS_DIR", derived=under("state_dir", "secrets"))
     outbox_dir: Path = setting("BEHAVRY_OUTBOX_DIR", derived=under("state_dir", "outbox", "proxy"))
     outbox_durability: Literal["power", "process"] = setting(

@@ -19,3 +19,10 @@ def test_everything_has_a_default_below_the_state_directory() -> None:
     assert "http://127.0.0.1:8700" == settings.public_url
     assert "unix:/var/lib/behavry/run/authorizer.sock" == settings.authorizer_address
     assert "/var/lib/behavry/stdio.toml" == str(settings.stdio_file)
+
+
+def test_private_addresses_are_reached_unless_the_plane_says_no() -> None:
+    assert "allow" == load(ProxySettings, {}).egress_private
+    assert "deny" == load(ProxySettings, {"BEHAVRY_PROXY_EGRESS_PRIVATE": "deny"}).egress_private
+    with pytest.raises(SettingsError, match="allow, deny"):
+        load(ProxySettings, {"BEHAVRY_PROXY_EGRESS_PRIVATE": "no"})
