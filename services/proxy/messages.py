@@ -62,8 +62,9 @@ class Message:
     method: str
     params: dict[str, Json]
     has_params: bool
-    #: Of a response; anything else than an object is None.
+    #: Of a response, one of the two; anything else than an object is None.
     result: dict[str, Json] | None = None
+    error: dict[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +106,14 @@ def decode(body: bytes) -> Json:
 
 
 def encode(tree: Json, *, sort: bool = False) -> bytes:
-    """Compact UTF-8. With `sort`, the canonical form: keys in code point order."""
+    """Compact UTF-8. With `sort`, the canonical form: keys in code point order, every value written
+    alike wherever it stands.
+    """
+    option = orjson.OPT_SORT_KEYS if sort else None
     try:
-        return orjson.dumps(tree, option=orjson.OPT_SORT_KEYS if sort else None)
+        return orjson.dumps(tree, option=option)
     except orjson.JSONEncodeError:
-        # An integer beyond 64 bits, which only the standard codec can write.
-        text = json.dumps(
-            tree, ensure_ascii=False, separators=(",", ":"), sort_keys=sort, allow_nan=False
-        )
-        return text.encode()
+        return orjson.dumps(_writable(tree), option=option)
 
 
 def measure(tree: Json, *, max_depth: int = MAX_DEPTH, max_leaves: int = MAX_LEAVES) -> Shape:
@@ -164,9 +164,12 @@ def _envelope(tree: Json) -> Message:
     if "id" in tree and not valid_id(tree["id"]):
         raise Malformed(INVALID_REQUEST, "id must be an integer within 2^53-1 or a short string")
     if "method" not in tree and "id" in tree and ("result" in tree or "error" in tree):
-        result = tree.get("result")
-        given = result if type(result) is dict else None
-        return Message(Kind.RESPONSE, echo, "", {}, has_params=False, result=given)
+        if "result" in tree and "error" in tree:
+            raise Malformed(INVALID_REQUEST, "a response is a result or an error", echo)
+        result, error = (
+            tree[one] if type(tree.get(one)) is dict else None for one in ("result", "error")
+        )
+        return Message(Kind.RESPONSE, echo, "", {}, has_params=False, result=result, error=error)
     method = tree.get("method")
     if type(method) is not str or not 1 <= len(method) <= MAX_METHOD:
         raise Malformed(INVALID_REQUEST, "method must be a string of 1 to 128", echo)
@@ -206,6 +209,19 @@ def _loads(body: bytes) -> Json:
         if str(bad).startswith("depth limit"):
             raise Malformed(INVALID_REQUEST, "nested too deeply") from None
         raise Malformed(PARSE_ERROR, "invalid JSON") from None
+
+
+def _writable(tree: Json) -> Json:
+    """The same tree with its integers beyond 64 bits as text, which the codec copies."""
+    match tree:
+        case dict():
+            return {key: _writable(value) for key, value in tree.items()}
+        case list():
+            return [_writable(value) for value in tree]
+        case int() if not -_HUGE <= tree < 2 * _HUGE:
+            return orjson.Fragment(str(int(tree)))
+        case _:
+            return tree
 
 
 def _exactly(body: bytes) -> Json:
