@@ -16,15 +16,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
-from uuid import uuid4
+from typing import Any, Final
 
-import httptools
 import msgspec
 
 from tests.fakes import mcp_wire as wire
 from tests.fakes.children import child
 from tests.fakes.mcp_echo import Ledger, read_ledger
+from tests.fakes.tool_behaviour import Behaviour
+from tests.fakes.tool_http import Connection, Floor
 
 NAME: Final = "obedient"
 TEXT: Final = {"type": "string"}
@@ -33,31 +33,6 @@ TOOLS: Final = tuple(
     wire.tool(name, f"Will {name.replace('_', ' ')}.", {"call": TEXT, "text": TEXT})
     for name in ACTIONS
 )
-
-
-class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
-    """What is not set is honest."""
-
-    eras: tuple[str, ...] = ("modern", "legacy")
-    hang: bool = False
-    """Runs the call, then never answers it."""
-    drop: bool = False
-    """Runs the call, then closes the connection (stdio: ends) without an answer."""
-    lie: str | None = None
-    """`other_id`, `not_json`, `no_result`: an answer that is none."""
-    leak: str | None = None
-    """Stands in the result's text."""
-    status: int = 200
-    """Answers calls with this HTTP status and no body."""
-    descriptions: dict[str, str] = {}
-    """Tools whose definition is another one now."""
-    extra_tools: tuple[str, ...] = ()
-    schemas: dict[str, dict[str, Any]] = {}
-    """Tools whose input schema is another one."""
-    ttl_ms: int = 0
-    """How long its lists may be kept."""
-    sessions: bool = False
-    """Legacy: gives a session id, and answers 404 to requests without it."""
 
 
 class ToolServer:
@@ -87,6 +62,37 @@ class ToolServer:
         """Over HTTP, byte for byte; a body never holds a line break."""
         file = self.directory / "bodies"
         return file.read_bytes().splitlines() if file.exists() else []
+
+    def methods_seen(self) -> list[str]:
+        """HTTP methods, in the order of the headers."""
+        return self._lines("methods")
+
+    def given_up(self) -> list[str]:
+        """Streamed calls that the client closed before their answer."""
+        return self._lines("given_up")
+
+    def say(self, method: str | None, params: dict[str, Any] | None = None) -> None:
+        """On every stream that is listened to; no method ends them."""
+        line = msgspec.json.encode({"method": method, "params": params or {}})
+        with (self.directory / "said").open("ab") as said:
+            said.write(line + b"\n")
+
+    def listeners(self) -> int:
+        """How many streams were ever listened to."""
+        return len(list(self.directory.glob("listening-*")))
+
+    def forget(self) -> None:
+        """As if it had just been started; it is honest."""
+        self.behave()
+        for name in ("ledger", "headers", "bodies", "methods", "given_up"):
+            if (self.directory / name).exists():
+                os.truncate(self.directory / name, 0)
+        for listener in self.directory.glob("listening-*"):
+            listener.unlink()
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.directory / name
+        return file.read_text().splitlines() if file.exists() else []
 
     def stdio_command(self) -> tuple[str, Sequence[str]]:
         """(command, arguments) for a stdio.toml; the working directory must be the repository."""
@@ -171,96 +177,10 @@ def _tools(told: Behaviour) -> list[dict[str, Any]]:
     ]
 
 
-class Connection(asyncio.Protocol):
-    """One HTTP connection. Requests on it are answered one after the other, as HTTP/1.1 asks."""
-
-    def __init__(self, desk: Desk, headers_file: Path) -> None:
-        self._desk = desk
-        self._headers_file = headers_file
-        self._headers: dict[str, str] = {}
-        self._body = bytearray()
-        self._parser = httptools.HttpRequestParser(self)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._transport.close()
-
-    def on_message_begin(self) -> None:
-        self._body.clear()
-        self._headers = {}
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.decode().lower()] = value.decode(errors="replace")
-
-    def on_body(self, body: bytes) -> None:
-        self._body += body
-
-    def on_message_complete(self) -> None:
-        with self._headers_file.open("ab") as seen:
-            seen.write(msgspec.json.encode(self._headers) + b"\n")
-        with self._headers_file.with_name("bodies").open("ab") as seen:
-            seen.write(bytes(self._body) + b"\n")
-        match self._parser.get_method():
-            case b"POST":
-                self._post(msgspec.json.decode(self._body))
-            case b"DELETE":
-                self._reply(200)
-            case _:
-                self._reply(405)
-
-    def _post(self, message: dict[str, Any]) -> None:
-        told = self._desk.behaviour()
-        method = message.get("method")
-        opens = method == "initialize"
-        if told.sessions and not (opens or wire.is_modern(message)) and not self._known():
-            self._reply(404)
-            return
-        reply = self._desk.answer(message, told)
-        if method == "tools/call":
-            if told.hang:
-                return
-            if told.drop:
-                self._transport.close()
-                return
-            if told.status != 200:
-                self._reply(told.status)
-                return
-            if told.lie == "not_json":
-                self._reply(200, b"{]", "content-type: application/json\r\n")
-                return
-        if reply is None:
-            self._reply(202)
-            return
-        headers = "content-type: application/json\r\n"
-        if opens and told.sessions:
-            headers += f"mcp-session-id: {self._opened()}\r\n"
-        self._reply(200, msgspec.json.encode(reply), headers)
-
-    def _opened(self) -> str:
-        session = uuid4().hex
-        (self._headers_file.parent / f"session-{session}").touch()
-        return session
-
-    def _known(self) -> bool:
-        session = self._headers.get("mcp-session-id", "none")
-        return (self._headers_file.parent / f"session-{session}").exists()
-
-    def _reply(self, status: int, body: bytes = b"", headers: str = "") -> None:
-        head = f"HTTP/1.1 {status} Told\r\n{headers}content-length: {len(body)}\r\n\r\n"
-        self._transport.write(head.encode() + body)
-
-
 async def serve_http(directory: Path, port: int) -> None:
     loop = asyncio.get_running_loop()
-    desk = Desk(directory)
-    server = await loop.create_server(
-        lambda: Connection(desk, directory / "headers"), "127.0.0.1", port
-    )
+    floor = Floor(Desk(directory), directory)
+    server = await loop.create_server(lambda: Connection(floor), "127.0.0.1", port)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

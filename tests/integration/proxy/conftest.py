@@ -1,6 +1,5 @@
 """A proxy in front of one told tool server."""
 
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -20,10 +19,7 @@ def one_tool_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ToolSe
 @pytest.fixture
 def tools(one_tool_server: ToolServer) -> ToolServer:
     """Honest again, and it remembers nothing."""
-    one_tool_server.behave()
-    for name in ("ledger", "headers", "bodies"):
-        if (one_tool_server.directory / name).exists():
-            os.truncate(one_tool_server.directory / name, 0)
+    one_tool_server.forget()
     return one_tool_server
 
 
