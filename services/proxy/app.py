@@ -34,6 +34,7 @@ from services.proxy.admission import edges
 from services.proxy.backends import leftovers
 from services.proxy.backends.commands import Commands
 from services.proxy.backends.credentials import Credentials
+from services.proxy.backends.legacy_sse import LegacySseBackend
 from services.proxy.backends.registry import Registry
 from services.proxy.backends.secrets import Secrets
 from services.proxy.backends.stdio import StdioBackend
@@ -200,12 +201,11 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                         revision=lambda: pipeline.snapshot.revision,
                         waiting=lambda: len(holds),
                         forget_catalog=catalog.forget,
-                        forget_upstreams=backends.streamable.forget,
+                        forget_upstreams=backends.forget,
                     )
             finally:
                 failures.sweep(everything=True)
-                backends.streamable.shut()
-                await backends.stdio.shut()
+                await backends.shut()
 
 
 def _backends(
@@ -214,27 +214,29 @@ def _backends(
     secrets = Secrets(settings.secrets_dir)
     private = settings.egress_private == "allow"
     leftovers.end_all(settings.stdio_homes)
-    return Registry(
-        streamable=StreamableBackend(
-            credentials=Credentials(
-                secrets=secrets, clock=clock, counters=counters, log=log, private=private
-            ),
-            clock=clock,
-            counters=counters,
-            spawn=supervisor.once,
-            private=private,
+    streamable = StreamableBackend(
+        credentials=Credentials(
+            secrets=secrets, clock=clock, counters=counters, log=log, private=private
         ),
-        stdio=StdioBackend(
-            commands=Commands(settings.stdio_file),
-            secrets=secrets,
-            clock=clock,
-            counters=counters,
-            homes=settings.stdio_homes,
-            hidden=hidden_from_children(settings),
-            inherited=environment(),
-            spawn=supervisor.once,
-        ),
+        clock=clock,
+        counters=counters,
+        spawn=supervisor.once,
+        private=private,
     )
+    legacy_sse = LegacySseBackend(
+        http=streamable.plain, clock=clock, counters=counters, spawn=supervisor.once
+    )
+    stdio = StdioBackend(
+        commands=Commands(settings.stdio_file),
+        secrets=secrets,
+        clock=clock,
+        counters=counters,
+        homes=settings.stdio_homes,
+        hidden=hidden_from_children(settings),
+        inherited=environment(),
+        spawn=supervisor.once,
+    )
+    return Registry(streamable, legacy_sse, stdio)
 
 
 def hidden_from_children(settings: ProxySettings) -> tuple[Path, ...]:
@@ -369,8 +371,7 @@ async def _sweep(
         await asyncio.sleep(SWEEP_S)
         failures.sweep()
         pipeline.tasks.sweep()
-        await backends.streamable.sweep()
-        await backends.stdio.sweep()
+        await backends.sweep()
         for visit, session in sessions.sweep():
             upstream = local.upstream_session(session)
             if upstream is not None:
