@@ -15,10 +15,11 @@ from typing import Any, Final
 from services.common.clock import rfc3339
 from services.proxy import answers, bridge, encodings, messages
 from services.proxy.answers import Answer, Rejection
+from services.proxy.asking.nobody import Nobody
 from services.proxy.bridge import TASKS
 from services.proxy.calls import Spawn, Visit
 from services.proxy.continuing import Carried, Task
-from services.proxy.governed import Call, Incoming
+from services.proxy.governed import Call, Incoming, Question
 from services.proxy.local import Refused
 from services.proxy.messages import Message
 from services.proxy.seals import Unsealed
@@ -39,7 +40,7 @@ _MS: Final = 1_000_000
 #: What `next` answers a poll: it goes on waiting.
 WAITING: Final = answers.ACCEPTED
 
-Govern = Callable[[Incoming, Wait], Awaitable[Answer]]
+Govern = Callable[[Incoming, Question, Wait], Awaitable[Answer]]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -47,6 +48,7 @@ class TaskWait(Wait):
     """From the call that became a task to the end of what is kept of it."""
 
     desk: Tasks
+    asked: Question
     #: Bytes of its arguments.
     size: int
     task: Task | None = None
@@ -81,8 +83,9 @@ class Tasks:
         #: Ended and forgotten: nobody is told to call again.
         self._over: dict[str, int] = {}
 
-    def begin(self, incoming: Incoming, size: int) -> Wait | None:
+    def begin(self, incoming: Incoming, asked: Question) -> Wait | None:
         """None: with arguments of this size the agent would have too many."""
+        size = len(asked.canonical)
         caller = incoming.visit.caller
         mine, bytes_kept = 0, size
         for one in self._kept.values():
@@ -94,8 +97,8 @@ class Tasks:
             return None
         kept = {name: value for name, value in incoming.headers.items() if name[:4] == b"mcp-"}
         # Nothing of the request is kept but what is asked for: no credential, no connection.
-        lean = replace(incoming, headers=kept, stream=_Closed())
-        return TaskWait(incoming=lean, desk=self, size=size)
+        lean = replace(incoming, headers=kept, stream=Nobody())
+        return TaskWait(incoming=lean, desk=self, asked=asked, size=size)
 
     def created(self, wait: TaskWait, call: Call) -> Answer:
         """The task, instead of a result."""
@@ -198,7 +201,7 @@ class Tasks:
         )
         answer = answers.internal_error()
         try:
-            answer = await self._govern(replace(wait.incoming, visit=visit), wait)
+            answer = await self._govern(replace(wait.incoming, visit=visit), wait.asked, wait)
         except Refused as refused:
             answer = answers.rejected(None, refused.why)
         finally:
@@ -222,23 +225,6 @@ class Tasks:
             "pollIntervalMs": POLL_MS,
             **ended,
         }
-
-
-class _Closed:
-    """The stream of a request that was answered long ago."""
-
-    def __init__(self) -> None:
-        self.gone = asyncio.Event()
-        self.when_gone: Callable[[], None] | None = None
-
-    async def open(self) -> None:
-        pass
-
-    async def send(self, message: bytes) -> None:
-        pass
-
-    def push(self, message: bytes, event_id: str = "") -> None:
-        pass
 
 
 def _ended(wait: TaskWait, answer: Answer) -> dict[str, Any]:

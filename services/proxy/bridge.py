@@ -30,6 +30,10 @@ VERSION: Final = "0.1.0"
 OURS: Final = {"name": NAME, "version": VERSION}
 TASKS: Final = "io.modelcontextprotocol/tasks"
 MAX_TTL_MS: Final = 30_000
+COMPLETE: Final = "complete"
+INPUT_REQUIRED: Final = "input_required"
+TASK: Final = "task"
+_KINDS: Final = (COMPLETE, INPUT_REQUIRED, TASK)
 #: Methods whose modern results carry cache hints.
 CACHEABLE: Final = frozenset({
     "tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read",
@@ -113,15 +117,10 @@ def raw(value: Any) -> orjson.Fragment:
 
 
 def result(found: dict[str, Any], method: str, facts: Facts, *, to_modern: bool) -> dict[str, Any]:
-    """An upstream result as the agent's dialect has it. Raises Untranslatable."""
-    if facts.modern and found.get("resultType", "complete") != "complete":
-        asks = found["resultType"] == "input_required"
-        raise Untranslatable("capability_not_granted" if asks else "upstream_protocol")
-    made = dict(found)
-    if type(made.get("_meta")) is dict:
-        made["_meta"] = {
-            key: value for key, value in made["_meta"].items() if not key.startswith(_OWN_META[0])
-        }
+    """A complete upstream result as the agent's dialect has it. Raises Untranslatable."""
+    if kind(found, facts) != COMPLETE:
+        raise Untranslatable("upstream_protocol")
+    made = unmarked(found)
     if not to_modern:
         if facts.modern:
             for name in _MODERN_ONLY:
@@ -132,6 +131,24 @@ def result(found: dict[str, Any], method: str, facts: Facts, *, to_modern: bool)
         ttl = made.get("ttlMs", 0) if facts.modern else 0
         made["ttlMs"] = min(ttl, MAX_TTL_MS) if type(ttl) is int and ttl >= 0 else 0
         made["cacheScope"] = "private"
+    return made
+
+
+def kind(found: dict[str, Any], facts: Facts) -> str:
+    """Which of the results that there are this is. Raises Untranslatable."""
+    given = found.get("resultType", COMPLETE) if facts.modern else COMPLETE
+    if given not in _KINDS:
+        raise Untranslatable("upstream_protocol")
+    return str(given)
+
+
+def unmarked(found: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which nothing reads as said by us."""
+    made = dict(found)
+    if type(made.get("_meta")) is dict:
+        made["_meta"] = {
+            key: value for key, value in made["_meta"].items() if not key.startswith(_OWN_META[0])
+        }
     return made
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from services.proxy import answers, bridge, messages
 from services.proxy.answers import Answer
 from services.proxy.eras import CAPABILITIES_META
-from services.proxy.governed import Call, Incoming
+from services.proxy.governed import Call, Incoming, Question
 
 HIDDEN: Final = frozenset({"tool_hidden", "tool_schema_changed"})
 #: The one thing that an agent is asked for.
@@ -29,15 +29,17 @@ class Row(Enum):
     HELD = "held"
 
 
-def row(incoming: Incoming, *, is_tool: bool) -> Row:
-    """The first one that fits."""
+def row(incoming: Incoming, asked: Question) -> Row:
+    """The first one that fits; an answer to a tool server has nobody who waits for more."""
     session = incoming.session
+    if asked.deliver is not None:
+        return Row.HELD
     if not incoming.route.modern:
         return Row.PUSHED if session is not None and session.elicits else Row.HELD
     declared = declared_by(incoming.message.params)
-    if bridge.shows_urls(declared):
+    if bridge.shows_urls(declared) and asked.portable:
         return Row.INPUT_REQUIRED
-    return Row.TASK if is_tool and bridge.knows_tasks(declared) else Row.HELD
+    return Row.TASK if asked.is_tool and bridge.knows_tasks(declared) else Row.HELD
 
 
 def declared_by(params: dict[str, Any]) -> Any:

@@ -6,8 +6,8 @@ of a request this version refuses because nobody could decide on it yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -26,17 +26,25 @@ from services.proxy.records import Subject
 from services.proxy.sessions import Session
 
 TOOL: Final = "tools/call"
+#: Of a legacy agent; a modern one names resources in a listening request.
+SUBSCRIBE: Final = "resources/subscribe"
 METHODS: Final = frozenset({TOOL, "resources/read", "prompts/get"})
+LEGACY_METHODS: Final = METHODS | {SUBSCRIBE}
 MAX_ARGUMENTS: Final = 64 * 1024
 MAX_URI: Final = 8 * 1024
+#: Of answers, in the sealed state of an approval.
+MAX_CARRIED: Final = 32 * 1024
 #: How an agent of the modern era continues what waits for a person.
 STATE: Final = "requestState"
 RESPONSES: Final = "inputResponses"
 #: The name under which policies find, in `features.keys`, that something stands beside arguments.
 BESIDE: Final = "_beside"
 #: Members of params with a rule of their own.
-_APART: Final = frozenset({"_meta", STATE, RESPONSES})
+_ANSWERS: Final = frozenset({STATE, RESPONSES})
+_APART: Final = _ANSWERS | {"_meta"}
 _OF_A_TOOL: Final = _APART | {"name", "arguments"}
+
+Deliver = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +63,55 @@ class Question:
     #: The arguments alone where nothing stands beside them; else both, in an array: no arguments
     #: are written as one, so that neither can be taken for the other.
     canonical: bytes
-    #: It answers what an earlier answer asked for.
+    #: The agent says that it continues something; what, is yet to be found out (asking/rounds.py).
     continues: bool = False
+    #: How often the tool server was answered before it got this far.
+    turn: int = 0
+    #: Without any answers; empty where there are none.
+    base: bytes = b""
+    #: An answer goes back to who asked, and is no request of its own.
+    deliver: Callable[[], Awaitable[None]] | None = None
 
     @property
     def is_tool(self) -> bool:
         return self.method == TOOL
+
+    @property
+    def unanswered(self) -> bytes:
+        """What is the same however often the tool server asks for more."""
+        return self.base or self.canonical
+
+    def answering(
+        self, responses: dict[str, Any] | None, state: str | None, *, turn: int
+    ) -> Question:
+        """The same question with answers to what the tool server asked for."""
+        answered: dict[str, Any] = {}
+        if responses is not None:
+            answered[RESPONSES] = responses
+        if state is not None:
+            answered[STATE] = state
+        beside = {name: v for name, v in self.beside.items() if name not in _ANSWERS} | answered
+        return replace(
+            self,
+            beside=beside,
+            canonical=canonical(self.arguments, beside) if beside else self.encoded,
+            base=self.unanswered,
+            turn=turn,
+            continues=False,
+        )
+
+    def answered(self) -> tuple[bytes, str | None, int]:
+        """What `answering` was given, to be carried by the agent; nothing where it was not."""
+        if not self.base:
+            return b"", None, 0
+        given = messages.encode(self.beside.get(RESPONSES))
+        return given, self.beside.get(STATE), self.turn
+
+    @property
+    def portable(self) -> bool:
+        """Whether an agent could carry all that."""
+        given, state, _ = self.answered()
+        return len(given) + len(state or "") <= MAX_CARRIED
 
     def params(self) -> dict[str, Any]:
         """For the tool server, without `_meta`."""
@@ -154,6 +205,25 @@ def question(message: Message, *, modern: bool) -> Question | Rejection:
     return _named(message.method, params, continues=continues)
 
 
+def answer(method: str, message: Message, deliver: Deliver) -> Question:
+    """An agent's answer to what a tool server asked: decided like a request of that method."""
+    if message.error is not None:
+        body: dict[str, Any] = {"error": message.error}
+        told, canonical = body, messages.encode(["error", message.error], sort=True)
+    else:
+        told = bridge.unmarked(message.result or {})
+        body, canonical = {"result": told}, messages.encode(told, sort=True)
+    return Question(
+        method=method,
+        tool="",
+        name=method,
+        arguments=told,
+        encoded=messages.encode(told, sort=True),
+        canonical=canonical,
+        deliver=lambda: deliver(body),
+    )
+
+
 def ask(
     visit: Visit,
     asked: Question,
@@ -209,7 +279,7 @@ def _tool(params: dict[str, Any], *, continues: bool) -> Question | Rejection:
 
 def _named(method: str, params: dict[str, Any], *, continues: bool) -> Question | Rejection:
     """The whole of params is what is asked for, but for what has rules of its own."""
-    member = "uri" if method == "resources/read" else "name"
+    member = "name" if method == "prompts/get" else "uri"
     name = params.get(member)
     if type(name) is not str or not 1 <= len(name) <= MAX_URI:
         return bad_params(f"{member} must be a string")

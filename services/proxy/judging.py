@@ -58,7 +58,8 @@ class Judging:
     ) -> tuple[Call, CallSpan | None]:
         """A decision by what is true now; of an earlier ask nothing stays but what is asked for."""
         began_ns = self.clock.monotonic_ns()
-        now = incoming.visit if wait is None else self._renewed(incoming.visit)
+        fresh = wait is None and not asked.turn
+        now = incoming.visit if fresh else self._renewed(incoming.visit)
         visit = now or incoming.visit
         live = await self._live(incoming, now, asked)
         request_id = RequestId(uuid7(self.clock.now_ns()))

@@ -29,6 +29,8 @@ from services.proxy import (
 )
 from services.proxy.answers import Answer, Rejection
 from services.proxy.approval_tasks import Tasks
+from services.proxy.asking.requests import Questions
+from services.proxy.asking.rounds import Rounds
 from services.proxy.backends.upstream import Backends
 from services.proxy.calls import (
     Caller,
@@ -55,7 +57,7 @@ from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import EMPTY, Snapshot
 from services.proxy.streams.abandoning import Abandonments
-from services.proxy.streams.relay import Relays, refusing
+from services.proxy.streams.relay import Relays
 from services.proxy.waiting import Wait, Waits
 
 AT_ONCE: Final = 64
@@ -114,6 +116,8 @@ class Pipeline:
     _refusals: Refusals = field(init=False)
     _forwarding: Forwarding = field(init=False)
     _given_up: Abandonments = field(init=False)
+    _questions: Questions = field(init=False)
+    _rounds: Rounds = field(init=False)
 
     def __post_init__(self) -> None:
         self._local = Local(
@@ -149,12 +153,26 @@ class Pipeline:
             clock=self.clock,
             log=self.log,
         )
+        self._questions = Questions(
+            approvals=self.waits,
+            carried=self.carried,
+            backends=self.backends,
+            recorder=self.recorder,
+            govern=self.govern,
+            spawn=self.spawn,
+            counters=self.counters,
+            clock=self.clock,
+            log=self.log,
+        )
+        self._rounds = Rounds(self._questions, self.carried, self.digester)
         self._given_up = Abandonments()
         self._forwarding = Forwarding(
             recorder=self.recorder,
             sessions=self.sessions,
+            rounds=self._rounds,
+            questions=self._questions,
             relays=Relays(
-                asked=refusing(self.spawn),
+                asked=self._questions.heard,
                 changed=lambda _call, _method: None,
                 dropped=self.counters.counter("proxy.upstream.dropped"),
             ),
@@ -224,21 +242,22 @@ class Pipeline:
             given, method = (message.id, message.method) if message else (None, "")
             return await self._refusals.reject(visit, given, method, refused.why)
 
-    async def govern(self, incoming: Incoming, wait: Wait | None = None) -> Answer:
-        """1. the question, and the wait that it continues  2. the live definition  3. features, and
-        the ask  4. enforce: nothing but Allow runs  5. the record, durable  6. a denial leaves
+    async def govern(
+        self, incoming: Incoming, asked: Question | None = None, wait: Wait | None = None
+    ) -> Answer:
+        """1. the question, and what it continues  2. the live definition  3. features, and the ask
+        4. enforce: nothing but Allow runs  5. the record, durable  6. a denial leaves
         7. an intercepted call waits for a person, and begins again at 2 or leaves unrun
         8. the tool server  9. its answer in the agent's dialect  10. the outcome's record
-        11. the answer leaves.
+        11. the answer leaves; where the tool server asked for more and the agent answered here, it
+        begins again at 2 with that.
         """
-        asked = governed.question(incoming.message, modern=incoming.route.modern)  # 1
-        if isinstance(asked, Rejection):
-            raise Refused(asked)
-        digest = self.digester.make(incoming.visit.caller.tenant, "arguments", asked.canonical)
-        if asked.continues and wait is None:
-            wait = await self.waits.resumed(incoming, asked, digest)
+        asked = asked or self._question(incoming)  # 1
+        if asked.continues:
+            asked, wait = await self._continued(incoming, asked)
         while True:
             since = self.waits.holds.mark()
+            digest = self._digest(incoming, asked)
             call, span = await self._judging.decide(incoming, asked, digest, wait)  # 2, 3
             if wait is not None:
                 call = wait.waits_on(call)
@@ -259,7 +278,9 @@ class Pipeline:
                     answer = await wait.next(call, since)
                 case Result.ALLOW:
                     self._allowed.value += 1
-                    answer = await self._forwarding.run(call)  # 8-11
+                    answer, more = await self._forwarding.run(call)  # 8-11
+                    if more is not None:
+                        asked, wait = more, None
                 case _:
                     assert_never(result)
             if span is not None:
@@ -363,7 +384,15 @@ class Pipeline:
         if message.kind is Kind.NOTIFICATION:
             return self._noted(message, session)
         if message.kind is Kind.RESPONSE:
-            return await self.waits.answered(visit, message, session)
+            incoming = Incoming(
+                visit=visit,
+                message=message,
+                route=route,
+                session=session,
+                headers=arrival.headers,
+                stream=arrival.stream,
+            )
+            return await self._questions.answered(incoming)
         if message.method in governed.METHODS:
             self._calls.value += 1
             return await self.govern(
@@ -402,10 +431,27 @@ class Pipeline:
             await self.backends.of(visit.server).close(visit, upstream)
         return Answer(204, b"", ())
 
-    # --- a step of govern -----------------------------------------------------------------------
+    # --- steps of govern ------------------------------------------------------------------------
+
+    def _question(self, incoming: Incoming) -> Question:
+        asked = governed.question(incoming.message, modern=incoming.route.modern)
+        if isinstance(asked, Rejection):
+            raise Refused(asked)
+        return asked
+
+    async def _continued(self, incoming: Incoming, asked: Question) -> tuple[Question, Wait | None]:
+        """What a retry asks, and the wait that goes on with it."""
+        asked, state = self._rounds.continued(incoming, asked)
+        if state is None:
+            return asked, None
+        digest = self._digest(incoming, asked)
+        return asked, await self.waits.resumed(incoming, asked, digest, state)
+
+    def _digest(self, incoming: Incoming, asked: Question) -> str:
+        return self.digester.make(incoming.visit.caller.tenant, "arguments", asked.canonical)
 
     def _begin(self, incoming: Incoming, asked: Question) -> Wait:
         """The wait of a call that nobody waits for yet."""
-        row = encodings.row(incoming, is_tool=asked.is_tool)
-        task = self.tasks.begin(incoming, len(asked.canonical)) if row is Row.TASK else None
+        row = encodings.row(incoming, asked)
+        task = self.tasks.begin(incoming, asked) if row is Row.TASK else None
         return task or self.waits.begin(incoming, row)

@@ -24,11 +24,13 @@ from services.common.clock import Clock
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
 MAX_SEALED: Final = 8 * 1024
+#: A state may hold a tool server's own, and answers to it.
+MAX_STATE: Final = 64 * 1024
 MAX_AGE_DAYS: Final = 2
 _NS_PER_DAY: Final = 86_400 * 1_000_000_000
 _CACHED: Final = 256
 
-Purpose = Literal["session", "cursor", "state", "task", "request"]
+Purpose = Literal["session", "cursor", "state", "task", "request", "event"]
 #: What waits for a person may wait for 7 days; the content says how long exactly.
 _DAYS: Final[dict[Purpose, int]] = {"state": 8, "task": 8}
 
@@ -70,6 +72,8 @@ class Seals:
 
     def open(self, purpose: Purpose, holder: Sequence[str], value: str) -> bytes:
         """Raises Unsealed."""
+        if len(value) > (MAX_STATE if purpose == "state" else MAX_SEALED):
+            raise Unsealed
         day, sealed = self._split(value, _DAYS.get(purpose, MAX_AGE_DAYS))
         for index in range(len(self._keys)):
             try:
@@ -83,7 +87,7 @@ class Seals:
     def _split(self, value: str, max_age_days: int) -> tuple[int, bytes]:
         version, _, rest = value.partition(".")
         text, _, encoded = rest.partition(".")
-        if version != "b1" or len(value) > MAX_SEALED or not text.isascii() or not text.isdigit():
+        if version != "b1" or not text.isascii() or not text.isdigit():
             raise Unsealed
         day = int(text[:8])
         if str(day) != text or not self._today() - max_age_days <= day <= self._today() + 1:

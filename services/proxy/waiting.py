@@ -16,14 +16,12 @@ from services.common.telemetry.logging import Log
 from services.proxy import answers, encodings
 from services.proxy.answers import Answer
 from services.proxy.calls import Escalation, Escalations, Result, Visit
-from services.proxy.continuing import Carried, Round
+from services.proxy.continuing import Carried, Round, Shown
 from services.proxy.encodings import Row
-from services.proxy.governed import RESPONSES, STATE, Call, Incoming, Question
+from services.proxy.governed import RESPONSES, Call, Incoming, Question
 from services.proxy.holding import Holds, Woken
 from services.proxy.local import Refused
 from services.proxy.messages import Message
-from services.proxy.seals import Unsealed
-from services.proxy.sessions import Session
 
 MAX_ROUNDS: Final = 10
 PROGRESS_S: Final = 15
@@ -155,33 +153,23 @@ class Waits:
         hold_s = 0.0 if row is Row.INPUT_REQUIRED else self.hold_s
         return self._wait(incoming, row, hold_s)
 
-    async def resumed(self, incoming: Incoming, asked: Question, digest: str) -> Wait:
-        """1. a state of ours, for this agent and server  2. about this very request  3. an answer
-        to what was asked for  4. declined: given up. Raises Refused.
+    async def resumed(self, incoming: Incoming, asked: Question, digest: str, state: Round) -> Wait:
+        """1. a state about this very request  2. an answer to what was asked for  3. declined:
+        given up. Raises Refused.
         """
         params, visit = incoming.message.params, incoming.visit
-        try:
-            state = self._carried.open_round(visit, str(params.get(STATE, "")))  # 1
-        except Unsealed:
-            raise Refused(answers.bad_params("requestState is not usable: call anew")) from None
-        if (state.method, state.tool, state.digest) != (asked.method, asked.tool, digest):  # 2
+        if (state.method, state.tool, state.digest) != (asked.method, asked.tool, digest):  # 1
             raise Refused(answers.bad_params("requestState belongs to another request"))
-        action = _action(params.get(RESPONSES))  # 3
+        action = _action(params.get(RESPONSES))  # 2
         wait = self._wait(incoming, Row.INPUT_REQUIRED, self.hold_s)
         wait.escalation_id, wait.shown = state.escalation, state.number
-        if action != "accept":  # 4
+        if action != "accept":  # 3
             wait.declined = True
             await self.give_up(visit, state.escalation)
         return wait
 
-    async def answered(self, visit: Visit, message: Message, session: Session | None) -> Answer:
-        """A legacy agent's answer to an elicitation of ours. Raises Refused."""
-        try:
-            if session is None or type(message.id) is not str:
-                raise Unsealed
-            shown = self._carried.open_shown(visit, session, message.id)
-        except Unsealed:
-            raise Refused(answers.bad_request("nothing was asked")) from None
+    async def answered(self, visit: Visit, message: Message, shown: Shown) -> Answer:
+        """A legacy agent's answer to an elicitation of ours."""
         if (message.result or {}).get("action") in {"decline", "cancel"}:
             for wait in self._pushed.get(shown.escalation, ()):
                 wait.declined = True
@@ -205,8 +193,9 @@ class Waits:
             number,
             escalation.id,
             escalation.decide_by_ms,
+            *call.asked.answered(),
         )
-        sealed = self._carried.seal_round(call.subject.visit, state)
+        sealed = self._carried.seal_state(call.subject.visit, state)
         return encodings.input_required(call, self._page(escalation), sealed)
 
     def pushed(self, wait: OpenWait, call: Call) -> bytes:

@@ -20,6 +20,8 @@ CounterName = Literal[
     "proxy.upstream.requests",
     "proxy.upstream.tokens",  # asked of servers' token endpoints
     "proxy.upstream.dropped",
+    "proxy.asked.relayed",
+    "proxy.asked.refused",
     "proxy.control.requests",  # relayed token requests and key trades
     "proxy.admission.refused",  # entry checks 1-4: counted, not recorded
     "proxy.decide.asks",

@@ -253,7 +253,7 @@ async def test_other_governed_methods_are_refused_as_errors(proxy: Gateway) -> N
 
 UNSUPPORTED: list[tuple[str, dict[str, Any], int]] = [
     ("tools/call", {"name": "read_note", "arguments": {}, "task": {"ttl": 1}}, -32602),
-    ("tools/call", {"name": "read_note", "arguments": {}, "inputResponses": {}}, -32602),
+    ("tools/call", {"name": "read_note", "arguments": {}, "inputResponses": []}, -32602),
     ("tools/call", {"name": "read_note", "arguments": []}, -32602),
     ("tools/call", {"arguments": {}}, -32602),
     ("resources/read", {}, -32602),

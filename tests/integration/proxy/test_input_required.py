@@ -172,7 +172,7 @@ async def test_a_state_serves_its_own_request_alone(proxy: Gateway, tools: ToolS
         "one answer too many": await retry(proxy, asked, {**ACCEPT, "other": {}}),
         "no action": await retry(proxy, asked, {"approval": {"content": {}}}),
         "an unknown action": await retry(proxy, asked, {"approval": {"action": "approve"}}),
-        "no state": await ask(proxy, more={"inputResponses": ACCEPT}),
+        "answers that are none": await ask(proxy, more={"inputResponses": None}),
         "no responses": await ask(proxy, more={"requestState": state}),
     }
     assert dict.fromkeys(refused, -32602) == {

@@ -121,19 +121,28 @@ def test_a_server_cannot_forge_our_meta() -> None:
     assert {"_meta": {"x": 2}} == found
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        ("input_required", "capability_not_granted"),
-        ("task", "upstream_protocol"),
-        (1, "upstream_protocol"),
-    ],
-)
-def test_results_of_other_types_are_refused_by_name(kind: Any, reason: str) -> None:
+@pytest.mark.parametrize("kind", ["input_required", "task", "mine", 1, None, []])
+def test_results_of_other_types_are_none(kind: Any) -> None:
     with pytest.raises(Untranslatable) as refused:
         bridge.result({"resultType": kind}, "tools/call", MODERN, to_modern=True)
 
-    assert reason == refused.value.reason
+    assert "upstream_protocol" == refused.value.reason
+
+
+@pytest.mark.parametrize(
+    ("found", "facts", "kind"),
+    [
+        ({}, MODERN, "complete"),
+        ({"resultType": "input_required"}, MODERN, "input_required"),
+        ({"resultType": "task"}, MODERN, "task"),
+        ({"resultType": "task"}, LEGACY, "complete"),
+        ({"resultType": 5}, LEGACY, "complete"),
+    ],
+)
+def test_only_a_modern_server_has_results_of_several_types(
+    found: dict[str, Any], facts: Facts, kind: str
+) -> None:
+    assert kind == bridge.kind(found, facts)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""The stream of a request that was answered already: what is said there, nobody hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Nobody:
+    """It is never gone either: what runs for nobody runs to its end."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+        self.when_gone: Callable[[], None] | None = None
+
+    async def open(self) -> None:
+        pass
+
+    async def send(self, message: bytes) -> None:
+        pass
+
+    def push(self, message: bytes, event_id: str = "") -> None:
+        pass
