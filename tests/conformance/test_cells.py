@@ -5,6 +5,7 @@ else is missing. The agent is the SDK's client, the tool server the conformance 
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def entry(transport: str, era: str, state: Path, ledger: Path) -> Iterator[dict[
     arguments = (transport, "--ledger", str(ledger))
     if transport == "stdio":
         line = ["-m", "tests.conformance.cell_server", *arguments]
-        write_toml(state, "cell", command="python", args=line, cwd=str(ROOT))
+        write_toml(state, "cell", command=sys.executable, args=line, cwd=str(ROOT))
         yield server_entry(transport=transport, stdio="cell", era=era, grants=GRANTS)
         return
     with child("tests.conformance.cell_server", *arguments) as (_, ready):

@@ -159,11 +159,16 @@ def everything(transport: str) -> Iterator[str]:
 
 @both_eras
 @pytest.mark.needs_servers
-@pytest.mark.parametrize("transport", ["streamableHttp", "sse"])
-async def test_a_server_over_http(tmp_path: Path, transport: str, mode: ConnectMode) -> None:
-    with everything(transport) as url:
-        kind = "sse" if transport == "sse" else "http"
-        entry = server_entry(transport=kind, urls=[url])
+@pytest.mark.parametrize(
+    ("speaks", "transport"),
+    [("streamableHttp", "http"), ("sse", "sse"), ("sse", "http")],
+    ids=["http", "sse", "sse found by trying"],
+)
+async def test_a_server_over_http(
+    tmp_path: Path, speaks: str, transport: str, mode: ConnectMode
+) -> None:
+    with everything(speaks) as url:
+        entry = server_entry(transport=transport, urls=[url])
         async with gateway(tmp_path / "state", {SLUG: entry}) as proxy:
             await allow_and_deny(proxy, mode, REAL["everything"], tmp_path)
             proxy.forget_records()
