@@ -110,10 +110,8 @@ def modern_meta(version: str, *, told: Mapping[str, Any] = _NOTHING) -> dict[str
 
 
 def raw(value: Any) -> orjson.Fragment:
-    """A value of the agent's, written by the one codec that can write all of them: it may hold
-    integers that another part of the same message could not stand beside.
-    """
-    return orjson.Fragment(messages.encode(value))
+    """A value of the agent's in its canonical form: what goes up is what the digest is of."""
+    return orjson.Fragment(messages.encode(value, sort=True))
 
 
 def result(found: dict[str, Any], method: str, facts: Facts, *, to_modern: bool) -> dict[str, Any]:
