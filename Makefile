@@ -130,6 +130,10 @@ chaos: $(BIN)/python ## kills and long outages under traffic, the long form
 
 # --- running it --------------------------------------------------------------------------------
 
+.PHONY: fuzz
+fuzz: $(BIN)/python ## mutated calls and answers at a proxy process, the long form: CASES=100000
+	BEHAVRY_FUZZ=$(or $(CASES),100000) $(PYTEST) -o faulthandler_timeout=0 -s tests/attacks/mcp/test_fuzz.py
+
 .PHONY: up down
 up: setup ## start everything on this machine; UP_ARGS="--port-base N" and the like
 	$(BIN)/behavry up $(UP_ARGS)

@@ -1,0 +1,168 @@
+"""A tool server in the test's own process that keeps every call it was sent, byte for byte.
+
+It speaks one era, and answers a call with the number under which it keeps it: as JSON, or as an
+event stream cut anywhere, with other things said before. What it should have been sent is for the
+test to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, Literal, cast
+
+import httptools
+import orjson
+
+from tests.fakes import mcp_wire as wire
+
+TEXT: Final = {"type": "string"}
+TOOLS: Final = tuple(
+    wire.tool(name, f"Will {name}.", {"call": TEXT})
+    for name in ("read_note", "write_note", "drop_notes")
+)
+HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n%s\r\n"
+
+#: What becomes of an answer before it is sent: its number and its bytes.
+Twist = Callable[[int, bytes], bytes]
+
+
+class Witness:
+    """`calls` of all servers that it stands behind; `others` counts what else they were asked."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.calls: list[bytes] = []
+        self.others: Counter[str] = Counter()
+        self.twist: Twist | None = None
+
+    def answer(self, body: bytes, era: str) -> tuple[bytes | None, bool]:
+        """The answer, and whether it may come as events; None for what has no answer."""
+        message = orjson.loads(body)
+        method = message.get("method", "")
+        if method == "tools/call":
+            self.calls.append(body)
+            said = wire.result(message, wire.content(f"#{len(self.calls) - 1}"))
+            return orjson.dumps(said), True
+        self.others[method] += 1
+        if "id" not in message or "method" not in message:
+            return None, False
+        return orjson.dumps(_lifecycle(message, method, era)), False
+
+
+def _lifecycle(message: dict[str, Any], method: str, era: str) -> dict[str, Any]:
+    if method == "tools/list":
+        return wire.listed(message, TOOLS, ttl_ms=300_000)
+    if method == "server/discover" and era == "modern":
+        return wire.discovered(message, "witness")
+    if method == "initialize" and era == "legacy":
+        return wire.initialized(message, "witness")
+    return wire.error(message, wire.METHOD_NOT_FOUND, "unknown method")
+
+
+@asynccontextmanager
+async def witnessing(witness: Witness, era: Literal["modern", "legacy"]) -> AsyncIterator[str]:
+    """Serves on a port of its own; gives the URL."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(witness, era), "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"
+    finally:
+        server.close()
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, witness: Witness, era: str) -> None:
+        self._witness = witness
+        self._era = era
+        self._body = bytearray()
+        self._parser = httptools.HttpRequestParser(self)
+        self._loop = asyncio.get_running_loop()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        self._body.clear()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        if self._parser.get_method() != b"POST":
+            self._transport.write(b"HTTP/1.1 405 No\r\ncontent-length: 0\r\n\r\n")
+            return
+        answer, is_call = self._witness.answer(bytes(self._body), self._era)
+        if answer is None:
+            self._transport.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")
+            return
+        number = len(self._witness.calls) - 1
+        rng = random.Random(f"{self._witness.seed}:{number}")
+        if is_call and self._witness.twist is not None:
+            answer = self._witness.twist(number, answer)
+        if is_call and rng.random() < 0.5:
+            self._say(events(rng, answer), rng)
+        else:
+            length = b"content-length: %d\r\n" % len(answer)
+            self._transport.write(HEAD % (b"application/json", length) + answer)
+
+    def _say(self, stream: bytes, rng: random.Random) -> None:
+        """In pieces, each in a turn of the loop of its own."""
+        cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(6)))
+        pieces = [stream[at:end] for at, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+        chunks = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece]
+        head = HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")
+        self._soon([head, *chunks, b"0\r\n\r\n"])
+
+    def _soon(self, pieces: list[bytes]) -> None:
+        if self._transport.is_closing():
+            return
+        self._transport.write(pieces[0])
+        if len(pieces) > 1:
+            self._loop.call_soon(self._soon, pieces[1:])
+
+
+def events(rng: random.Random, answer: bytes) -> bytes:
+    """An event stream that ends with this answer; line ends, comments and fields as it comes."""
+    begin = rng.choice((b"", b"\xef\xbb\xbf"))
+    before = (rng.choice((_comment, _nothing, _note, _foreign)) for _ in range(rng.randrange(4)))
+    return b"".join((begin, *(one(rng) for one in before), _event(rng, answer)))
+
+
+def _comment(rng: random.Random) -> bytes:
+    return b": still here" + _end(rng) * rng.choice((1, 2))
+
+
+def _nothing(rng: random.Random) -> bytes:
+    return rng.choice((b"id: 7", b"data:", b"data", b"retry: 5", b"event: x")) + _end(rng) * 2
+
+
+def _note(rng: random.Random) -> bytes:
+    params = {"level": "info", "data": "\u00e9"}
+    note = {"jsonrpc": "2.0", "method": "notifications/message", "params": params}
+    return _event(rng, orjson.dumps(note))
+
+
+def _foreign(rng: random.Random) -> bytes:
+    """An answer to somebody else."""
+    other = {"jsonrpc": "2.0", "id": rng.choice((0, "x", 10**9)), "result": wire.content("#0")}
+    return _event(rng, orjson.dumps(other))
+
+
+def _event(rng: random.Random, content: bytes) -> bytes:
+    """Over several lines where JSON has room for a line end."""
+    end = _end(rng)
+    fields = [rng.choice((b"", b"event: message" + end, b"id: 1" + end))]
+    lines = content.replace(b",", b",\n").split(b"\n") if rng.random() < 0.3 else [content]
+    fields += [b"data:" + rng.choice((b"", b" ")) + line + end for line in lines]
+    return b"".join([*fields, end])
+
+
+def _end(rng: random.Random) -> bytes:
+    return rng.choice((b"\n", b"\r\n", b"\r"))
