@@ -19,11 +19,16 @@ class Secrets:
         self._files = SecretFiles(directory)
 
     def resolve(self, reference: str) -> str:
-        """Raises UpstreamFailed (secret_unresolved)."""
+        """Raises UpstreamFailed (secret_unresolved), also for an empty file: nothing is no secret,
+        and no authority.
+        """
         try:
-            return self._files.resolve(reference)
+            value = self._files.resolve(reference)
         except SecretUnresolved:
-            raise UpstreamFailed("secret_unresolved", ran=False) from None
+            value = ""
+        if not value:
+            raise UpstreamFailed("secret_unresolved", ran=False)
+        return value
 
     def path(self, reference: str) -> Path:
         """Raises UpstreamFailed (secret_unresolved)."""

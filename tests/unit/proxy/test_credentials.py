@@ -403,6 +403,7 @@ async def test_the_log_tells_why_in_words_of_ours(world: World) -> None:
 
 BROKEN: dict[str, tuple[Credential, dict[str, str]]] = {
     "no such file": (msgspec.structs.replace(CLIENT, client_secret="secret://none"), {}),
+    "an empty file": (CLIENT, {"client": "\n"}),
     "no key": (msgspec.structs.replace(BEARER, key=""), {}),
     "not a key": (BEARER, {"key": "hunter2"}),
     "a public key": (BEARER, {"key": KEYS["RSA"][0].as_pem(private=False).decode()}),
