@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Brings the tools that are not Python packages into .tools/bin: OPA, Node.js, the MCP Inspector,
-# the protocol's conformance suite, and what browser tests run inside a page.
+# the protocol's conformance suite, MCP clients, and what browser tests run inside a page.
 # Downloads and builds. What takes minutes to build is kept, by version, outside the tree
 # (BEHAVRY_CACHE, else the user's cache directory), so that a second clone has it in seconds.
 # Decides only where a tool comes from; which version is written here and nowhere else.
@@ -26,6 +26,7 @@ main() {
     inspector
     conformance
     servers
+    clients
     browser
 }
 
@@ -122,6 +123,22 @@ RUN
 servers() {
     locked tests/conformance/servers .tools/servers
     echo "tools: $(ls .tools/servers/node_modules/.bin | grep '^mcp-server-' | tr '\n' ' ')"
+}
+
+# MCP clients that others wrote, by committed versions and hashes: one environment for each major
+# version of the SDK under them.
+clients() {
+    local name from into
+    for name in mcp1 mcp2; do
+        from=tests/conformance/clients/$name/requirements.txt into=.tools/clients/$name
+        if ! cmp -s "$from" "$into/.installed"; then
+            rm -rf "$into"
+            dev/uv.sh venv --quiet --python "$root/.venv/bin/python" "$into"
+            dev/uv.sh pip install --quiet --require-hashes --python "$into/bin/python" -r "$from"
+            cp "$from" "$into/.installed"
+        fi
+    done
+    echo "tools: clients $(grep -hoE '^(mcp|openai-agents|langchain-mcp-adapters)==[^ ;]+' tests/conformance/clients/mcp?/requirements.txt | tr '\n' ' ')"
 }
 
 browser() {

@@ -21,6 +21,8 @@ TOOLS = ROOT / ".tools" / "bin"
 AXE = ROOT / ".tools" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
 #: Tool servers that others wrote.
 SERVERS = ROOT / ".tools" / "servers" / "node_modules" / ".bin"
+#: MCP clients that others wrote, each environment with the versions that go together.
+CLIENTS = ROOT / ".tools" / "clients"
 
 
 class OffMachineError(RuntimeError):
@@ -42,6 +44,10 @@ def missing() -> dict[str, str]:
     here = {
         "needs_opa": (tool("opa") is not None, "make tools"),
         "needs_node": (tool("mcp-inspector") is not None, "make tools"),
+        "needs_clients": (
+            all((CLIENTS / name / ".installed").exists() for name in ("mcp1", "mcp2")),
+            "make tools",
+        ),
         "needs_servers": (SERVERS.is_dir(), "make tools"),
         "needs_browser": (
             tool("chromium") is not None and AXE.exists(),

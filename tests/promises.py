@@ -20,6 +20,7 @@ PROMISES: Final[dict[str, str]] = {
     "audit:stored-once": "A record is stored once, whatever is lost, resent or put back.",
     "audit:tampering-named": "A manipulated chain is named by code and first position.",
     "audit:tenants-apart": "Without a tenant a role of audit sees and writes nothing.",
+    "clients:others": "Clients of others' making connect with what is printed for them.",
     "clients:stdio": "A client that starts programs is governed like one that dials.",
     "code:broad-handlers": "Only the outermost handlers and the supervisor catch everything.",
     "code:exceptions-explained": "A linter is silenced by rule and with a reason, or not at all.",

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 from mcp import Client
 from mcp.client.client import ConnectMode
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.fakes.stack import Stack
+from tests.fakes.stack import Stack, until
 
 MODERN: ConnectMode = "auto"
 LEGACY: ConnectMode = "legacy"
@@ -38,6 +39,19 @@ def register(stack: Stack, name: str, *permissions: str) -> Agent:
         secret=made["client_secret"],
         token=stack.token(made["client_id"], made["client_secret"]),
     )
+
+
+def key(agent: Agent) -> str:
+    return f"bhv_ak_{agent.client_id}.{agent.secret}"
+
+
+def developer(stack: Stack) -> Agent:
+    """Sees two tools of the demo's git server, one of which a policy refuses."""
+    agent = register(stack, f"developer-{uuid4().hex[:8]}", "git:read", "git:write")
+    actions = {"git_status": "read", "git_reset": "write"}
+    stack.approve("git", agent.token, actions, category="git")
+    until(lambda: set(actions) <= set(stack.listed("git", agent.token)), "the tools are listed")
+    return agent
 
 
 @asynccontextmanager

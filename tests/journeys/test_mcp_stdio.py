@@ -26,7 +26,7 @@ from tests.altered import altered
 from tests.fakes.children import ROOT
 from tests.fakes.stack import READY_TIMEOUT_S, Stack, until
 from tests.fakes.tool_server import ToolServer
-from tests.journeys.agents import LEGACY, META, MODERN, Agent, decision, register, text
+from tests.journeys.agents import LEGACY, META, MODERN, decision, developer, key, register, text
 from tests.promises import promise
 
 #: The engine makes no difference to what stands before the gateway.
@@ -38,19 +38,6 @@ pytestmark = pytest.mark.parametrize(
 both_eras = pytest.mark.parametrize("mode", [MODERN, LEGACY], ids=["modern", "legacy"])
 PATIENCE_S = 20
 UNREACHABLE, UNAUTHENTICATED = 5020, 4010
-
-
-def key(agent: Agent) -> str:
-    return f"bhv_ak_{agent.client_id}.{agent.secret}"
-
-
-def developer(stack: Stack) -> Agent:
-    """Sees two tools of the demo's git server, one of which a policy refuses."""
-    agent = register(stack, f"shim-{uuid4().hex[:8]}", "git:read", "git:write")
-    actions = {"git_status": "read", "git_reset": "write"}
-    stack.approve("git", agent.token, actions, category="git")
-    until(lambda: set(actions) <= set(stack.listed("git", agent.token)), "the tools are listed")
-    return agent
 
 
 def command(url: str, *more: str) -> list[str]:
