@@ -239,10 +239,13 @@ async def _message(talk: Conversation, data: bytes) -> None:
 
 def _settle(endpoint: asyncio.Future[str], url: str, data: bytes) -> None:
     """The address is on the stream's own origin, or it is none."""
-    target = urljoin(url, data[:MAX_ENDPOINT].decode("utf-8", "replace").strip())
-    own, given = urlsplit(url), urlsplit(target)
-    plain = target.isascii() and target.isprintable() and " " not in target
-    if plain and (own.scheme, own.netloc) == (given.scheme, given.netloc):
+    try:
+        target = urljoin(url, data[:MAX_ENDPOINT].decode().strip())
+        own, given = urlsplit(url), urlsplit(target)
+        same = (own.scheme, own.netloc) == (given.scheme, given.netloc)
+    except ValueError:
+        same = False
+    if same and target.isascii() and target.isprintable() and " " not in target:
         endpoint.set_result(target)
     else:
         endpoint.set_exception(UpstreamFailed("upstream_protocol", ran=False))
