@@ -1,6 +1,6 @@
 """Our own MCP server as the conformance suite wants one: everything it calls by name, both eras.
 
-Wires the tools (fixture_tools.py, fixture_inputs.py), resources, prompts and completion to the
+Wires the tools (fixture_tools.py, fixture_asking.py), resources, prompts and completion to the
 SDK's server, with its own protections on: Host and Origin are checked, states are sealed, streams
 can be resumed. Runs as a process, since the proxy's tool servers do too.
 
@@ -33,7 +33,7 @@ from mcp.server.subscriptions import (
 from mcp.shared.exceptions import MCPDeprecationWarning, MCPError
 
 from tests.conformance import fixture_eras
-from tests.conformance.fixture_inputs import MORE_PROMPT, prompt_in_context
+from tests.conformance.fixture_asking import MORE_PROMPT, prompt_in_context
 from tests.conformance.fixture_tools import (
     RED_PIXEL,
     TOOLS,

@@ -1,8 +1,7 @@
-"""The tools that the conformance suite calls by name: what each answers, and asks meanwhile.
+"""The tools that the conformance suite calls by name: what each answers, and tells meanwhile.
 
 A tool is one function under its name; the names, arguments and texts are the suite's. Those that
-ask the client in between do it as the connection allows: over the open stream (legacy), or by an
-answer that says what is missing (fixture_inputs.py, modern). Serving them is fixture.py's work.
+ask the client in between are fixture_asking.py's; serving them is fixture.py's work.
 """
 
 import asyncio
@@ -26,46 +25,6 @@ RED_PIXEL: Final = (
 SILENCE: Final = "UklGRiYAAABXQVZFZm10IBAAAAABAAEAQB8AAAB9AAACABAAZGF0YQIAAAAAAA=="
 """One sample of it, as a WAV file."""
 
-PERSON: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "username": {"type": "string", "description": "User's response"},
-        "email": {"type": "string", "description": "User's email address"},
-    },
-    "required": ["username", "email"],
-}
-WITH_DEFAULTS: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "default": "John Doe"},
-        "age": {"type": "integer", "default": 30},
-        "score": {"type": "number", "default": 95.5},
-        "status": {
-            "type": "string",
-            "enum": ["active", "inactive", "pending"],
-            "default": "active",
-        },
-        "verified": {"type": "boolean", "default": True},
-    },
-    "required": [],
-}
-_PLAIN: Final = {"type": "string", "enum": ["option1", "option2", "option3"]}
-_TITLED: Final = [{"const": f"value{n}", "title": f"Choice {n}"} for n in (1, 2, 3)]
-CHOICES: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "untitledSingle": _PLAIN,
-        "titledSingle": {"type": "string", "oneOf": _TITLED},
-        "legacyEnum": {
-            "type": "string",
-            "enum": ["opt1", "opt2", "opt3"],
-            "enumNames": ["Option One", "Option Two", "Option Three"],
-        },
-        "untitledMulti": {"type": "array", "items": _PLAIN},
-        "titledMulti": {"type": "array", "items": {"anyOf": _TITLED}},
-    },
-    "required": [],
-}
 RICH_SCHEMA: Final[dict[str, Any]] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
@@ -139,12 +98,8 @@ def lacking(name: str) -> MCPError:
     )
 
 
-def _text(params: types.CallToolRequestParams, name: str) -> str:
+def text_of(params: types.CallToolRequestParams, name: str) -> str:
     return str((params.arguments or {}).get(name, ""))
-
-
-def _string(name: str) -> dict[str, Any]:
-    return {"properties": {name: {"type": "string"}}, "required": [name]}
 
 
 # --- what a tool answers -----------------------------------------------------------------------
@@ -203,7 +158,7 @@ async def rich_schema(context: Context, params: types.CallToolRequestParams) -> 
 
 @offered("test_region_header", "One argument is repeated in a header.", IN_A_HEADER)
 async def in_a_header(context: Context, params: types.CallToolRequestParams) -> Answer:
-    return said(f"region {_text(params, 'region')}")
+    return said(f"region {text_of(params, 'region')}")
 
 
 # --- what a tool tells while it runs -----------------------------------------------------------
@@ -246,38 +201,3 @@ async def reconnection(context: Context, params: types.CallToolRequestParams) ->
         await context.close_sse_stream()
     await asyncio.sleep(2 * STEP_S)
     return said("Answered after the stream had ended.")
-
-
-# --- what a tool asks over the open stream (legacy) --------------------------------------------
-
-
-@offered("test_sampling", "Asks the client's model.", _string("prompt"))
-async def sampling(context: Context, params: types.CallToolRequestParams) -> Answer:
-    asked = types.SamplingMessage(
-        role="user", content=types.TextContent(text=_text(params, "prompt"))
-    )
-    answer = await context.session.create_message(
-        [asked], max_tokens=100, related_request_id=context.request_id
-    )
-    block = answer.content
-    return said(f"LLM response: {block.text if isinstance(block, types.TextContent) else block}")
-
-
-@offered("test_elicitation", "Asks the user for name and address.", _string("message"))
-async def elicitation(context: Context, params: types.CallToolRequestParams) -> Answer:
-    return await _elicited(context, "User response: ", _text(params, "message"), PERSON)
-
-
-@offered("test_elicitation_sep1034_defaults", "Asks the user, with defaults of each type.")
-async def elicitation_defaults(context: Context, params: types.CallToolRequestParams) -> Answer:
-    return await _elicited(context, "Elicitation completed: ", "Check these.", WITH_DEFAULTS)
-
-
-@offered("test_elicitation_sep1330_enums", "Asks the user to choose, in each form of a choice.")
-async def elicitation_enums(context: Context, params: types.CallToolRequestParams) -> Answer:
-    return await _elicited(context, "Elicitation completed: ", "Choose.", CHOICES)
-
-
-async def _elicited(context: Context, before: str, message: str, schema: dict[str, Any]) -> Answer:
-    answer = await context.session.elicit_form(message, schema, context.request_id)
-    return said(f"{before}action={answer.action}, content={json.dumps(answer.content)}")

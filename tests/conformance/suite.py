@@ -8,12 +8,13 @@ the same scenarios, and which failures a list of expected ones covers. The suite
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import yaml
 
 from tests.fakes.children import ROOT
 
@@ -102,6 +103,42 @@ def losses(direct: Run, through: Run) -> Iterator[Loss]:
             unreached = was.status == "SUCCESS" and now.status in {"SKIPPED", "INFO", "absent"}
             if (was.good and not now.good) or (unreached and (scenario, name) not in EITHER_WAY):
                 yield Loss(scenario, name, was.status, now.status, now.why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Against:
+    """A run beside its list of expected failures."""
+
+    unexpected: tuple[str, ...]
+    stale: tuple[str, ...]
+
+    @property
+    def good(self) -> bool:
+        return not self.unexpected and not self.stale
+
+
+def expected(file: Path) -> tuple[str, ...]:
+    """The entries of a list as the suite reads it: `scenario`, or `scenario:check`."""
+    entries = yaml.safe_load(file.read_bytes())
+    return tuple(str(entry) for entry in entries["server"])
+
+
+def against(run: Run, entries: Collection[str]) -> Against:
+    """The suite's own rule, for all that ran: it judges a list beside `--requirements` by what is
+    scored alone, and beside `--spec-version` it runs no extension.
+    """
+    failed = {
+        f"{scenario}:{check}"
+        for scenario, checks in run.scenarios.items()
+        for check, found in checks.items()
+        if not found.good
+    }
+    scenarios = {one.partition(":")[0] for one in failed}
+    unexpected = sorted(
+        one for one in failed if one not in entries and one.partition(":")[0] not in entries
+    )
+    stale = sorted(one for one in entries if one not in failed | scenarios)
+    return Against(unexpected=tuple(unexpected), stale=tuple(stale))
 
 
 def server_suite(url: str, *choice: str, into: Path) -> Run:

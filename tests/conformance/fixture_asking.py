@@ -1,18 +1,72 @@
-"""The tools and the prompt that answer with what they still need (modern, "input_required").
+"""The tools and the prompt that need something of the client before they can answer.
 
-What one round knows of the one before is in `requestState`, which the server seals
-(fixture.py); a tool here reads and writes it in the clear. Nothing is asked of a client that did
-not declare that it can be asked.
+A tool asks as the connection allows: over the open stream (legacy), or by an answer that says what
+is missing (modern, "input_required"). What one round knows of the one before is then in
+`requestState`, which the server seals (fixture.py); a tool here reads and writes it in the clear.
+Nothing is asked of a client that did not declare that it can be asked.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import mcp_types as types
 
-from tests.conformance.fixture_tools import Answer, Context, lacking, offered, said
+from tests.conformance.fixture_eras import MODERN
+from tests.conformance.fixture_tools import (
+    Answer,
+    Context,
+    lacking,
+    offered,
+    said,
+    text_of,
+)
 
+PERSON: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "username": {"type": "string", "description": "User's response"},
+        "email": {"type": "string", "description": "User's email address"},
+    },
+    "required": ["username", "email"],
+}
+WITH_DEFAULTS: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "default": "John Doe"},
+        "age": {"type": "integer", "default": 30},
+        "score": {"type": "number", "default": 95.5},
+        "status": {
+            "type": "string",
+            "enum": ["active", "inactive", "pending"],
+            "default": "active",
+        },
+        "verified": {"type": "boolean", "default": True},
+    },
+    "required": [],
+}
+_PLAIN: Final = {"type": "string", "enum": ["option1", "option2", "option3"]}
+_TITLED: Final = [{"const": f"value{n}", "title": f"Choice {n}"} for n in (1, 2, 3)]
+CHOICES: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "untitledSingle": _PLAIN,
+        "titledSingle": {"type": "string", "oneOf": _TITLED},
+        "legacyEnum": {
+            "type": "string",
+            "enum": ["opt1", "opt2", "opt3"],
+            "enumNames": ["Option One", "Option Two", "Option Three"],
+        },
+        "untitledMulti": {"type": "array", "items": _PLAIN},
+        "titledMulti": {"type": "array", "items": {"anyOf": _TITLED}},
+    },
+    "required": [],
+}
 MORE_PROMPT: Final = "test_input_required_result_prompt"
+
+
+def _string(name: str) -> dict[str, Any]:
+    return {"properties": {name: {"type": "string"}}, "required": [name]}
 
 
 def form(message: str, field: str, kind: str = "string") -> types.ElicitRequest:
@@ -58,6 +112,72 @@ def answers(params: types.InputResponseRequestParams, *names: str) -> list[Any] 
 def _accepted(answer: Any, field: str) -> str:
     assert isinstance(answer, types.ElicitResult)
     return str((answer.content or {}).get(field, answer.action))
+
+
+# --- asked in either era -----------------------------------------------------------------------
+
+
+async def asked(
+    context: Context, params: types.CallToolRequestParams, request: types.InputRequest
+) -> Any:
+    """The client's answer; or, in the newer era, the answer that says what is asked."""
+    if CAPABILITIES[type(request)] not in declared(context):
+        raise lacking(CAPABILITIES[type(request)])
+    if context.protocol_version in MODERN:
+        match answers(params, "only"):
+            case [answer]:
+                return answer
+            case _:
+                return needed(context, {"only": request})
+    session, of = context.session, context.request_id
+    if isinstance(request, types.ElicitRequest):
+        form = request.params
+        assert isinstance(form, types.ElicitRequestFormParams)
+        return await session.elicit_form(form.message, form.requested_schema, of)
+    assert isinstance(request, types.CreateMessageRequest)
+    return await session.create_message(
+        request.params.messages, max_tokens=request.params.max_tokens, related_request_id=of
+    )
+
+
+@offered("test_sampling", "Asks the client's model.", _string("prompt"))
+async def sampling(context: Context, params: types.CallToolRequestParams) -> Answer:
+    answer = await asked(context, params, model(text_of(params, "prompt")))
+    if isinstance(answer, types.InputRequiredResult):
+        return answer
+    return said(f"LLM response: {getattr(answer.content, 'text', '')}")
+
+
+async def _elicited(
+    context: Context,
+    params: types.CallToolRequestParams,
+    schema: dict[str, Any],
+    message: str = "Check these.",
+    before: str = "Elicitation completed: ",
+) -> Answer:
+    form = types.ElicitRequestFormParams(message=message, requested_schema=schema)
+    answer = await asked(context, params, types.ElicitRequest(params=form))
+    if isinstance(answer, types.InputRequiredResult):
+        return answer
+    return said(f"{before}action={answer.action}, content={json.dumps(answer.content)}")
+
+
+@offered("test_elicitation", "Asks the user for name and address.", _string("message"))
+async def elicitation(context: Context, params: types.CallToolRequestParams) -> Answer:
+    return await _elicited(context, params, PERSON, text_of(params, "message"), "User response: ")
+
+
+@offered("test_elicitation_sep1034_defaults", "Asks the user, with defaults of each type.")
+async def elicitation_defaults(context: Context, params: types.CallToolRequestParams) -> Answer:
+    return await _elicited(context, params, WITH_DEFAULTS)
+
+
+@offered("test_elicitation_sep1330_enums", "Asks the user to choose, in each form of a choice.")
+async def elicitation_enums(context: Context, params: types.CallToolRequestParams) -> Answer:
+    return await _elicited(context, params, CHOICES)
+
+
+# --- asked in the newer era --------------------------------------------------------------------
 
 
 @offered("test_input_required_result_elicitation", "Needs a name from the user.")
