@@ -19,7 +19,7 @@ from services.proxy.snapshot import RESERVED, server_name
 
 MAX_BODY: Final = 4 * 1024 * 1024
 #: Of a legacy session, beside POST.
-IN_SESSION: Final = ("DELETE",)
+IN_SESSION: Final = ("GET", "DELETE")
 JSON: Final = b"application/json"
 EVENTS: Final = b"text/event-stream"
 _BOTH: Final = b"application/json, text/event-stream"

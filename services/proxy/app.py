@@ -53,6 +53,7 @@ from services.proxy.pipeline import Pipeline
 from services.proxy.seals import Seals
 from services.proxy.sessions import Sessions
 from services.proxy.settings import ProxySettings
+from services.proxy.streams.feeds import Feeds
 from services.proxy.transports.entry import Entry
 from services.proxy.transports.listener import bind, listening
 from services.proxy.waiting import Waits
@@ -71,6 +72,8 @@ class Running:
     revision: Callable[[], str]
     #: How many calls wait for a person on an open request.
     waiting: Callable[[], int]
+    #: How many streams agents have open to hear of changes.
+    listening: Callable[[], int]
     forget_catalog: Callable[[], None]
     forget_upstreams: Callable[[], None]
 
@@ -153,6 +156,8 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             log=log,
             spans=spans,
         )
+        holds.when_revoked = pipeline.feeds.revoked
+        sessions.when_ended = pipeline.feeds.session_ended
 
         async with serve(
             listen=settings.grpc_listen,
@@ -167,6 +172,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             def take_proxy(_: str, raw: bytes) -> None:
                 pipeline.snapshot = snapshot.decode(raw)
                 catalog.forget_views()
+                pipeline.feeds.policy_changed()
                 ready.changed()
 
             def take_jwks(_: str, raw: bytes) -> None:
@@ -193,13 +199,14 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             supervisor.spawn("readiness", ready.run)
             supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures, pipeline))
             try:
-                async with listening(entry, listener), _letting_go(holds):
+                async with listening(entry, listener), _letting_go(holds, pipeline.feeds):
                     yield Running(
                         http=f"http://{bound}",
                         serving=serving,
                         counters=counters,
                         revision=lambda: pipeline.snapshot.revision,
                         waiting=lambda: len(holds),
+                        listening=lambda: len(pipeline.feeds),
                         forget_catalog=catalog.forget,
                         forget_upstreams=backends.forget,
                     )
@@ -355,12 +362,13 @@ class _Notes:
 
 
 @asynccontextmanager
-async def _letting_go(holds: Holds) -> AsyncIterator[None]:
-    """What waits for a person is answered before the listener waits for its answers."""
+async def _letting_go(holds: Holds, feeds: Feeds) -> AsyncIterator[None]:
+    """What waits for a person, or for news, ends before the listener waits for answers."""
     try:
         yield
     finally:
         holds.close()
+        feeds.close()
 
 
 async def _sweep(
@@ -371,6 +379,7 @@ async def _sweep(
         await asyncio.sleep(SWEEP_S)
         failures.sweep()
         pipeline.tasks.sweep()
+        pipeline.feeds.touch()
         await backends.sweep()
         for visit, session in sessions.sweep():
             upstream = local.upstream_session(session)

@@ -50,6 +50,7 @@ _NOT_PASSED: Final = frozenset({"_meta", "inputResponses", "requestState"})
 _NOTHING: Final[Mapping[str, Any]] = {}
 _MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
 _OFFERED: Final = ("tools", "resources", "prompts")
+_TOLD: Final = ("listChanged", "subscribe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +200,17 @@ def knows_tasks(capabilities: Any) -> bool:
 
 
 def _capabilities(facts: Facts) -> dict[str, Any]:
-    """What the server has and this version relays; changes are not pushed."""
-    return {name: {} for name in _OFFERED if type(facts.capabilities.get(name)) is dict}
+    """What the server has and this version relays. An agent's list of tools may change by policy
+    alone; of the rest the server tells, if it does.
+    """
+    made: dict[str, Any] = {}
+    for name in _OFFERED:
+        has = facts.capabilities.get(name)
+        if type(has) is not dict:
+            continue
+        told = {member: True for member in _TOLD if has.get(member) is True}
+        made[name] = {"listChanged": True} if name == "tools" else told
+    return made
 
 
 def _server_info(facts: Facts) -> dict[str, Any]:

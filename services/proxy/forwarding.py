@@ -20,10 +20,11 @@ from services.proxy.asking.rounds import Asks, Rounds, told
 from services.proxy.backends.upstream import Reply, Request, SessionGone, UpstreamFailed
 from services.proxy.bridge import Facts, Untranslatable
 from services.proxy.calls import Recorder
-from services.proxy.governed import Call, Question
+from services.proxy.governed import SUBSCRIBE, Call, Question
 from services.proxy.sessions import Sessions
 from services.proxy.streams.abandoning import Abandonments, GivenUp
 from services.proxy.streams.relay import Relays
+from services.proxy.streams.subscriptions import Subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Forwarding:
     questions: Questions
     relays: Relays
     given_up: Abandonments
+    subscriptions: Subscriptions
     digester: Digester
     clock: Clock
     log: Log
@@ -85,6 +87,9 @@ class Forwarding:
             if asked.deliver is not None:
                 await asked.deliver()
                 return _Outcome("ok", "", answer=answers.ACCEPTED)
+            if asked.method == SUBSCRIBE and facts.modern:  # it is told by who listens
+                self.subscriptions.subscribed(call)
+                return _Outcome("ok", "", encoded=b"{}")
             with self.given_up.around(call.stream, call.session, call.message.id):
                 reply = await backend.ask(
                     call.subject.visit,
@@ -127,6 +132,8 @@ class Forwarding:
                 raise Untranslatable("upstream_protocol")
             case _:
                 result = bridge.result(reply.result, method, facts, to_modern=modern)
+        if method == SUBSCRIBE:
+            self.subscriptions.subscribed(call)
         failed = call.asked.is_tool and result.get("isError") is True
         encoded = messages.encode(result)
         return _Outcome("tool_error" if failed else "ok", "", reply.status, encoded)

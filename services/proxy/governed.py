@@ -192,6 +192,11 @@ class _Request(msgspec.Struct, frozen=True, gc=False):
 _encoder: Final = msgspec.json.Encoder()
 
 
+def methods(*, modern: bool) -> frozenset[str]:
+    """What is decided on by the authorizer, each time."""
+    return METHODS if modern else LEGACY_METHODS
+
+
 def question(message: Message, *, modern: bool) -> Question | Rejection:
     """The part of a request that is decided on."""
     params = message.params

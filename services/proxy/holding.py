@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -16,6 +17,9 @@ from services.proxy.calls import Caller
 
 #: Escalations whose last change is remembered; about older ones everybody asks again.
 REMEMBERED: Final = 10_000
+
+
+Revoked = Callable[[str, frozenset[str], frozenset[str]], None]
 
 
 class Woken(Enum):
@@ -50,6 +54,8 @@ class Holds:
         self._general = 0
         self._waiters: set[_Waiter] = set()
         self._closed = False
+        #: Also told of what is revoked.
+        self.when_revoked: Revoked | None = None
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -117,11 +123,10 @@ class Holds:
         """Nothing named means everybody of the tenant; no tenant means everybody."""
         self._general = self._number = self._number + 1
         for waiter in self._waiters:
-            caller = waiter.caller
-            if tenant_id and caller.tenant != tenant_id:
-                continue
-            if not (agents or sessions) or caller.agent in agents or caller.session in sessions:
+            if concerns(waiter.caller, tenant_id, agents, sessions):
                 waiter.wake(Woken.CHANGED)
+        if self.when_revoked is not None:
+            self.when_revoked(tenant_id, agents, sessions)
 
     def reconnected(self) -> None:
         """Whatever changed while there was no stream was not heard."""
@@ -134,6 +139,15 @@ class Holds:
         for waiter in self._waiters:
             if waiter.request == request:
                 waiter.wake(Woken.GONE)
+
+
+def concerns(
+    caller: Caller, tenant_id: str, agents: frozenset[str], sessions: frozenset[str]
+) -> bool:
+    """Whether what was revoked is this caller's."""
+    if tenant_id and caller.tenant != tenant_id:
+        return False
+    return not (agents or sessions) or caller.agent in agents or caller.session in sessions
 
 
 async def _leave(waiter: _Waiter, gone: asyncio.Event) -> None:

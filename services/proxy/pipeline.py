@@ -57,7 +57,10 @@ from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import EMPTY, Snapshot
 from services.proxy.streams.abandoning import Abandonments
+from services.proxy.streams.feeds import Feeds
+from services.proxy.streams.noting import Noting
 from services.proxy.streams.relay import Relays
+from services.proxy.streams.subscriptions import Subscriptions
 from services.proxy.waiting import Wait, Waits
 
 AT_ONCE: Final = 64
@@ -115,7 +118,8 @@ class Pipeline:
     _judging: Judging = field(init=False)
     _refusals: Refusals = field(init=False)
     _forwarding: Forwarding = field(init=False)
-    _given_up: Abandonments = field(init=False)
+    feeds: Feeds = field(init=False)
+    _noting: Noting = field(init=False)
     _questions: Questions = field(init=False)
     _rounds: Rounds = field(init=False)
 
@@ -165,7 +169,21 @@ class Pipeline:
             log=self.log,
         )
         self._rounds = Rounds(self._questions, self.carried, self.digester)
-        self._given_up = Abandonments()
+        given_up = Abandonments()
+        subscriptions = Subscriptions(self.govern, self.spawn)
+        self.feeds = Feeds(
+            catalog=self.catalog,
+            backends=self.backends,
+            sessions=self.sessions,
+            subscriptions=subscriptions,
+            questions=self._questions,
+            seals=self.seals,
+            snapshot=lambda: self.snapshot,
+            dropped=self.counters.counter("proxy.upstream.dropped"),
+            spawn=self.spawn,
+            clock=self.clock,
+        )
+        self._noting = Noting(holds=self.waits.holds, given_up=given_up, backends=self.backends)
         self._forwarding = Forwarding(
             recorder=self.recorder,
             sessions=self.sessions,
@@ -173,10 +191,11 @@ class Pipeline:
             questions=self._questions,
             relays=Relays(
                 asked=self._questions.heard,
-                changed=lambda _call, _method: None,
+                changed=self.feeds.changed,
                 dropped=self.counters.counter("proxy.upstream.dropped"),
             ),
-            given_up=self._given_up,
+            given_up=given_up,
+            subscriptions=subscriptions,
             digester=self.digester,
             clock=self.clock,
             log=self.log,
@@ -210,7 +229,7 @@ class Pipeline:
             )
         owner = (caller.tenant, caller.agent)
         running = self._running.get(owner, 0)
-        if running >= AT_ONCE:  # 3
+        if running >= AT_ONCE and running - self.feeds.of(*owner) >= AT_ONCE:  # 3
             return await self._refusals.reject(visit, None, "", local.failed("rate_limited"))
         self._running[owner] = running + 1
         try:
@@ -224,8 +243,8 @@ class Pipeline:
     async def _admitted(self, arrival: Arrival, visit: Visit) -> Answer:
         message: Message | None = None
         try:
-            if arrival.verb == "DELETE":
-                return await self._end_session(arrival, visit)
+            if arrival.verb != "POST":
+                return await self._in_session(arrival, visit)
             body = await arrival.read()  # 4
             message = messages.parse(body)  # 5
             route, session = self._route(arrival, visit, message)  # 6
@@ -382,8 +401,9 @@ class Pipeline:
         session: Session | None,
     ) -> Answer:
         if message.kind is Kind.NOTIFICATION:
-            return self._noted(message, session)
-        if message.kind is Kind.RESPONSE:
+            return await self._noting.noted(visit, message, session)
+        method, modern = message.method, route.modern
+        if message.kind is Kind.RESPONSE or method in governed.methods(modern=modern):
             incoming = Incoming(
                 visit=visit,
                 message=message,
@@ -392,39 +412,31 @@ class Pipeline:
                 headers=arrival.headers,
                 stream=arrival.stream,
             )
-            return await self._questions.answered(incoming)
-        if message.method in governed.METHODS:
+            if message.kind is Kind.RESPONSE:
+                return await self._questions.answered(incoming)
             self._calls.value += 1
-            return await self.govern(
-                Incoming(
-                    visit=visit,
-                    message=message,
-                    route=route,
-                    session=session,
-                    headers=arrival.headers,
-                    stream=arrival.stream,
-                )
-            )
-        if route.modern and message.method in approval_tasks.METHODS:
-            if not visit.let_in:
-                raise Refused(local.failed("agent_suspended"))
-            return await self.tasks.answer(visit, message)
-        if not self._local.knows(message.method, route):
+            return await self.govern(incoming)
+        tasks = modern and method in approval_tasks.METHODS
+        listens = self.feeds.knows(method, modern=modern)
+        if not (tasks or listens or self._local.knows(method, route)):
             raise Refused(local.not_found(message, route))
         if not visit.let_in:
             raise Refused(local.failed("agent_suspended"))
+        if tasks:
+            return await self.tasks.answer(visit, message)
+        if listens:
+            return await self.feeds.answer(visit, message, route, session, arrival.stream)
         return await self._local.answer(visit, message, route, session)
 
-    def _noted(self, message: Message, session: Session | None) -> Answer:
-        """Of all notifications, the only one that changes anything is a request given up."""
-        given_up = message.params.get("requestId")
-        if message.method == "notifications/cancelled" and session and given_up is not None:
-            self.waits.holds.cancelled((session.id, given_up))
-            self._given_up.cancelled((session.id, given_up))
-        return answers.ACCEPTED
-
-    async def _end_session(self, arrival: Arrival, visit: Visit) -> Answer:
-        session = self._session(visit, arrival.headers.get(b"mcp-session-id"))
+    async def _in_session(self, arrival: Arrival, visit: Visit) -> Answer:
+        """A legacy session's GET, or its end."""
+        sent = arrival.headers
+        session = self._session(visit, sent.get(b"mcp-session-id"))
+        if arrival.verb == "GET":
+            if not visit.let_in:
+                raise Refused(local.failed("agent_suspended"))
+            last = sent.get(b"last-event-id", b"").decode("latin-1")
+            return await self.feeds.get(visit, session, arrival.stream, last)
         self.sessions.end(visit, session)
         upstream = local.upstream_session(session)
         if upstream is not None:

@@ -6,6 +6,7 @@ No session is kept here to serve a request: any worker can open any seal.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,6 +65,8 @@ class Sessions:
         self._clock = clock
         self._live: dict[tuple[TenantId, AgentId], dict[str, _Live]] = {}
         self._ended: dict[str, int] = {}
+        #: Told the id of each session that ends.
+        self.when_ended: Callable[[str], None] = _nobody
 
     def admit(self, visit: Visit) -> None:
         """Room for one more? Raises TooMany."""
@@ -106,6 +109,13 @@ class Sessions:
     def end(self, visit: Visit, session: Session) -> None:
         self._ended[session.id] = session.opened_s + LIFE_S
         self._live.get(_owner(visit), {}).pop(session.id, None)
+        self.when_ended(session.id)
+
+    def touch(self, visit: Visit, session: Session) -> None:
+        """It is used without being presented."""
+        live = self._live.get(_owner(visit), {}).get(session.id)
+        if live is not None:
+            live.used_s = self._now_s()
 
     def sweep(self) -> list[tuple[Visit, Session]]:
         """Forgets what is over; answers the idle sessions, whose upstream ends should be told."""
@@ -117,12 +127,17 @@ class Sessions:
                 idle.append((live.visit, live.session))
                 self._ended[live.session.id] = live.session.opened_s + LIFE_S
                 del sessions[live.session.id]
+                self.when_ended(live.session.id)
             if not sessions:
                 del self._live[owner]
         return idle
 
     def _now_s(self) -> int:
         return self._clock.now_ns() // _NS
+
+
+def _nobody(_session_id: str) -> None:
+    pass
 
 
 def _owner(visit: Visit) -> tuple[TenantId, AgentId]:

@@ -1,0 +1,171 @@
+"""Resources that agents hear of when they change (mcp.md 4, 7).
+
+Each was decided on like a read before it is in here, and is decided on again when policy has
+changed since. Which streams carry the news is feeds.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+from services.proxy import answers, messages
+from services.proxy.answers import Answer, bad_params
+from services.proxy.asking.nobody import Nobody
+from services.proxy.bridge import Facts
+from services.proxy.calls import Spawn, Visit
+from services.proxy.eras import Route
+from services.proxy.governed import SUBSCRIBE, Call, Incoming
+from services.proxy.local import Refused, failed
+from services.proxy.messages import Kind, Message
+from services.proxy.sessions import Session
+from services.proxy.streams.relay import LISTS
+
+UNSUBSCRIBE: Final = "resources/unsubscribe"
+LISTEN: Final = "subscriptions/listen"
+MOST: Final = 64
+MAX_URI: Final = 8 * 1024
+
+Govern = Callable[[Incoming], Awaitable[Answer]]
+
+
+class Uris:
+    """What one stream, or one session, hears of: each with the revision that it was allowed at."""
+
+    def __init__(self, route: Route, session: Session | None) -> None:
+        self.route = route
+        self.session = session
+        self.all: dict[str, str] = {}
+        self.changed = asyncio.Event()
+        #: Being decided on again.
+        self.asking: set[str] = set()
+
+    def add(self, uri: str, revision: str) -> None:
+        new = uri not in self.all
+        self.all[uri] = revision
+        if new:
+            self.changed.set()
+
+    def drop(self, uri: str) -> None:
+        if self.all.pop(uri, None) is not None:
+            self.changed.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a stream was opened for: methods of `LISTS`, and resources."""
+
+    lists: frozenset[str]
+    uris: Uris
+
+    def offered(self, facts: Facts) -> Self:
+        """Without lists that the server does not have."""
+        has = facts.capabilities
+        kept = {one for one in self.lists if type(has.get(one.split("/")[1])) is dict}
+        return replace(self, lists=frozenset(kept))
+
+    def acknowledged(self) -> dict[str, Any]:
+        made: dict[str, Any] = {LISTS[one]: True for one in sorted(self.lists)}
+        if self.uris.all:
+            made["resourceSubscriptions"] = list(self.uris.all)
+        return made
+
+
+class Subscriptions:
+    """One per worker: those of legacy sessions, and the question whether one may be."""
+
+    def __init__(self, govern: Govern, spawn: Spawn) -> None:
+        self._govern = govern
+        self._spawn = spawn
+        self._sessions: dict[str, Uris] = {}
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def of(self, session: Session) -> Uris:
+        found = self._sessions.get(session.id)
+        if found is None:
+            route = Route("legacy", session.version, in_session=True)
+            found = self._sessions[session.id] = Uris(route, session)
+        return found
+
+    def admit(self, session: Session) -> None:
+        """Room for one more? Raises Refused."""
+        known = self._sessions.get(session.id)
+        if known is not None and len(known.all) >= MOST:
+            raise Refused(failed("rate_limited"))
+
+    def subscribed(self, call: Call) -> None:
+        """A legacy agent's own request, allowed."""
+        if call.session is not None:
+            self.of(call.session).add(call.asked.name, call.subject.visit.revision)
+
+    def tidy(self, session: Session) -> None:
+        """Nothing is kept of a session that hears of nothing."""
+        if not self.of(session).all:
+            self.forget(session.id)
+
+    def forget(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+
+    async def ask(self, visit: Visit, uri: str, uris: Uris, *, id: int | str = 0) -> Answer | None:
+        """A decision of its own, recorded like any other. None: the agent may hear of it."""
+        message = Message(Kind.REQUEST, id, SUBSCRIBE, {"uri": uri}, has_params=True)
+        incoming = Incoming(
+            visit=visit,
+            message=message,
+            route=uris.route,
+            session=uris.session,
+            headers={},
+            stream=Nobody(),
+        )
+        answer = await self._govern(incoming)
+        said = messages.decode(answer.body) if answer.body else {}
+        if "result" not in said:
+            return answer
+        uris.add(uri, visit.revision)
+        return None
+
+    def still(self, visit: Visit, uris: Uris, uri: str, then: Callable[[], None]) -> None:
+        """Runs `then` if the agent may hear of it under the policy of now."""
+        if uris.all.get(uri) == visit.revision:
+            then()
+            return
+        if uri in uris.asking:
+            return
+        uris.asking.add(uri)
+
+        async def ask() -> None:
+            try:
+                refusal = await self.ask(visit, uri, uris)
+            except Refused:
+                refusal = answers.ACCEPTED
+            finally:
+                uris.asking.discard(uri)
+            if refusal is None:
+                then()
+            else:
+                uris.drop(uri)
+
+        self._spawn("resource", ask)
+
+
+def asked_for(params: Mapping[str, Any]) -> tuple[frozenset[str], list[str]]:
+    """The lists and the resources of a `subscriptions/listen`. Raises Refused."""
+    wanted = params.get("notifications")
+    if type(wanted) is not dict:
+        raise Refused(bad_params("notifications must be an object"))
+    for member in LISTS.values():
+        if type(wanted.get(member, False)) is not bool and wanted[member] is not None:
+            raise Refused(bad_params(f"{member} must be a boolean"))
+    uris = wanted.get("resourceSubscriptions") or []
+    if type(uris) is not list or not all(
+        type(one) is str and 1 <= len(one) <= MAX_URI for one in uris
+    ):
+        raise Refused(bad_params("resourceSubscriptions must be a list of strings"))
+    if len(uris) > MOST:
+        raise Refused(bad_params("too many resourceSubscriptions"))
+    lists = {method for method, member in LISTS.items() if wanted.get(member) is True}
+    return frozenset(lists), list(dict.fromkeys(uris))
