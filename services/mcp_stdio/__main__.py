@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     from services.mcp_stdio.app import serve  # noqa: PLC0415  # what cannot begin loads no HTTP
 
-    sys.exit(asyncio.run(serve(told)))
+    async def until_the_end() -> None:
+        # Threads that hang (on the lookup of a name, on a pipe) must not hold up the end.
+        os._exit(await serve(told))
+
+    asyncio.run(until_the_end())
 
 
 if __name__ == "__main__":

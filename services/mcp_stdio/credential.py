@@ -27,12 +27,12 @@ class Credential(Protocol):
     async def bearer(self) -> str:
         """What to send. Raises CredentialRefused, and what the token endpoint's asker raises."""
 
-    async def renew(self, refused: str, /) -> bool:
-        """The gateway did not take `refused`: whether there is another now."""
+    async def renew(self, refused: str, /) -> None:
+        """The gateway did not take `refused`. Raises like `bearer`."""
 
 
 class AgentKey:
-    """The gateway trades it for tokens itself."""
+    """The gateway trades it for tokens itself; when one of those has ended, it trades anew."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -40,8 +40,8 @@ class AgentKey:
     async def bearer(self) -> str:
         return self._key
 
-    async def renew(self, _: str) -> bool:
-        return False
+    async def renew(self, _: str) -> None:
+        return
 
 
 class TokenAnswer(msgspec.Struct, frozen=True):
@@ -89,12 +89,11 @@ class Tokens:
                     self._renew_at_ns = now_ns + AGAIN_NS
             return self._token
 
-    async def renew(self, refused: str) -> bool:
+    async def renew(self, refused: str) -> None:
         async with self._lock:
             if self._token == refused:
                 self._token = ""
                 await self._trade()
-            return True
 
     async def _trade(self) -> None:
         try:

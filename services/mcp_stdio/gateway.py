@@ -107,7 +107,7 @@ class Gateway:
 
     async def _answered(self, request: Request) -> aiohttp.ClientResponse:
         """1. the credential  2. the request, again while nobody is there  3. a refused credential
-        is renewed once.
+        is renewed once: nothing ran yet.
         """
         renewed = False
         while True:
@@ -117,8 +117,9 @@ class Gateway:
                 if response.status != 401:
                     return response
                 response.release()
-                if renewed or not await self._credential.renew(bearer):  # 3
+                if renewed:
                     raise CredentialRefused("the gateway refused the credential")
+                await self._credential.renew(bearer)  # 3
             except Unavailable:
                 raise Away(sent=False) from None
             renewed = True

@@ -114,7 +114,8 @@ class Relay:
 
     async def _begin(self, message: Message) -> None:
         key = messages.key(message.id)
-        if key in self._flights:
+        known = self._flights.get(key)
+        if known is not None and not known.answered:
             rule = "a request of that id is still under way"
             await self._write(messages.error(message.id, messages.INVALID_REQUEST, rule))
             return
@@ -123,9 +124,13 @@ class Relay:
         if version is not None:
             self._modern_version = version
         task = flight.task = self._spawn(self._request(flight, self._before))
-        task.add_done_callback(lambda _: self._flights.pop(key, None))
+        task.add_done_callback(lambda _: self._landed(key, flight))
         if message.method == "initialize":  # all else waits for the session
             self._before = task
+
+    def _landed(self, key: Key, flight: Flight) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
 
     def _cancel(self, message: Message) -> None:
         """Of a modern request the stream is closed; a legacy one is told, and may answer yet."""

@@ -70,9 +70,9 @@ async def test_a_session_that_ended_is_followed_by_a_new_one() -> None:
     await tokens.bearer()
     desk.told = [SessionEnded()]
 
-    assert await tokens.renew("t-1")
-    assert ["", "s-1", ""] == desk.asked
-    assert await tokens.renew("t-1")  # somebody else was told the same: it is renewed already
+    await tokens.renew("t-1")
+    await tokens.renew("t-1")  # somebody else was told the same: it is renewed already
+
     assert ["", "s-1", ""] == desk.asked
 
 
