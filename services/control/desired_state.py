@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from services.common.ids import NIL_TENANT, TenantId
 from services.common.rego import shipped
@@ -21,6 +21,11 @@ from services.common.rego.names import Path, PolicyRef, policy_package, tenant_s
 from services.common.rego.references import reads_for
 from services.control import tenant_limits
 from services.control.bundles import TenantContent
+
+#: Fields of a server that decide nothing about where a call goes.
+_BESIDE: Final = frozenset({"grants", "first_byte_s", "share"})
+#: Fields that came later; empty they change no revision of before.
+_LATER: Final = frozenset({"headers", "ca"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +122,20 @@ def policy_revision(rows: TenantRows) -> str:
         ],
         "classes": rows.classes,
         "roles": rows.roles,
-        # Where a server is, too: nobody who approved a call did so for another machine.
-        "servers": rows.servers,
+        "servers": {slug: _reached(server) for slug, server in rows.servers.items()},
         "tools": _classified(rows.tools),
         "limits": rows.limits["rates"],
     }
     encoded = json.dumps(decides, separators=(",", ":"), sort_keys=True).encode()
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"
+
+
+def _reached(server: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a server is and how it is spoken to: nobody who approved a call did so for another
+    machine. What it may ask back, and how long it may take, is no part of that.
+    """
+    said = {name: value for name, value in server.items() if name not in _BESIDE}
+    return {name: value for name, value in said.items() if value or name not in _LATER}
 
 
 def _classified(tools: Mapping[str, Mapping[str, Any]]) -> list[Any]:
