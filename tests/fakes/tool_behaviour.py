@@ -30,6 +30,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     """Legacy: gives a session id, and answers 404 to requests without it."""
 
     # Over HTTP alone:
+    refuses: bool = False
+    """Answers who speaks a dialect that it does not with 400, as strangers' servers do."""
     methods_status: dict[str, int] = {}
     """Method -> HTTP status, with no body."""
     redirect: str | None = None

@@ -115,6 +115,10 @@ class Connection(asyncio.Protocol):
         if not (opens or wire.is_modern(message) or self._known(told)):
             self._reply(404)
             return
+        era = "modern" if wire.is_modern(message) else "legacy"
+        if told.refuses and era not in told.eras:
+            self._reply(400, msgspec.json.encode(_refusal(era)), JSON)
+            return
         status = told.methods_status.get(method, 200)
         if status != 200:
             self._reply(status)
@@ -199,6 +203,7 @@ class Connection(asyncio.Protocol):
         owed = self._floor.owed.pop(self._headers.get("last-event-id", ""), None)
         if owed is None:
             await self._say()
+            self._end()
             return
         reply, breaks = owed
         last = self._event("", told)
@@ -298,6 +303,11 @@ def compressed(body: bytes, how: str) -> tuple[bytes, str]:
             return gzip.compress(body)[:-12], "gzip"
         case _:
             return body, how
+
+
+def _refusal(era: str) -> dict[str, Any]:
+    code = -32000 if era == "modern" else wire.UNSUPPORTED_VERSION
+    return {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": "Bad Request"}}
 
 
 def _note(note: Mapping[str, Any]) -> dict[str, Any]:
