@@ -27,6 +27,7 @@ PATIENCE_S: Final = 8.0
 CONNECT_S: Final = 5.0
 #: The gateway says something every 15 s, if only a comment.
 SILENCE_S: Final = 75.0
+UNTRUSTED: Final = "the gateway's certificate is not one that is trusted here (--ca FILE)"
 _COMMON: Final = {
     "Accept": "application/json, text/event-stream",
     "Accept-Encoding": "identity",
@@ -42,8 +43,10 @@ Say = Callable[[str], None]
 class Away(Exception):
     """Nobody there. `sent`: bytes may have gone out; `lost`: nobody knows what became of them."""
 
-    def __init__(self, *, sent: bool, lost: bool = False) -> None:
-        super().__init__("away")
+    def __init__(
+        self, words: str = "the gateway cannot be reached", *, sent: bool, lost: bool = False
+    ) -> None:
+        super().__init__(words)
         self.sent = sent
         self.lost = lost
 
@@ -92,7 +95,7 @@ class Gateway:
         if requester:
             self._always["X-Requester-Id"] = requester
         self._say = say
-        self._away = False
+        self._away = ""
 
     @asynccontextmanager
     async def exchange(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -131,13 +134,13 @@ class Gateway:
             try:
                 response = await self._once(request, bearer)
             except Away as away:
-                self._tell(away=True)
+                self._tell(str(away))
                 again = request.harmless or not away.sent
                 if pause_s is None or not again or loop.time() + pause_s > give_up:
                     raise
                 await asyncio.sleep(pause_s)
             else:
-                self._tell(away=False)
+                self._tell("")
                 return response
         raise Away(sent=False)
 
@@ -154,8 +157,7 @@ class Gateway:
                 allow_redirects=False,
             )
         except aiohttp.ClientConnectorCertificateError:
-            self._say("the gateway's certificate is not one that is trusted here (--ca FILE)")
-            raise Away(sent=False) from None
+            raise Away(UNTRUSTED, sent=False) from None
         except _UNSENT:
             raise Away(sent=False) from None
         except _FAILED:
@@ -165,10 +167,11 @@ class Gateway:
             raise Away(sent=True, lost=response.status != 503)  # which says: not even begun
         return response
 
-    def _tell(self, *, away: bool) -> None:
+    def _tell(self, away: str) -> None:
+        """Once for each change; empty: it is there."""
         if away != self._away:
             self._away = away
-            self._say("the gateway cannot be reached" if away else "the gateway is back")
+            self._say(away or "the gateway is back")
 
 
 async def contents(response: aiohttp.ClientResponse, events: Events) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""What the program is told: its command line and its environment. Pure.
+"""What the program is told: its command line and its environment.
 
 Decides what can be used at all; everything else ends the start with status 2. Secrets come by the
 environment: a command line is there for every process of the machine to read. No message repeats
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,10 +134,11 @@ def _loopback(host: str) -> bool:
 
 
 def _file(raw: str) -> Path:
-    path = Path(raw)
-    if not path.is_file():
-        raise Usage("--ca is not a file")
-    return path
+    try:
+        ssl.create_default_context(cafile=raw)
+    except OSError:  # which ssl.SSLError is one of
+        raise Usage("--ca is not a file of certificates") from None
+    return Path(raw)
 
 
 def _secrets(environment: Mapping[str, str]) -> Given:

@@ -7,6 +7,7 @@ asked, and knows when an asker closed its stream.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -52,11 +53,13 @@ class ScriptedGateway:
     left: list[str] = field(default_factory=list)
     port: int = 0
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    tls: ssl.SSLContext | None = None
     _runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/mcp/v1/git/key"
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://127.0.0.1:{self.port}/mcp/v1/git/key"
 
     def methods(self) -> list[str]:
         """What was asked, in order; verbs but POST by their name."""
@@ -73,7 +76,7 @@ class ScriptedGateway:
             application, handler_cancellation=True, shutdown_timeout=0.1, access_log=None
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -153,8 +156,8 @@ async def silence() -> None:
 
 
 @asynccontextmanager
-async def scripted() -> AsyncIterator[ScriptedGateway]:
-    gateway = ScriptedGateway()
+async def scripted(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedGateway]:
+    gateway = ScriptedGateway(tls=tls)
     await gateway.open()
     try:
         yield gateway

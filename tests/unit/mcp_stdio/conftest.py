@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -63,11 +64,15 @@ class Client:
 
 @asynccontextmanager
 async def relaying(
-    gateway: ScriptedGateway, credential: Credential | None = None, *, requester: str = ""
+    gateway: ScriptedGateway,
+    credential: Credential | None = None,
+    *,
+    requester: str = "",
+    ca: Path | None = None,
 ) -> AsyncIterator[Client]:
     """Until the block ends; then the client has nothing more to say."""
     client = Client()
-    async with session(None) as http:
+    async with session(ca) as http:
         leg = Gateway(
             http,
             gateway.url,

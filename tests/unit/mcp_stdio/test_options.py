@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from services.mcp_stdio.options import HelpWanted, Usage, read
+from tests.fakes.certificates import Authority
 
 KEYED = {"BEHAVRY_AGENT_KEY": "bhv_ak_a.b"}
 URL = "https://gw.example/mcp/v1/git/key"
@@ -28,12 +29,14 @@ def test_tokens_come_from_the_gateway_unless_another_address_is_named() -> None:
 
 
 def test_a_file_of_certificates_must_be_there(tmp_path: Path) -> None:
-    there = tmp_path / "ca.pem"
-    there.touch()
+    there, empty = tmp_path / "ca.pem", tmp_path / "empty.pem"
+    there.write_text(Authority().pem)
+    empty.touch()
 
     assert there == read(["--server-url", URL, "--ca", str(there)], KEYED).ca
-    with pytest.raises(Usage):
-        read(["--server-url", URL, "--ca", str(tmp_path / "none")], KEYED)
+    for wrong in (empty, tmp_path / "none", tmp_path):
+        with pytest.raises(Usage):
+            read(["--server-url", URL, "--ca", str(wrong)], KEYED)
 
 
 @pytest.mark.parametrize(
