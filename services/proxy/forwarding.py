@@ -6,7 +6,7 @@ agent reads an answer in its own dialect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError
@@ -120,6 +120,8 @@ class Forwarding:
             self.rounds.sent_elsewhere(call, error)
             error["code"] = bridge.error_code(error["code"], method, facts, to_modern=modern)
             relayed = local.relay_error(call.message, error, messages.INTERNAL_ERROR)
+            if modern and error["code"] == answers.MISSING_CAPABILITY:
+                relayed = replace(relayed, status=400)
             return _Outcome("tool_error", str(error["code"]), reply.status, answer=relayed)
         match bridge.kind(reply.result, facts):
             case bridge.INPUT_REQUIRED if modern:

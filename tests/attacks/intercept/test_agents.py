@@ -78,6 +78,10 @@ async def test_nothing_rides_on_an_approved_call_that_nobody_looked_at(
         "name": "write_note", "arguments": {"call": "c"}, "argument": {"force": True},
         "requestState": asked["requestState"], "inputResponses": ACCEPT,
     }  # fmt: skip
+    _, refused = await proxy.modern("tools/call", smuggled, capabilities=URLS)
+    assert "requestState belongs to another request" == refused["error"]["message"]
+    assert [] == tools.ran()
+    del smuggled["argument"]
     ran = await shown(proxy, smuggled, meta={"example.org/override": "all"})
 
     assert (False, ["c"]) == (ran["isError"], tools.ran())
@@ -85,11 +89,14 @@ async def test_nothing_rides_on_an_approved_call_that_nobody_looked_at(
     assert {"name", "arguments", "_meta"} == sent.keys() | {"_meta"}
     assert b"override" not in tools.bodies_seen()[-1]
 
-    # The twin: what no approval is about brings its own `_meta`, and still nothing unknown.
+    # The twin: what no approval is about brings what it likes, and is decided with it.
     await proxy.modern("tools/call", {"name": "read_note", "arguments": {"call": "r"}, "x": 1},
                        meta={"example.org/note": 1})  # fmt: skip
     sent = orjson.loads(tools.bodies_seen()[-1])["params"]
-    assert (1, False) == (sent["_meta"]["example.org/note"], "x" in sent)
+    assert (1, 1) == (sent["_meta"]["example.org/note"], sent["x"])
+    assert ["call", "_beside"] == [
+        one["name"] for one in orjson.loads(proxy.authorizer.asks[-1].features)["keys"]
+    ]
 
 
 async def test_an_approval_of_big_arguments_is_for_every_byte_of_them(

@@ -1,0 +1,141 @@
+"""A tool server that asks before it answers: what, its caller writes into the arguments.
+
+One tool, `ask`, in both eras, over Streamable HTTP in the test's own loop. A legacy call names
+`asks`, requests that go out on its answer stream; a modern one names `rounds`, each the members of
+an `input_required` result. The result's text tells what came back. It keeps everything that it was
+sent; what should have been sent is the test's work.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from uuid import uuid4
+
+import orjson
+from aiohttp import web
+
+from tests.fakes import mcp_wire as wire
+
+NAME: Final = "curious"
+ANY: Final = {"type": "array"}
+TOOLS: Final = (wire.tool("ask", "Asks.", {"asks": ANY, "rounds": ANY}),)
+
+
+class Curious:
+    """Its memory. `eras` may be changed while it runs."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.eras: tuple[str, ...] = ("modern", "legacy")
+        #: What agents declared, as this server was told at `initialize`.
+        self.told: list[Any] = []
+        #: Messages in the order in which they came.
+        self.seen: list[dict[str, Any]] = []
+        #: Answers to its requests, by id.
+        self.answers: dict[Any, Any] = {}
+        self._waiting: dict[Any, asyncio.Future[None]] = {}
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Params of the calls that ran."""
+        return [one["params"] for one in self.seen if one.get("method") == "tools/call"]
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.method != "POST":
+            return web.Response(status=405)
+        message = orjson.loads(await request.read())
+        self.seen.append(message)
+        if "method" not in message:
+            self._answered(message)
+            return web.Response(status=202)
+        if message["method"] == "tools/call" and not wire.is_modern(message):
+            return await self._stream(request, message)
+        reply = self._reply(message)
+        if reply is None:
+            return web.Response(status=202)
+        opened = {"mcp-session-id": uuid4().hex} if message["method"] == "initialize" else {}
+        return web.Response(
+            body=orjson.dumps(reply), content_type="application/json", headers=opened
+        )
+
+    def _reply(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        method, modern = message["method"], wire.is_modern(message)
+        if ("modern" if modern else "legacy") not in self.eras:
+            return wire.error(message, wire.METHOD_NOT_FOUND, "unknown method")
+        match method:
+            case "initialize":
+                self.told.append(message["params"]["capabilities"])
+                return wire.initialized(message, NAME)
+            case "server/discover":
+                return wire.discovered(message, NAME)
+            case "tools/list":
+                return wire.listed(message, TOOLS)
+            case "tools/call" | "prompts/get" | "resources/read":
+                return self._round(message)
+            case _ if "id" in message:
+                return wire.error(message, wire.METHOD_NOT_FOUND, "unknown method")
+            case _:
+                return None
+
+    def _round(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Stateless: how far it got stands in front of its state, where it gives one."""
+        params = message["params"]
+        state, responses = params.get("requestState"), params.get("inputResponses")
+        turn = int(state.split(":")[0]) if state else int(responses is not None)
+        rounds = params.get("arguments", {}).get("rounds", [])
+        if turn < len(rounds):
+            asked = {"resultType": "input_required", **rounds[turn]}
+            return {"jsonrpc": "2.0", "id": message["id"], "result": asked}
+        said = orjson.dumps({"responses": responses, "state": state}).decode()
+        body = wire.content(said) if message["method"] == "tools/call" else {"messages": []}
+        return wire.result(message, body)
+
+    async def _stream(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
+        arguments = message["params"].get("arguments") or {}
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        asks = arguments.get("asks", [])
+        for ask in asks:
+            if "id" in ask:
+                self._waiting[ask["id"]] = asyncio.get_running_loop().create_future()
+            await response.write(_event({"jsonrpc": "2.0", **ask}))
+        withdrawn = arguments.get("withdrawn", [])
+        waiting = [
+            self._waiting[ask["id"]] for ask in asks if "id" in ask and ask["id"] not in withdrawn
+        ]
+        if waiting:
+            await asyncio.wait(waiting, timeout=5)
+        said = {str(ask["id"]): self.answers.get(ask["id"]) for ask in asks if "id" in ask}
+        text = orjson.dumps(said).decode()
+        await response.write(_event(wire.result(message, wire.content(text))))
+        await response.write_eof()
+        return response
+
+    def _answered(self, message: dict[str, Any]) -> None:
+        self.answers[message["id"]] = {
+            name: message[name] for name in ("result", "error") if name in message
+        }
+        waiting = self._waiting.get(message["id"])
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Curious]:
+    server = Curious()
+    app = web.Application()
+    app.router.add_route("*", "/mcp", server.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        server.url = f"http://{host}:{port}/mcp"
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+def _event(message: dict[str, Any]) -> bytes:
+    return b"event: message\ndata: " + orjson.dumps(message) + b"\n\n"
