@@ -25,6 +25,7 @@ from services.proxy.snapshot import Server
 
 NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 PINNED: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+MAX_LISTS: Final = 1_000
 MAX_TOOLS: Final = 5_000
 MAX_PAGES: Final = 100
 MAX_DEFINITION: Final = 64 * 1024
@@ -37,7 +38,8 @@ SEARCH_NS: Final = 30 * 1_000_000_000
 MAX_VIEWS: Final = 10_000
 LIST_S: Final = 30.0
 
-_Place = tuple[TenantId, ServerSlug]
+#: Tenant, server, and the agent where the server knows it by a credential of its own.
+_Place = tuple[TenantId, ServerSlug, str]
 _Owner = tuple[TenantId, AgentId, ServerSlug]
 
 
@@ -172,7 +174,7 @@ class Catalog:
         self._cached.clear()
 
     def _fresh(self, visit: Visit, age_ns: int = FRESH_NS) -> Listing | None:
-        cached = self._cached.get((visit.caller.tenant, visit.slug))
+        cached = self._cached.get(_place(visit))
         # A server whose entry changed is another server.
         if cached is None or (cached.server is not visit.server and cached.server != visit.server):
             return None
@@ -190,7 +192,7 @@ class Catalog:
         """Single flight: who waited for another's fetch takes its result, if it began after
         `since_ns`.
         """
-        place = (visit.caller.tenant, visit.slug)
+        place = _place(visit)
         async with self._fetching.setdefault(place, asyncio.Lock()):
             known = self._fresh(visit, age_ns)
             if known is not None and (since_ns is None or self._cached[place].began_ns >= since_ns):
@@ -199,6 +201,8 @@ class Catalog:
             listing = await fetch(visit, backend)
             at_ns = self._clock.monotonic_ns()
             news = self._is_news(visit, listing, at_ns)
+            while len(self._cached) >= MAX_LISTS and place not in self._cached:
+                del self._cached[next(iter(self._cached))]  # the oldest; it is fetched again
             self._cached[place] = _Cached(
                 listing=listing,
                 server=visit.server,
@@ -213,13 +217,18 @@ class Catalog:
 
     def _is_news(self, visit: Visit, listing: Listing, now_ns: int) -> bool:
         """Control is told of what changed, and of all every 5 minutes: a report may be lost."""
-        before = self._cached.get((visit.caller.tenant, visit.slug))
+        before = self._cached.get(_place(visit))
         return (
             before is None
             or before.server != visit.server
             or before.listing.digest != listing.digest
             or now_ns - before.reported_ns >= FRESH_NS
         )
+
+
+def _place(visit: Visit) -> _Place:
+    own = visit.server.credential.per_agent
+    return visit.caller.tenant, visit.slug, visit.caller.agent if own else ""
 
 
 def _owner(visit: Visit) -> _Owner:

@@ -49,6 +49,11 @@ class Credential(Struct, frozen=True):
     #: `mtls`.
     certificate: str = ""
 
+    @property
+    def per_agent(self) -> bool:
+        """Whether the server can tell agents apart, and so may show each something else."""
+        return self.kind == "token_exchange"
+
 
 class Grants(Struct, frozen=True):
     """What a server may ask of agents, and which extensions it may speak with them (mcp.md 3.4)."""

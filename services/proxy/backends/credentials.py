@@ -234,7 +234,7 @@ class Credentials:
 
 
 def _key(visit: Visit) -> _Key:
-    own = visit.server.credential.kind == "token_exchange"
+    own = visit.server.credential.per_agent
     return visit.caller.tenant, visit.slug, visit.caller.agent if own else ""
 
 

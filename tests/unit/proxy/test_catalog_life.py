@@ -1,16 +1,19 @@
 """How long a tool server's list is kept, and when control is told of it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
+from services.proxy import catalog
 from services.proxy.backends.upstream import Hear, Listening, Reply, Request, Session
 from services.proxy.bridge import Facts
 from services.proxy.calls import Ask, Caller, Decision, Offered, Visit, denied
 from services.proxy.catalog import Catalog, Listing
-from services.proxy.snapshot import Agent, Server, Tenant
+from services.proxy.snapshot import Agent, Credential, Server, Tenant
 from tests.fakes.clock import ManualClock
 
 VISIT = Visit(
@@ -157,3 +160,29 @@ async def test_an_unchanged_list_is_told_again_after_five_minutes(desk: Desk) ->
         desk.clock.advance(1)
 
     assert 2 == len(desk.reported)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lists"), [("none", 1), ("client_credentials", 1), ("token_exchange", 2)]
+)
+async def test_an_agent_that_the_server_knows_has_a_list_of_its_own(
+    desk: Desk, kind: str, lists: int
+) -> None:
+    server = msgspec.structs.replace(VISIT.server, credential=Credential(kind=kind))
+    other = replace(VISIT.caller, agent=AgentId("b"))
+    for caller in (VISIT.caller, other, VISIT.caller):
+        await desk.catalog.listing(replace(VISIT, server=server, caller=caller), desk.server)
+
+    assert lists == desk.server.asked
+
+
+async def test_so_many_lists_are_kept_and_no_more(desk: Desk) -> None:
+    desk.server.hints = {"ttlMs": 300_000}
+    many = [replace(VISIT.caller, tenant=TenantId(f"t{n}")) for n in range(catalog.MAX_LISTS + 1)]
+    for caller in many:
+        await desk.catalog.listing(replace(VISIT, caller=caller), desk.server)
+    await desk.catalog.listing(replace(VISIT, caller=many[-1]), desk.server)
+    assert len(many) == desk.server.asked
+
+    await desk.catalog.listing(replace(VISIT, caller=many[0]), desk.server)
+    assert len(many) + 1 == desk.server.asked
