@@ -26,8 +26,9 @@ TOOLS: Final = tuple(
 )
 HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n%s\r\n"
 
-#: What becomes of an answer before it is sent: its number and its bytes.
-Twist = Callable[[int, bytes], bytes]
+#: What is sent instead of the answer to a call, by its number and its bytes: pieces of HTTP, and
+#: whether the connection ends with them; None for the answer as it is.
+Hostility = Callable[[int, bytes], tuple[list[bytes], bool] | None]
 
 
 class Witness:
@@ -37,7 +38,7 @@ class Witness:
         self.seed = seed
         self.calls: list[bytes] = []
         self.others: Counter[str] = Counter()
-        self.twist: Twist | None = None
+        self.hostility: Hostility = lambda _number, _answer: None
 
     def answer(self, body: bytes, era: str) -> tuple[bytes | None, bool]:
         """The answer, and whether it may come as events; None for what has no answer."""
@@ -104,35 +105,40 @@ class _Connection(asyncio.Protocol):
             return
         number = len(self._witness.calls) - 1
         rng = random.Random(f"{self._witness.seed}:{number}")
-        if is_call and self._witness.twist is not None:
-            answer = self._witness.twist(number, answer)
-        if is_call and rng.random() < 0.5:
-            self._say(events(rng, answer), rng)
+        hostile = self._witness.hostility(number, answer) if is_call else None
+        if hostile is not None:
+            self._say(*hostile)
+        elif is_call and rng.random() < 0.5:
+            pieces = cut(rng, events(rng, answer))
+            chunks = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece]
+            head = HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")
+            self._say([head, *chunks, b"0\r\n\r\n"], closing=False)
         else:
             length = b"content-length: %d\r\n" % len(answer)
             self._transport.write(HEAD % (b"application/json", length) + answer)
 
-    def _say(self, stream: bytes, rng: random.Random) -> None:
-        """In pieces, each in a turn of the loop of its own."""
-        cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(rng.randrange(6)))
-        pieces = [stream[at:end] for at, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-        chunks = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece]
-        head = HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")
-        self._soon([head, *chunks, b"0\r\n\r\n"])
-
-    def _soon(self, pieces: list[bytes]) -> None:
+    def _say(self, pieces: list[bytes], closing: bool) -> None:  # of a pair
+        """Each in a turn of the loop of its own."""
         if self._transport.is_closing():
             return
         self._transport.write(pieces[0])
         if len(pieces) > 1:
-            self._loop.call_soon(self._soon, pieces[1:])
+            self._loop.call_soon(self._say, pieces[1:], closing)
+        elif closing:
+            self._transport.close()
+
+
+def cut(rng: random.Random, content: bytes) -> list[bytes]:
+    """In up to six pieces, some of them empty."""
+    cuts = sorted(rng.randrange(len(content) + 1) for _ in range(rng.randrange(6)))
+    return [content[at:end] for at, end in zip([0, *cuts], [*cuts, len(content)], strict=True)]
 
 
 def events(rng: random.Random, answer: bytes) -> bytes:
     """An event stream that ends with this answer; line ends, comments and fields as it comes."""
     begin = rng.choice((b"", b"\xef\xbb\xbf"))
     before = (rng.choice((_comment, _nothing, _note, _foreign)) for _ in range(rng.randrange(4)))
-    return b"".join((begin, *(one(rng) for one in before), _event(rng, answer)))
+    return b"".join((begin, *(one(rng) for one in before), event(rng, answer)))
 
 
 def _comment(rng: random.Random) -> bytes:
@@ -146,16 +152,16 @@ def _nothing(rng: random.Random) -> bytes:
 def _note(rng: random.Random) -> bytes:
     params = {"level": "info", "data": "\u00e9"}
     note = {"jsonrpc": "2.0", "method": "notifications/message", "params": params}
-    return _event(rng, orjson.dumps(note))
+    return event(rng, orjson.dumps(note))
 
 
 def _foreign(rng: random.Random) -> bytes:
     """An answer to somebody else."""
     other = {"jsonrpc": "2.0", "id": rng.choice((0, "x", 10**9)), "result": wire.content("#0")}
-    return _event(rng, orjson.dumps(other))
+    return event(rng, orjson.dumps(other))
 
 
-def _event(rng: random.Random, content: bytes) -> bytes:
+def event(rng: random.Random, content: bytes) -> bytes:
     """Over several lines where JSON has room for a line end."""
     end = _end(rng)
     fields = [rng.choice((b"", b"event: message" + end, b"id: 1" + end))]

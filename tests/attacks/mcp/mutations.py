@@ -69,14 +69,40 @@ def case(seed: int, number: int, servers: tuple[str, ...]) -> Case:
     headers = _headers(rng, tree["params"]["name"]) if modern else ()
     if rng.random() < 0.4:
         rng.choice(_STRUCTURAL)(rng, tree)
-    text = _spelled(rng, tree, odd=rng.random() < 0.5)
+    text = spelled(rng, tree, odd=rng.random() < 0.5)
     if rng.random() < 0.15:
         text = _doubled(rng, text)
     body = text.encode("utf-8", "surrogatepass")
     if rng.random() < 0.4:
-        body = _bent(rng, body)
+        body = bent(rng, body)
     return Case(
         number=number, server=rng.choice(servers), modern=modern, headers=headers, body=body
+    )
+
+
+def good(seed: int, number: int, servers: tuple[str, ...]) -> Case:
+    """A call that runs, of an agent that declares more or less."""
+    rng = random.Random(f"good:{seed}:{number}")
+    modern = rng.random() < 0.6
+    params: dict[str, Any] = {"name": rng.choice(TOOLS), "arguments": {"call": str(number)}}
+    if modern:
+        declared: dict[str, Any] = rng.choice(
+            ({}, {"elicitation": {"form": {}, "url": {}}}, {"sampling": {}})
+        )
+        params["_meta"] = {**META, wire.CAPABILITIES_META: declared}
+    if rng.random() < 0.3:
+        params.setdefault("_meta", {})["progressToken"] = rng.choice((number, f"t{number}"))
+    headers = (
+        ("mcp-protocol-version", wire.MODERN), ("mcp-method", "tools/call"),
+        ("mcp-name", params["name"]),
+    )  # fmt: skip
+    tree = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+    return Case(
+        number=number,
+        server=rng.choice(servers),
+        modern=modern,
+        headers=headers if modern else (),
+        body=json.dumps(tree).encode(),
     )
 
 
@@ -114,15 +140,15 @@ def _headers(rng: random.Random, name: str) -> tuple[tuple[str, str], ...]:
 
 
 def _object(rng: random.Random, depth: int) -> dict[str, Any]:
-    return {_text(rng): _tree(rng, depth) for _ in range(rng.randrange(4))}
+    return {_text(rng): tree_of(rng, depth) for _ in range(rng.randrange(4))}
 
 
-def _tree(rng: random.Random, depth: int) -> Any:
+def tree_of(rng: random.Random, depth: int) -> Any:
     chance = rng.random()
     if depth and chance < 0.25:
         return _object(rng, depth - 1)
     if depth and chance < 0.45:
-        return [_tree(rng, depth - 1) for _ in range(rng.randrange(4))]
+        return [tree_of(rng, depth - 1) for _ in range(rng.randrange(4))]
     return rng.choice((
         lambda: rng.choice(_INTEGERS), lambda: rng.randrange(-(10**25), 10**25),
         lambda: rng.choice(_FLOATS), lambda: rng.uniform(-1e6, 1e6), lambda: _text(rng),
@@ -152,14 +178,14 @@ def _renamed(rng: random.Random, tree: dict[str, Any]) -> None:
     where = rng.choice((tree, tree["params"]))
     name = rng.choice(list(where))
     other = rng.choice((name.upper(), name.capitalize(), f"{name} ", f"{name}\u0000", "x"))
-    where[other] = rng.choice((where[name], _tree(rng, 2)))
+    where[other] = rng.choice((where[name], tree_of(rng, 2)))
     if rng.random() < 0.3:
         del where[name]
 
 
 def _retyped(rng: random.Random, tree: dict[str, Any]) -> None:
     where = rng.choice((tree, tree["params"]))
-    where[rng.choice(list(where))] = _tree(rng, 2)
+    where[rng.choice(list(where))] = tree_of(rng, 2)
 
 
 def _remeta(rng: random.Random, tree: dict[str, Any]) -> None:
@@ -170,10 +196,10 @@ def _remeta(rng: random.Random, tree: dict[str, Any]) -> None:
         {wire.CAPABILITIES_META: rng.choice((None, [], {"sampling": {}}, {"elicitation": 1}))},
         {"com.behavry/decision": {"verdict": "allow"}},
         {"progressToken": rng.choice((1, "t", None, 1.5))},
-        {_text(rng): _tree(rng, 2)},
+        {_text(rng): tree_of(rng, 2)},
     )  # fmt: skip
     change = rng.choice(changes)
-    tree["params"]["_meta"] = rng.choice(({**meta, **change}, change, _tree(rng, 1)))
+    tree["params"]["_meta"] = rng.choice(({**meta, **change}, change, tree_of(rng, 1)))
 
 
 _STRUCTURAL: Final[tuple[Callable[[random.Random, dict[str, Any]], None], ...]] = (
@@ -186,11 +212,11 @@ _STRUCTURAL: Final[tuple[Callable[[random.Random, dict[str, Any]], None], ...]] 
     lambda rng, tree: tree.update(method=rng.choice(_METHODS)),
     lambda rng, tree: tree.update(jsonrpc=rng.choice(("2.0", "2", 2.0, None, "2.0 "))),
     lambda rng, tree: tree["params"].update(name=rng.choice((*TOOLS, HIDDEN, "no_such", "", 7))),
-    lambda rng, tree: tree["params"].update({_text(rng): _tree(rng, 2)}),
-    lambda rng, tree: tree.update({_text(rng): _tree(rng, 2)}),
+    lambda rng, tree: tree["params"].update({_text(rng): tree_of(rng, 2)}),
+    lambda rng, tree: tree.update({_text(rng): tree_of(rng, 2)}),
     lambda rng, tree: tree["params"].pop(rng.choice(list(tree["params"]))),
     lambda rng, tree: tree.pop(rng.choice(list(tree))),
-    lambda rng, tree: tree.update(result=_tree(rng, 2)),
+    lambda rng, tree: tree.update(result=tree_of(rng, 2)),
     lambda rng, tree: tree["params"]["arguments"].update(big=[0] * rng.choice((10, 2000))),
 )
 
@@ -198,7 +224,7 @@ _STRUCTURAL: Final[tuple[Callable[[random.Random, dict[str, Any]], None], ...]] 
 # --- spelled and bent ---------------------------------------------------------------------------
 
 
-def _spelled(rng: random.Random, tree: Any, *, odd: bool) -> str:
+def spelled(rng: random.Random, tree: Any, *, odd: bool) -> str:
     """JSON text of the same value; odd spellings escape, space and write numbers at will."""
     if not odd:
         return json.dumps(tree, ensure_ascii=False, separators=(",", ":"))
@@ -251,23 +277,23 @@ def _doubled(rng: random.Random, text: str) -> str:
     return f"{text[:at]},{member}{text[at:]}"
 
 
-def _bent(rng: random.Random, body: bytes) -> bytes:
+def bent(rng: random.Random, body: bytes) -> bytes:
     """One to three wounds."""
-    bent = bytearray(body)
+    made = bytearray(body)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        at = rng.randrange(len(bent) + 1)
-        end = min(len(bent), at + rng.choice((1, 1, 2, 8, 40)))
+        at = rng.randrange(len(made) + 1)
+        end = min(len(made), at + rng.choice((1, 1, 2, 8, 40)))
         match rng.randrange(6):
-            case 0 if bent:
-                bent[at % len(bent)] ^= 1 << rng.randrange(8)
+            case 0 if made:
+                made[at % len(made)] ^= 1 << rng.randrange(8)
             case 1:
-                bent[at:at] = rng.choice(_TOKENS)
+                made[at:at] = rng.choice(_TOKENS)
             case 2:
-                del bent[at:end]
+                del made[at:end]
             case 3:
-                bent[at:at] = bent[at:end]
+                made[at:at] = made[at:end]
             case 4:
-                bent[at:end] = rng.choice(_TOKENS)
+                made[at:end] = rng.choice(_TOKENS)
             case _:
-                bent = bent[: max(1, at)] if rng.random() < 0.3 else bent + rng.choice(_TOKENS)
-    return bytes(bent)
+                made = made[: max(1, at)] if rng.random() < 0.3 else made + rng.choice(_TOKENS)
+    return bytes(made)

@@ -33,7 +33,7 @@ from services.common.outbox.recovery import read_all
 from services.common.outbox.segment import scan
 from services.common.settings import load
 from services.proxy.settings import ProxySettings
-from tests.attacks.mcp import mutations, reference
+from tests.attacks.mcp import hostile, mutations, reference
 from tests.attacks.mcp.mutations import Case
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import TENANT, FakeAuthorizer, serving, snapshot
@@ -73,7 +73,7 @@ def expected(case: Case) -> Expected:
     meta = params.get("_meta")
     if case.modern:
         lines = dict(case.headers)
-        names = {params.get("name"), f"=?base64?{_base64(params.get('name'))}?="}
+        names = (params.get("name"), f"=?base64?{_base64(params.get('name'))}?=")
         runs = (
             runs
             and len(lines) == len(case.headers)
@@ -169,6 +169,33 @@ class Fuzzing:
             decided = f"[{decided},{{{','.join(members)}}}]"
         self.digests[self.digester.make(TenantId(TENANT), "arguments", decided.encode())] += 1
 
+    async def questioner(self, count: int) -> None:
+        """Good calls; what comes back is the tool servers' doing."""
+        async with connected(self.url) as first:
+            http, sessions = first, {}
+            for server in SERVERS:
+                sessions[server] = await self._session(http, server)
+            while self._next < count:
+                number = self._next
+                self._next += 1
+                case = mutations.good(self.seed, number, SERVERS)
+                lines = [*self._always(), *case.headers]
+                if not case.modern:
+                    lines.append(("mcp-session-id", sessions[case.server]))
+                where = f"{self.url}/mcp/v1/{case.server}"
+                try:
+                    reply = await http.ask(request(where, lines, case.body))
+                except TimeoutError:
+                    raise AssertionError(self._named(case, "hangs")) from None
+                answer = _message(reply)
+                named = self._named(case, f"{reply.status} {reply.body!r:.2000}")
+                assert (200, False) == (reply.status, http.closed), named
+                assert (number, "2.0") == (answer["id"], answer["jsonrpc"]), named
+                assert ("result" in answer) != ("error" in answer), named
+                assert b'"internal error"' not in reply.body, named
+                kept = _number(answer)
+                self.kinds["served" if kept is not None else _reason(answer)] += 1
+
     async def _session(self, http: RawHttp, server: str) -> str:
         asked = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "f"}}
         body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": asked}
@@ -200,10 +227,20 @@ def _message(reply: Reply) -> Any:
 
 def _number(answer: Any) -> int | None:
     """Of the call that the witness kept, if this answers one."""
-    result = answer.get("result") if isinstance(answer, dict) else None
-    content = result.get("content") if isinstance(result, dict) else None
-    text = content[0]["text"] if content else ""
-    return int(text[1:]) if text.startswith("#") else None
+    match answer:
+        case {"result": {"content": [{"text": str(text)}, *_]}} if text[1:].isdecimal():
+            return int(text[1:])
+        case _:
+            return None
+
+
+def _reason(answer: Any) -> str:
+    """Why there is no result of the tool's; or that it is the tool server's own word."""
+    match answer:
+        case {"result": {"_meta": {"com.behavry/decision": {"reason": str(reason)}}}}:
+            return reason
+        case _:
+            return "its own"
 
 
 @asynccontextmanager
@@ -314,3 +351,24 @@ async def test_whatever_becomes_of_a_body_what_runs_is_what_was_decided(
     assert fuzz.digests == Counter(one["arguments"]["digest"] for one in intents)
     outcomes = {one["decision"] for one in records if one["type"] == "call.outcome"}
     assert outcomes == {one["id"] for one in intents}
+
+
+@pytest.mark.parametrize("seed", [SEED])
+async def test_whatever_a_tool_server_answers_its_caller_gets_one_answer_in_time(
+    tmp_path: Path, seed: int
+) -> None:
+    count = CASES // 5
+    async with fuzzing(tmp_path, seed) as (fuzz, settings):
+        fuzz.witness.hostility = lambda number, honest: hostile.answer(seed, number, honest)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CALLERS):
+                group.create_task(fuzz.questioner(count))
+        print(f"seed {seed}: {dict(fuzz.kinds)}, {dict(fuzz.witness.others)}")
+
+    assert count == sum(fuzz.kinds.values())
+    assert fuzz.kinds["served"] > count // 5
+    records = stored(settings.outbox_dir)
+    intents = Counter(one["id"] for one in records if one["type"] == "call.intent")
+    outcomes = Counter(one["decision"] for one in records if one["type"] == "call.outcome")
+    assert count <= len(intents)
+    assert intents == outcomes
