@@ -75,13 +75,14 @@ def edges(
 
 def joined(raw: Raw) -> dict[bytes, bytes]:
     """Headers by name; what came on several lines reads as one list (RFC 9110 5.3), which is no
-    host, no origin and no media type.
+    host, no origin and no media type. Blanks around a value are not part of it (5.5).
     """
-    sent = dict(raw)
+    sent = {name: value.strip(b" \t") for name, value in raw}
     if len(sent) != len(raw):
         sent = {}
         for name, value in raw:
-            sent[name] = b"%s, %s" % (sent[name], value) if name in sent else value
+            bare = value.strip(b" \t")
+            sent[name] = b"%s, %s" % (sent[name], bare) if name in sent else bare
     return sent
 
 

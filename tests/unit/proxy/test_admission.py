@@ -119,6 +119,12 @@ def test_a_header_on_two_lines_reads_as_a_list() -> None:
     assert admission.admits(sent[b"accept"], EVENTS)
 
 
+def test_blanks_around_a_value_are_not_part_of_it() -> None:
+    lines = [(b"mcp-name", b"  a b \t"), (b"accept", b"*/* "), (b"accept", b" text/plain")]
+
+    assert {b"mcp-name": b"a b", b"accept": b"*/*, text/plain"} == admission.joined(lines)
+
+
 def found(*lines: tuple[str, str], query: str = "", key: bool = False) -> tuple[bytes | None, bool]:
     raw = [(name.encode(), value.encode()) for name, value in lines]
     return admission.credential(admission.joined(raw), raw, query.encode(), key=key)
