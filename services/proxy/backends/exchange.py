@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from services.common.telemetry.counters import Counter
 from services.proxy import messages
+from services.proxy.answers import UNSUPPORTED_VERSION
 from services.proxy.backends.connection import Response
 from services.proxy.backends.conversation import PROGRESS, read_heard
 from services.proxy.backends.events import EventParser, EventTooLong
@@ -27,7 +28,7 @@ from services.proxy.backends.upstream import (
 from services.proxy.messages import METHOD_NOT_FOUND
 
 #: Of these, the one that a modern server should not give us once it was met.
-OTHER_VERSION: Final = frozenset({-32022})
+OTHER_VERSION: Final = frozenset({UNSUPPORTED_VERSION})
 #: How a server that does not know our dialect refuses (mcp.md 2.2).
 NOT_UNDERSTOOD: Final = frozenset({400, 404, 405})
 #: Requests of the server on one answer's streams; a server that asks for ever is not answered.

@@ -51,6 +51,8 @@ class Way:
     lines: bytes = b""
     session: Session | None = None
     modern: bool = False
+    #: Whether the server was met in this dialect; else it is being asked.
+    settled: bool = True
 
     @property
     def in_session(self) -> bool:
@@ -111,8 +113,9 @@ class Sender:
             raise
         way.door.circuit.succeeded()
         way.door.seen_ns = way.site.used_ns
-        if exchange.era_shaped:
+        if exchange.era_shaped and way.settled:
             way.site.forget()
+            raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
         return reply, response
 
     async def tell(self, way: Way, message: Mapping[str, Any]) -> None:

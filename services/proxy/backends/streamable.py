@@ -30,10 +30,11 @@ from services.proxy.backends.upstream import (
     UpstreamFailed,
     discovered,
     introduced,
+    supported,
 )
 from services.proxy.bridge import OURS, Facts, modern_meta
 from services.proxy.calls import Visit
-from services.proxy.eras import NEWEST_LEGACY, NEWEST_MODERN
+from services.proxy.eras import MODERN, NEWEST_LEGACY, NEWEST_MODERN
 from services.proxy.headers import encode
 
 FACTS_NS: Final = 3_600 * 1_000_000_000
@@ -167,33 +168,43 @@ class StreamableBackend:
             return site.facts
 
     async def _probe(self, visit: Visit, site: Site) -> Facts:
-        """1. `server/discover`  2. a modern answer or error is modern  3. else `initialize`."""
-        if visit.server.era != "legacy":
+        """1. `server/discover`, again if the server names another version of ours  2. a modern
+        answer or error is modern  3. else `initialize`. Raises UpstreamFailed.
+        """
+        era = visit.server.era
+        if era != "legacy":
             door = site.door(self._clock.monotonic_ns())
-            try:
-                reply = await self._discover(visit, site, door)  # 1
-            except UpstreamFailed as failure:
-                if failure.status is None and failure.reason != "upstream_timeout":
-                    raise  # nobody there: that tells no era
-                if failure.reason in _NO_ERA:
-                    raise
-                reply = None
-            facts = None if reply is None else discovered(reply)  # 2
+            reply = await self._discover(visit, site, door, NEWEST_MODERN)  # 1
+            others = supported(reply) if reply is not None else []
+            if reply is not None and others and others[0] in MODERN:
+                reply = await self._discover(visit, site, door, others[0])
+            if reply is None or (others and others[0] not in MODERN):
+                facts = None
+            else:
+                facts = discovered(reply)  # 2
             if facts is not None:
                 return facts
-            if visit.server.era == "modern":
+            if era == "modern":
                 raise UpstreamFailed("upstream_protocol", ran=False)
         session, facts = await self._initialize(visit, site, {})  # 3
         now_ns = self._clock.monotonic_ns()
         site.pool[visit.caller.agent] = Pooled(session, visit, now_ns)
         return facts
 
-    async def _discover(self, visit: Visit, site: Site, door: Door) -> Reply:
-        params = {"_meta": modern_meta(NEWEST_MODERN)}
+    async def _discover(self, visit: Visit, site: Site, door: Door, version: str) -> Reply | None:
+        """None where the server does not know what that is. Raises UpstreamFailed."""
+        params = {"_meta": modern_meta(version)}
         probe = Request(method="server/discover", params=params, timeout_s=PROBE_S)
-        lines = _modern_headers(probe, NEWEST_MODERN)
-        reply, _ = await self._sender.ask(Way(visit, site, door, lines, modern=True), probe)
-        return reply
+        lines = _modern_headers(probe, version)
+        way = Way(visit, site, door, lines, modern=True, settled=False)
+        try:
+            return (await self._sender.ask(way, probe))[0]
+        except UpstreamFailed as failure:
+            if failure.status is None and failure.reason != "upstream_timeout":
+                raise  # nobody there: that tells no era
+            if failure.reason in _NO_ERA:
+                raise
+            return None
 
     # --- legacy sessions ------------------------------------------------------------------------
 
@@ -278,8 +289,8 @@ class StreamableBackend:
         visit = site.visit
         with contextlib.suppress(UpstreamFailed):
             if site.facts.modern:
-                reply = await self._discover(visit, site, door)
-                if discovered(reply) is None:
+                reply = await self._discover(visit, site, door, site.facts.version)
+                if reply is None or discovered(reply) is None:
                     site.forget()
                 return
             ping = Request(method="ping", params={}, timeout_s=PROBE_S)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from services.proxy.answers import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
 from services.proxy.bridge import Facts
 from services.proxy.calls import Visit
-from services.proxy.eras import LEGACY, MODERN, SERVER_META, Era
+from services.proxy.eras import KNOWN, LEGACY, MODERN, SERVER_META, Era
 from services.proxy.snapshot import Server
 
 CONNECT_S: Final = 5.0
@@ -18,7 +19,7 @@ CALL_S: Final = 600.0
 PROBE_S: Final = 5.0
 MAX_ANSWER: Final = 8 * 1024 * 1024
 #: Codes that only a modern server gives.
-MODERN_CODES: Final = frozenset({-32020, -32021, -32022})
+MODERN_CODES: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +115,17 @@ def discovered(reply: Reply) -> Facts | None:
         return None
     meta = found.get("_meta")
     info = meta.get(SERVER_META) if type(meta) is dict else None
-    return _facts("modern", shared[0], found, info)
+    return _facts("modern", shared[0], found, info or found.get("serverInfo"))
+
+
+def supported(reply: Reply) -> list[str]:
+    """Versions that a server names while it refuses ours; none where it refuses something else."""
+    error = reply.error or {}
+    data = error.get("data")
+    versions = data.get("supported") if type(data) is dict else None
+    if error.get("code") != UNSUPPORTED_VERSION or type(versions) is not list:
+        return []
+    return [one for one in KNOWN if one in versions]
 
 
 def introduced(reply: Reply, *, also: str = "") -> Facts:

@@ -98,10 +98,18 @@ class Scripted:
         self.events: list[bytes] | None = None
         self.after: asyncio.Event | None = None
         self.headers: dict[str, str] = {}
+        #: So many requests are of a version that it does not know; it knows these.
+        self.rejects = 0
+        self.supported = [wire.MODERN]
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         message = orjson.loads(await request.read())
         self.requests.append((dict(request.headers), message))
+        if self.rejects:
+            self.rejects -= 1
+            data = {"supported": self.supported, "requested": "x"}
+            refused = wire.error(message, wire.UNSUPPORTED_VERSION, "Unsupported", data)
+            return self._json(refused, status=400)
         match message.get("method"):
             case "server/discover":
                 return self._json(wire.discovered(message, "scripted"))
@@ -111,12 +119,17 @@ class Scripted:
                 return await self._stream(request, message)
             case "tools/call":
                 return self._json(wire.result(message, self.result))
+            case "initialize":
+                return self._json(wire.initialized(message, "scripted"))
             case _:
                 return web.Response(status=202)
 
-    def _json(self, tree: dict[str, Any]) -> web.Response:
+    def _json(self, tree: dict[str, Any], status: int = 200) -> web.Response:
         return web.Response(
-            body=orjson.dumps(tree), content_type="application/json", headers=self.headers
+            body=orjson.dumps(tree),
+            status=status,
+            content_type="application/json",
+            headers=self.headers,
         )
 
     async def _stream(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
@@ -205,9 +218,14 @@ async def test_a_server_that_asks_its_client_is_told_that_nobody_answers(tmp_pat
         assert ("q", -32601) == (told["id"], told["error"]["code"])
 
 
+SAMPLING = {"method": "sampling/createMessage", "params": {"messages": [], "maxTokens": 1}}
 RESULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "asks for input": (
-        {"resultType": "input_required", "inputRequests": {}}, "capability_not_granted",
+        {"resultType": "input_required", "inputRequests": {"a": SAMPLING}},
+        "capability_not_granted", "upstream_error",
+    ),
+    "asks for nothing": (
+        {"resultType": "input_required", "inputRequests": {}}, "upstream_protocol",
         "upstream_error",
     ),
     "of an unknown type": ({"resultType": "odd"}, "upstream_protocol", "upstream_error"),
@@ -330,6 +348,41 @@ async def test_a_response_over_the_limit_stops_the_reading(tmp_path: Path) -> No
 
         assert "inbound_blocked" == answer["result"]["_meta"]["com.behavry/decision"]["reason"]
         assert ["blocked"] == [one["status"] for one in proxy.records("call.outcome")]
+
+
+async def test_a_server_that_names_another_version_is_asked_in_that(tmp_path: Path) -> None:
+    async with scripted(tmp_path) as (proxy, server):
+        server.rejects = 1
+
+        _, listed = await proxy.modern("tools/list")
+
+        assert "result" in listed
+        methods = [message["method"] for _, message in server.requests]
+        assert ["server/discover", "server/discover", "tools/list"] == methods
+
+
+async def test_a_server_that_names_only_legacy_versions_is_one(tmp_path: Path) -> None:
+    async with scripted(tmp_path) as (proxy, server):
+        server.rejects, server.supported = 1, ["2025-06-18"]
+
+        _, listed = await proxy.modern("tools/list")
+
+        assert "result" in listed
+        methods = [message["method"] for _, message in server.requests]
+        assert ["server/discover", "initialize", "notifications/initialized"] == methods[:3]
+
+
+async def test_a_version_refused_later_is_no_answer_for_the_agent(tmp_path: Path) -> None:
+    async with scripted(tmp_path) as (proxy, server):
+        await proxy.offered("notes", "read_note")
+        server.rejects = 1
+
+        _, answer = await proxy.call("read_note")
+        _, after = await proxy.call("read_note")
+
+        assert "upstream_protocol" == answer["result"]["_meta"]["com.behavry/decision"]["reason"]
+        assert "fine" == after["result"]["content"][0]["text"]
+        assert ["upstream_error", "ok"] == [one["status"] for one in proxy.records("call.outcome")]
 
 
 async def test_a_credential_comes_from_a_file_and_only_from_there(tmp_path: Path) -> None:
