@@ -26,7 +26,17 @@ from tests.altered import altered
 from tests.fakes.children import ROOT
 from tests.fakes.stack import READY_TIMEOUT_S, Stack, until
 from tests.fakes.tool_server import ToolServer
-from tests.journeys.agents import LEGACY, META, MODERN, decision, developer, key, register, text
+from tests.journeys.agents import (
+    LEGACY,
+    META,
+    MODERN,
+    Agent,
+    decision,
+    developer,
+    key,
+    register,
+    text,
+)
 from tests.promises import promise
 
 #: The engine makes no difference to what stands before the gateway.
@@ -48,6 +58,11 @@ def bare(environment: Mapping[str, str]) -> dict[str, str]:
     """Nothing of ours is there but what a test gives."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("BEHAVRY_")}
     return {**kept, **environment}
+
+
+@pytest.fixture(scope="module")
+def agent(running_stack: Stack) -> Agent:
+    return developer(running_stack)
 
 
 class ByHand:
@@ -114,9 +129,8 @@ def request(method: str, params: Mapping[str, Any], *, id: int = 1) -> bytes:
 @promise("clients:stdio")
 @both_eras
 async def test_a_client_that_starts_programs_is_governed_like_any_other(
-    running_stack: Stack, mode: ConnectMode
+    running_stack: Stack, agent: Agent, mode: ConnectMode
 ) -> None:
-    agent = developer(running_stack)
     repository = str(Path(running_stack.up.state_dir) / "demo-repo")
     program, *arguments = command(f"{running_stack.mcp_url('git')}/key")
     started = StdioServerParameters(
@@ -135,8 +149,7 @@ async def test_a_client_that_starts_programs_is_governed_like_any_other(
 
 
 @promise("clients:stdio")
-def test_an_id_and_a_secret_are_traded_at_the_gateway(running_stack: Stack) -> None:
-    agent = developer(running_stack)
+def test_an_id_and_a_secret_are_traded_at_the_gateway(running_stack: Stack, agent: Agent) -> None:
     environment = {
         "BEHAVRY_CLIENT_ID": agent.client_id,
         "BEHAVRY_CLIENT_SECRET": agent.secret,
@@ -156,8 +169,7 @@ def test_an_id_and_a_secret_are_traded_at_the_gateway(running_stack: Stack) -> N
 
 
 @promise("clients:stdio")
-def test_a_refused_credential_ends_it_with_status_three(running_stack: Stack) -> None:
-    agent = developer(running_stack)
+def test_a_refused_credential_ends_it_with_status_three(running_stack: Stack, agent: Agent) -> None:
     wrong = [
         {"BEHAVRY_AGENT_KEY": altered(key(agent))},
         {"BEHAVRY_CLIENT_ID": agent.client_id, "BEHAVRY_CLIENT_SECRET": altered(agent.secret)},
@@ -175,8 +187,9 @@ def test_a_refused_credential_ends_it_with_status_three(running_stack: Stack) ->
 
 
 @promise("clients:stdio")
-def test_a_gateway_that_was_killed_is_used_again_when_it_is_back(running_stack: Stack) -> None:
-    agent = developer(running_stack)
+def test_a_gateway_that_was_killed_is_used_again_when_it_is_back(
+    running_stack: Stack, agent: Agent
+) -> None:
     call = {"name": "git_reset", "arguments": {"repo_path": "."}}
     url = f"{running_stack.mcp_url('git')}/key"
     with by_hand(url, {"BEHAVRY_AGENT_KEY": key(agent)}) as shim:
