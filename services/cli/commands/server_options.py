@@ -123,6 +123,15 @@ class ServerOptions:
         }
         return {name: value for name, value in said.items() if value is not None}
 
+    def moved(self) -> dict[str, Any]:
+        """The same of a server that exists: who names another transport leaves the old one's
+        address behind.
+        """
+        body = self.body()
+        if self.stdio is not None:
+            return {"transport": "stdio", "urls": [], **body}
+        return body if self.transport is None else {**body, "stdio": None}
+
     def _grants(self) -> dict[str, Any]:
         said = {
             "elicitation_form": self.elicitation_form,

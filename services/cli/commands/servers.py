@@ -61,7 +61,7 @@ def update(
     json: JsonOption = False,
 ) -> None:
     """Change what is said of a server; the rest stays. Lists and headers are set as a whole."""
-    body = (said or ServerOptions()).body()
+    body = (said or ServerOptions()).moved()
     if not body:
         raise CommandFailed("say what changes, such as --trust", status=Exit.USAGE)
     made = control_of(state).patch(f"/api/v1/servers/{segment(server)}", body)

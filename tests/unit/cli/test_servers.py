@@ -78,6 +78,23 @@ def test_a_change_says_what_changes(run: Run, control: RestControl) -> None:
     } == body  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--stdio", "git"), {"transport": "stdio", "urls": [], "stdio": "git"}),
+        (
+            ("--transport", "http", "--url", "https://a/"),
+            {"transport": "http", "urls": ["https://a/"], "stdio": None},
+        ),
+        (("--url", "https://a/"), {"urls": ["https://a/"]}),
+    ],
+)
+def test_a_server_that_moves_leaves_its_old_address(
+    run: Run, control: RestControl, options: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    assert expected == sent(run, control, *options, route=CHANGE)
+
+
 def test_a_change_of_nothing_is_none(run: Run, control: RestControl) -> None:
     told = run("servers", "update", "files")
 

@@ -11,6 +11,12 @@ from urllib.parse import parse_qs
 import msgspec
 import pytest
 import structlog
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
@@ -327,6 +333,20 @@ async def test_an_assertion_is_signed_by_whatever_key_there_is(
         "iss": "behavry", "sub": "behavry", "aud": TOKEN_URL, "iat": now_s, "exp": now_s + 300,
         "tier": "gold", "jti": read.claims["jti"],
     } == read.claims  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["RSA", "P-256"])
+async def test_a_key_may_be_in_the_form_of_its_kind(world: World, name: str) -> None:
+    """`BEGIN RSA PRIVATE KEY`, `BEGIN EC PRIVATE KEY`: what older tools write."""
+    key, algorithm = KEYS[name]
+    older = load_pem_private_key(key.as_pem(private=True), None).private_bytes(
+        Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()
+    )
+    world.secret("key", older.decode())
+    await world.value(visit(BEARER))
+
+    assertion = world.endpoint.form()["assertion"]
+    assert "behavry" == jwt.decode(assertion, key, algorithms=[algorithm]).claims["iss"]
 
 
 async def test_each_assertion_is_another(world: World) -> None:
