@@ -5,6 +5,7 @@ What it says on the wire, case by case, is shown beside its code (tests/unit/mcp
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -87,6 +89,9 @@ class ByHand:
         heard: dict[str, Any] = msgspec.json.decode(line)
         return heard
 
+    def speaks(self, *, within_s: float) -> bool:
+        return bool(select.select([self.process.stdout], [], [], within_s)[0])
+
     def ask(self, method: str, params: Mapping[str, Any], *, id: int = 1) -> dict[str, Any]:
         self.say(request(method, params, id=id))
         return self.hear()
@@ -115,6 +120,12 @@ def by_hand(url: str, environment: Mapping[str, str], *more: str) -> Iterator[By
         process.communicate()
 
 
+def message(method: str, params: Mapping[str, Any], *, id: int | None = None) -> bytes:
+    """Of the legacy era; without an id a notification."""
+    made = {"jsonrpc": "2.0", "method": method, "params": dict(params)}
+    return msgspec.json.encode(made if id is None else {**made, "id": id})
+
+
 def request(method: str, params: Mapping[str, Any], *, id: int = 1) -> bytes:
     """Of the modern era."""
     meta = {
@@ -122,8 +133,7 @@ def request(method: str, params: Mapping[str, Any], *, id: int = 1) -> bytes:
         "io.modelcontextprotocol/clientInfo": {"name": "by hand", "version": "1"},
         "io.modelcontextprotocol/clientCapabilities": {},
     }
-    message = {"jsonrpc": "2.0", "id": id, "method": method, "params": {**params, "_meta": meta}}
-    return msgspec.json.encode(message)
+    return message(method, {**params, "_meta": meta}, id=id)
 
 
 @promise("clients:stdio")
@@ -213,28 +223,71 @@ def test_a_gateway_that_was_killed_is_used_again_when_it_is_back(
 
 
 @promise("clients:stdio")
-@both_eras
-async def test_a_call_that_its_client_gives_up_does_not_hold_up_the_next(
-    running_stack: Stack, tool_server: ToolServer, mode: ConnectMode
+@pytest.mark.parametrize("era", ["modern", "legacy"])
+def test_a_call_that_its_client_gives_up_is_given_up_all_the_way(
+    running_stack: Stack, tool_server: ToolServer, era: str
 ) -> None:
-    slug = f"slow-{uuid4().hex[:8]}"
-    assert tool_server.url is not None
-    running_stack.add_http_server(slug, tool_server.url)
-    agent = register(running_stack, slug, f"{slug}:read")
-    running_stack.approve(slug, agent.token, {"read_note": "read"}, category=slug)
-    until(lambda: ["read_note"] == running_stack.listed(slug, agent.token), "it is listed")
-    program, *arguments = command(f"{running_stack.mcp_url(slug)}/key")
-    started = StdioServerParameters(
-        command=program, args=arguments, env={"BEHAVRY_AGENT_KEY": key(agent)}, cwd=ROOT
-    )
+    slug, slow_agent = _behind(running_stack, tool_server)
+    tool_server.behave(hang=True)
+    call = {"name": "read_note", "arguments": {"call": "slow"}}
+    with by_hand(
+        f"{running_stack.mcp_url(slug)}/key", {"BEHAVRY_AGENT_KEY": key(slow_agent)}
+    ) as shim:
+        if era == "legacy":
+            _open_session(shim)
+            shim.say(message("tools/call", call, id=7))
+        else:
+            shim.say(request("tools/call", call, id=7))
+        until(lambda: ["slow"] == tool_server.ran(), "the call runs")
+        shim.say(message("notifications/cancelled", {"requestId": 7}))
+        until(lambda: bool(_outcomes(running_stack, slow_agent)), "its outcome is recorded")
+        status, errors, _ = shim.end()
 
-    async with Client(stdio_client(started), mode=mode) as client:
-        await client.list_tools()
-        tool_server.behave(hang=True)
-        with pytest.raises(Exception, match=r"(?i)time"):  # the SDK's own type differs
-            await client.call_tool("read_note", {"call": "slow"}, read_timeout_seconds=1)
-        tool_server.behave()
-        answer = await client.call_tool("read_note", {"call": "quick"})
+    assert ["cancelled"] == _outcomes(running_stack, slow_agent)
+    assert (0, "") == (status, errors)
 
-    assert "quick read_note" == text(answer)
-    assert ["slow", "quick"] == tool_server.ran()
+
+@promise("clients:stdio")
+def test_what_the_gateway_says_unasked_arrives(
+    running_stack: Stack, tool_server: ToolServer
+) -> None:
+    slug, reader = _behind(running_stack, tool_server)
+    with by_hand(f"{running_stack.mcp_url(slug)}/key", {"BEHAVRY_AGENT_KEY": key(reader)}) as shim:
+        opened = _open_session(shim)
+        # Nobody outside can see when the stream is open: the view changes until it is told.
+        actions = cycle(["read", "delete"])
+
+        def told() -> bool:
+            items = [{"tool": "drop_notes", "action": next(actions), "category": slug}]
+            running_stack.rest.post(f"/api/v1/servers/{slug}/tools:classify", {"items": items})
+            return shim.speaks(within_s=2)
+
+        until(told, "the change is told")
+        news = shim.hear()
+
+    assert opened["result"]["capabilities"]["tools"]["listChanged"]
+    assert "notifications/tools/list_changed" == news["method"]
+
+
+def _behind(stack: Stack, server: ToolServer) -> tuple[str, Agent]:
+    """A server of a test's own behind the gateway, and an agent that may read there."""
+    slug = f"notes-{uuid4().hex[:8]}"
+    assert server.url is not None
+    stack.add_http_server(slug, server.url)
+    reader = register(stack, slug, f"{slug}:read")
+    stack.approve(slug, reader.token, {"read_note": "read"}, category=slug)
+    until(lambda: ["read_note"] == stack.listed(slug, reader.token), "it is listed")
+    return slug, reader
+
+
+def _open_session(shim: ByHand) -> dict[str, Any]:
+    client = {"name": "by hand", "version": "1"}
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+    shim.say(message("initialize", params, id=1))
+    opened = shim.hear()
+    shim.say(message("notifications/initialized", {}))
+    return opened
+
+
+def _outcomes(stack: Stack, agent: Agent) -> list[str]:
+    return [one["status"] for one in stack.chain_of(agent.id) if one["type"] == "call.outcome"]
