@@ -90,6 +90,7 @@ class ByHand:
         return heard
 
     def speaks(self, *, within_s: float) -> bool:
+        assert self.process.stdout is not None
         return bool(select.select([self.process.stdout], [], [], within_s)[0])
 
     def ask(self, method: str, params: Mapping[str, Any], *, id: int = 1) -> dict[str, Any]:
