@@ -20,6 +20,7 @@ from services.proxy.backends.upstream import MAX_ANSWER, SILENCE_S, UpstreamFail
 LINGER_S: Final = 1.0
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 256
+EVENTS: Final = "text/event-stream"
 
 #: Looks at an event stream's chunks as they come; True ends the exchange with what it has.
 Tap = Callable[[bytes], bool]
@@ -33,14 +34,8 @@ class Response:
     body: bytearray = field(default_factory=bytearray)
     #: Its body is in an encoding that nobody asked for or can read.
     unreadable: bool = False
-
-    @property
-    def content_type(self) -> str:
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    @property
-    def streams(self) -> bool:
-        return 200 <= self.status < 300 and self.content_type == "text/event-stream"
+    #: Its body is an event stream.
+    streams: bool = False
 
 
 class Owner(Protocol):
@@ -77,7 +72,7 @@ class Connection(asyncio.Protocol):
         self._tap = tap
         self._inflater: Inflater | None = None
         self._complete = self._counted = self._kept = self._streams = False
-        self._head_bytes = self._header_count = 0
+        self._no_body_bytes = self._header_count = 0
         self._started = self._heard = self._loop.time()
         self._timeout_s = timeout_s
         self._waiter = self._loop.create_future()
@@ -108,14 +103,13 @@ class Connection(asyncio.Protocol):
             self.close()  # bytes that nobody asked for
             return
         self._heard = self._loop.time()
-        if not self._response.status:
-            self._head_bytes += len(data)
+        self._no_body_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("upstream_protocol")
             return
-        if not self._response.status and self._head_bytes > MAX_HEADER_BYTES:
+        if self._no_body_bytes > MAX_HEADER_BYTES:  # headers, or trailers, without an end
             self._fail("upstream_protocol")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
@@ -133,7 +127,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_count += 1
-        if self._header_count > MAX_HEADERS or len(name) + len(value) > MAX_HEADER_BYTES:
+        if self._header_count > MAX_HEADERS:
             self._fail("upstream_protocol")
             return
         if self._response.status:
@@ -151,15 +145,19 @@ class Connection(asyncio.Protocol):
         response.status = status
         self._counted |= status in {204, 304}
         self._kept = self._parser.should_keep_alive() and self._counted
-        self._streams = self._tap is not None and response.streams
-        encoding = response.headers.get("content-encoding", "identity")
-        if encoding.lower() != "identity":
+        content_type = response.headers.get("content-type", "")
+        if content_type[:17].lower() == EVENTS and 200 <= status < 300:
+            response.streams = content_type.partition(";")[0].strip().lower() == EVENTS
+            self._streams = response.streams and self._tap is not None
+        encoding = response.headers.get("content-encoding")
+        if encoding is not None and encoding.lower() != "identity":
             try:
                 self._inflater = Inflater(encoding)
             except NotInflated:
                 response.unreadable = True
 
     def on_body(self, body: bytes) -> None:
+        self._no_body_bytes = 0
         if self._response.unreadable:
             return
         if self._inflater is None:

@@ -99,7 +99,8 @@ class Sender:
         timeout_s = min(request.timeout_s, CALL_S)
         until = asyncio.get_running_loop().time() + timeout_s
         try:
-            response = await self._post(way, body, timeout_s, exchange.feed)  # 1
+            head = way.door.post + way.lines
+            response = await self.request(way, head, body, timeout_s, exchange.feed)  # 1
             if response.streams and exchange.answer is None and not way.modern:
                 response = await self._resumed(way, exchange, response, until)  # 2
             reply = exchange.reply(response, modern=way.modern, in_session=way.in_session)  # 3
@@ -121,7 +122,7 @@ class Sender:
     async def tell(self, way: Way, message: Mapping[str, Any]) -> None:
         """Until it is accepted. Raises UpstreamFailed."""
         body = messages.encode({"jsonrpc": "2.0", **message})
-        response = await self._post(way, body, PROBE_S, None)
+        response = await self.request(way, way.door.post + way.lines, body, PROBE_S, None)
         if response.status == 404 and way.in_session:
             raise SessionGone
         if response.status in {401, 403}:
@@ -166,17 +167,16 @@ class Sender:
         visit, origin = way.visit, way.door.origin
         send = origin.listen if math.isinf(timeout_s) else origin.request
         first_byte_s = visit.server.first_byte_s
-        proof = await self._proof(visit)
+        proof = None
+        if visit.server.credential.kind != "none":
+            proof = await self._credentials.header(visit)
         response = await send(_headed(head, proof, body), body, timeout_s, first_byte_s, tap)
         if response.status != 401 or not self._credentials.forget(visit, proof):
             return response
-        again = _headed(head, await self._proof(visit), body)
+        again = _headed(head, await self._credentials.header(visit), body)
         return await send(again, body, timeout_s, first_byte_s, tap)
 
     # --- one request ----------------------------------------------------------------------------
-
-    async def _post(self, way: Way, body: bytes, timeout_s: float, tap: Tap | None) -> Response:
-        return await self.request(way, way.door.post + way.lines, body, timeout_s, tap)
 
     async def _listen(
         self, way: Way, head: bytes, body: bytes, exchange: Exchange
@@ -189,11 +189,6 @@ class Sender:
                 return None
             self._failed(way, exchange, failure)
             raise
-
-    async def _proof(self, visit: Visit) -> Header | None:
-        if visit.server.credential.kind == "none":
-            return None
-        return await self._credentials.header(visit)
 
     # --- an answer's further way ----------------------------------------------------------------
 

@@ -73,6 +73,10 @@ class Site:
     )
     _turn: int = 0
 
+    def known(self, now_ns: int) -> Facts | None:
+        """What it said of itself, unless that is long ago."""
+        return self.facts if self.until_ns > now_ns else None
+
     def door(self, now_ns: int) -> Door:
         """The next one that may answer. Raises UpstreamFailed."""
         doors = self.doors

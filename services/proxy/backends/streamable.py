@@ -67,11 +67,13 @@ class StreamableBackend:
         self.plain = PlainHttp(self._sites, self._sender)
 
     async def facts(self, visit: Visit) -> Facts:
-        return await self._facts(visit, self._sites.of(visit), self._clock.monotonic_ns())
+        site = self._sites.of(visit)
+        known = site.known(self._clock.monotonic_ns())
+        return known or await self._learn(visit, site)
 
     async def open(self, visit: Visit, capabilities: Mapping[str, Any]) -> Session | None:
         site = self._sites.of(visit)
-        facts = await self._facts(visit, site, self._clock.monotonic_ns())
+        facts = site.known(self._clock.monotonic_ns()) or await self._learn(visit, site)
         return None if facts.modern else (await self._initialize(visit, site, capabilities))[0]
 
     async def ask(
@@ -83,9 +85,11 @@ class StreamableBackend:
     ) -> Reply:
         site = self._sites.of(visit)
         now_ns = site.used_ns = self._clock.monotonic_ns()
-        facts = await self._facts(visit, site, now_ns)
+        facts = site.known(now_ns) or await self._learn(visit, site)
         if facts.modern:
-            return await self._modern(visit, site, request, facts.version, hear)
+            lines = _modern_headers(request, facts.version)
+            way = Way(visit, site, site.door(now_ns), lines, modern=True)
+            return (await self._sender.ask(way, request, hear))[0]
         if session is not None:
             return await self._legacy(visit, site, request, session, hear)
         pooled = await self._pooled(visit, site)
@@ -99,7 +103,7 @@ class StreamableBackend:
     async def tell(self, visit: Visit, message: Mapping[str, Any], session: Session | None) -> None:
         """Modern servers take answers with the next request, and no notifications."""
         site = self._sites.of(visit)
-        facts = await self._facts(visit, site, self._clock.monotonic_ns())
+        facts = site.known(self._clock.monotonic_ns()) or await self._learn(visit, site)
         if facts.modern:
             return
         if session is None:
@@ -110,7 +114,7 @@ class StreamableBackend:
         self, visit: Visit, listening: Listening, hear: Hear, session: Session | None = None
     ) -> None:
         site = self._sites.of(visit)
-        facts = await self._facts(visit, site, self._clock.monotonic_ns())
+        facts = site.known(self._clock.monotonic_ns()) or await self._learn(visit, site)
         if facts.modern:
             params = listening.params
             given = params.get("_meta")
@@ -158,14 +162,13 @@ class StreamableBackend:
 
     # --- which era ------------------------------------------------------------------------------
 
-    async def _facts(self, visit: Visit, site: Site, now_ns: int) -> Facts:
-        if site.facts is not None and site.until_ns > now_ns:
-            return site.facts
+    async def _learn(self, visit: Visit, site: Site) -> Facts:
         async with site.probing:
-            if site.facts is None or site.until_ns <= self._clock.monotonic_ns():
-                site.facts = await self._probe(visit, site)
+            known = site.known(self._clock.monotonic_ns())
+            if known is None:
+                known = site.facts = await self._probe(visit, site)
                 site.until_ns = self._clock.monotonic_ns() + FACTS_NS
-            return site.facts
+            return known
 
     async def _probe(self, visit: Visit, site: Site) -> Facts:
         """1. `server/discover`, again if the server names another version of ours  2. a modern
@@ -256,13 +259,6 @@ class StreamableBackend:
             del site.pool[visit.caller.agent]
 
     # --- dialects -------------------------------------------------------------------------------
-
-    async def _modern(
-        self, visit: Visit, site: Site, request: Request, version: str, hear: Hear | None
-    ) -> Reply:
-        lines = _modern_headers(request, version)
-        way = Way(visit, site, site.door(site.used_ns), lines, modern=True)
-        return (await self._sender.ask(way, request, hear))[0]
 
     async def _legacy(
         self, visit: Visit, site: Site, request: Request, session: Session, hear: Hear | None
