@@ -36,6 +36,11 @@ class Curious:
         self.answers: dict[Any, Any] = {}
         self._waiting: dict[Any, asyncio.Future[None]] = {}
 
+    def forget(self) -> None:
+        self.eras = ("modern", "legacy")
+        for kept in (self.told, self.seen, self.answers, self._waiting):
+            kept.clear()
+
     def calls(self) -> list[dict[str, Any]]:
         """Params of the calls that ran."""
         return [one["params"] for one in self.seen if one.get("method") == "tools/call"]
