@@ -31,7 +31,7 @@ help: ## this list
 setup: ## Python packages into .venv (downloads)
 	@dev/setup.sh
 
-tools: setup ## OPA, Node.js and the MCP Inspector into .tools (downloads, builds)
+tools: setup ## OPA, Node.js, the MCP Inspector, the conformance suite into .tools (downloads, builds)
 	@dev/tools.sh
 
 $(BIN)/python:
@@ -80,7 +80,7 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 
 # --- tests -------------------------------------------------------------------------------------
 
-.PHONY: test unit contract integration journeys attacks wheel bench bench-against bench-hops bench-pages bench-relay bench-hidden bench-start chaos
+.PHONY: test unit contract integration journeys attacks conformance wheel bench bench-against bench-hops bench-pages bench-relay bench-hidden bench-start chaos
 # What mostly waits runs two at a time; what measures or kills under load runs alone.
 BESIDE := $(addprefix tests/,unit integration/control integration/proxy integration/authorizer contract/tickets)
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
@@ -100,6 +100,9 @@ contract: ## fakes and the real thing behave alike; decision tables
 integration: ## one service, its real neighbours
 journeys: ## promises to a user, all processes
 attacks: ## what an adversary tries, with innocent twins
+
+conformance: $(BIN)/python ## what works directly works through the gateway, check by check (needs `make tools`)
+	$(BIN)/python -m tests.conformance.gate $(ARGS)
 
 wheel: setup ## the unit layer against the built wheel, sources out of reach (downloads)
 	dev/wheel.sh

@@ -216,12 +216,19 @@ _asking_once(
     types.ListRootsRequest(),
     lambda answer: f"Roots: {', '.join(str(root.uri) for root in answer.roots)}",
 )
-_asking_once(
-    "test_streaming_elicitation",
-    "Needs a word from the user, and never asks on the stream.",
-    form("Say a word.", "word"),
-    lambda answer: f"The word is {_accepted(answer, 'word')}.",
+
+
+@offered(
+    "test_streaming_elicitation", "Would like a word of the user, and never asks on the stream."
 )
+async def a_word(context: Context, params: types.CallToolRequestParams) -> Answer:
+    if "elicitation" not in declared(context):
+        return said("There is nobody to ask.")
+    match answers(params, "word"):
+        case [word]:
+            return said(f"The word is {_accepted(word, 'word')}.")
+        case _:
+            return needed(context, {"word": form("Say a word.", "word")})
 
 
 def _confirming(name: str, description: str) -> None:

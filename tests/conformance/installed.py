@@ -35,10 +35,19 @@ class Leg:
 
     revision: str
     era: str
+    registered: str = "auto"
+    """Which era the gateway is told to speak with it."""
 
     @property
     def slug(self) -> str:
         return f"{self.era}-{self.revision[:4]}"
+
+    def records(self, sent: Mapping[str, int]) -> int:
+        """How many records these requests must leave: one each. Where a question of a newer server
+        was put to an older agent, its answer is one, and the call that goes on with it another.
+        """
+        goes_on = self.revision == "2025-11-25" and self.era == "modern"
+        return sum(sent.values()) + (sent.get("answer", 0) if goes_on else 0)
 
     @property
     def baseline(self) -> Path:
@@ -47,7 +56,7 @@ class Leg:
 
 
 SAME_ERA: Final = (
-    Leg(revision="2025-11-25", era="both"),
+    Leg(revision="2025-11-25", era="both", registered="legacy"),
     Leg(revision="2026-07-28", era="both"),
 )
 CROSS_ERA: Final = (
@@ -124,7 +133,7 @@ def installed(scratch: Path, legs: tuple[Leg, ...]) -> Iterator[Installed]:
         }
         up = stack.enter_context(running(scratch / "state", env=environment))
         up.raise_limits()
-        agents = {leg.slug: offer(up, leg.slug, upstreams[leg.slug]) for leg in legs}
+        agents = {leg.slug: offer(up, leg, upstreams[leg.slug]) for leg in legs}
         shim = Shim(address, told, noted)
         shim.tell(up.up.proxy_url, {slug: agent.token for slug, agent in agents.items()})
         for slug, agent in agents.items():
@@ -132,20 +141,24 @@ def installed(scratch: Path, legs: tuple[Leg, ...]) -> Iterator[Installed]:
         yield Installed(stack=up, shim=shim, agents=agents)
 
 
-def offer(stack: Stack, slug: str, url: str) -> Agent:
+def offer(stack: Stack, leg: Leg, url: str) -> Agent:
     """The server with every grant, and an agent that may do everything on it."""
+    add_server(stack, leg.slug, url, leg.registered)
+    return register(stack, leg.slug, f"{leg.slug}:*")
+
+
+def add_server(stack: Stack, slug: str, url: str, era: str) -> None:
     server: dict[str, Any] = {
         "slug": slug,
         "domain": slug,
         "trust": "trusted",
         "transport": "http",
         "urls": [url],
-        "era": "auto",
+        "era": era,
         "credential": {"kind": "none"},
         "grants": GRANTS,
     }
     stack.rest.post("/api/v1/servers", server)
-    return register(stack, slug, f"{slug}:*")
 
 
 def approve(stack: Stack, slug: str, agent: Agent, actions: Mapping[str, str]) -> None:

@@ -24,7 +24,7 @@ from mcp import Client
 from mcp.client.client import ConnectMode
 from mcp.client.streamable_http import streamable_http_client
 
-from tests.conformance.installed import GRANTS
+from tests.conformance.installed import add_server
 from tests.fakes.stack import Refused, Stack, Up, until
 
 LEGACY: Final = "2025-11-25"
@@ -141,18 +141,7 @@ async def rooted(context: Any) -> types.ListRootsResult:
 def register(place: Place, slug: str, url: str) -> str:
     """The suite's server behind the gateway, with what it lists classified; its address there."""
     stack = Stack(place.up, process=cast("Any", None))
-    stack.rest.post(
-        "/api/v1/servers",
-        {
-            "slug": slug,
-            "trust": "trusted",
-            "transport": "http",
-            "urls": [url],
-            "era": "auto",
-            "credential": {"kind": "none"},
-            "grants": GRANTS,
-        },
-    )
+    add_server(stack, slug, url, "auto")
     until(lambda: _asked(stack, slug, place.token), f"{slug} answers", SEEN_TIMEOUT_S)
     if slug.startswith(NO_TOOLS):
         return stack.mcp_url(slug)
