@@ -21,6 +21,7 @@ from tests.fakes.issuers import (
     guarded_tools,
     token_server,
 )
+from tests.fakes.names import resolving
 
 AUTHORITY = Authority()
 OTHER_AUTHORITY = Authority("somebody else")
@@ -317,3 +318,30 @@ async def test_private_addresses_are_reached_only_where_the_plane_allows_it(
 
         assert code == listed.get("error", {}).get("code")
         assert (code is None) == bool(tools.heard)
+
+
+async def test_a_name_that_turns_into_another_machines_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resolved once for each connection, and the addresses that were looked at are dialled."""
+    found = resolving(monkeypatch, "tools.example")
+    found += [["127.0.0.1"], ["127.0.0.1", "169.254.169.254"], ["169.254.169.254"]]
+    async with guarded_tools() as tools:
+        port = tools.url.partition(":")[2].rpartition(":")[2].partition("/")[0]
+        tools.url = f"http://tools.example:{port}/mcp"
+        async with proxied(tmp_path, tools) as proxy:
+            codes = []
+            for _ in range(3):
+                _, listed = await proxy.modern("tools/list")
+                codes.append(listed.get("error", {}).get("code"))
+                await proxy.authorizer.publish(servers=_moved(proxy, tools.url))
+                await proxy.settled()
+
+        assert ([None, 5020, 5020], []) == (codes, found)
+        assert {f"tools.example:{port}"} == {one["host"] for one in tools.headers}
+
+
+def _moved(proxy: Gateway, url: str) -> dict[str, Any]:
+    """The entry changes, so that connections are made anew."""
+    entry = proxy.authorizer.snapshot["tenants"][proxy.tenant]["servers"]["notes"]
+    return {"notes": {**entry, "urls": [url], "headers": {"X-N": str(len(str(entry)))}}}
