@@ -1,7 +1,6 @@
 """One question to a token endpoint: what of an answer is taken, and where none is asked for."""
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from services.proxy.backends import token_endpoint
 from services.proxy.backends.token_endpoint import Answered, post
 from services.proxy.backends.token_requests import TokenRefused, TokenRequest
 from tests.fakes.certificates import Authority, server_context
+from tests.fakes.names import resolving
 
 ASKED = TokenRequest(b"grant_type=client_credentials", "Basic Z2F0ZTpzM2NyM3Q=")
 AUTHORITY = Authority()
@@ -141,40 +141,26 @@ async def test_metadata_addresses_are_never_asked(host: str) -> None:
     assert "address" == await refusal(f"http://{host}:8/")
 
 
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What each next name turns out to be; names are asked of nobody."""
-    found: list[list[str]] = []
-    real = socket.getaddrinfo
-
-    def resolve(host: Any, port: Any, *args: Any, **options: Any) -> Any:
-        if not found:
-            return real(host, port, *args, **options)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in found.pop(0)]
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    return found
-
-
 async def test_a_name_is_resolved_once_and_all_of_its_addresses_count(
-    names: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Between the look and the connection, a name cannot become another machine's."""
+    found = resolving(monkeypatch, "auth.example")
     async with wire() as endpoint:
         url = f"http://auth.example:{endpoint.port}/"
-        names += [["127.0.0.1"]]
+        found.append(["127.0.0.1"])
         assert 200 == (await ask(url)).status
         assert b"\r\nhost: auth.example:" in endpoint.heard[0]
 
-        names += [["127.0.0.1", "169.254.169.254"]]
+        found.append(["127.0.0.1", "169.254.169.254"])
         assert ("address", 1) == (await refusal(url), len(endpoint.heard))
 
 
 @pytest.mark.parametrize("host", ["0x7f.1", "2130706433", "127.1", "0177.0.0.1"])
 async def test_a_spelling_of_an_address_is_looked_at_as_what_it_leads_to(
-    names: list[list[str]], host: str
+    monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    names += [["127.0.0.1"]]
+    resolving(monkeypatch, host).append(["127.0.0.1"])
     async with wire() as endpoint:
         assert "address" == await refusal(f"http://{host}:{endpoint.port}/", private=False)
         assert [] == endpoint.heard
