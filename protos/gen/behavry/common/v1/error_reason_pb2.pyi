@@ -147,6 +147,23 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_FEATURE_UNKNOWN: _ErrorReason.ValueType  # 200
     """Entitlements."""
     ERROR_REASON_TENANT_UNKNOWN: _ErrorReason.ValueType  # 201
+    ERROR_REASON_OVERRIDE_CONFLICT: _ErrorReason.ValueType  # 202
+    """A key in two lists, or a window that ends before it starts."""
+    ERROR_REASON_OVERRIDE_EXCEEDS_LICENSE: _ErrorReason.ValueType  # 203
+    """Enabling what no licence of the installation includes."""
+    ERROR_REASON_LICENSE_OLDER: _ErrorReason.ValueType  # 204
+    """A newer licence is active."""
+    ERROR_REASON_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 205
+    ERROR_REASON_DEPLOYMENT_MODEL_NOT_INCLUDED: _ErrorReason.ValueType  # 206
+    ERROR_REASON_LICENSE_EXPIRED: _ErrorReason.ValueType  # 210
+    ERROR_REASON_LICENSE_REVOKED: _ErrorReason.ValueType  # 211
+    ERROR_REASON_LICENSE_MALFORMED: _ErrorReason.ValueType  # 212
+    ERROR_REASON_LICENSE_SIGNATURE_INVALID: _ErrorReason.ValueType  # 213
+    ERROR_REASON_LICENSE_UNKNOWN_KEY: _ErrorReason.ValueType  # 214
+    ERROR_REASON_LICENSE_PRODUCT_MISMATCH: _ErrorReason.ValueType  # 215
+    ERROR_REASON_LICENSE_SUBJECT_MISMATCH: _ErrorReason.ValueType  # 216
+    ERROR_REASON_LICENSE_FINGERPRINT_MISMATCH: _ErrorReason.ValueType  # 217
+    ERROR_REASON_LICENSE_CLOCK_SUSPECT: _ErrorReason.ValueType  # 218
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The error catalogue. The name without its prefix is the `reason` of google.rpc.ErrorInfo
@@ -278,4 +295,21 @@ ERROR_REASON_VERIFY_UNKNOWN: ErrorReason.ValueType  # 184
 ERROR_REASON_FEATURE_UNKNOWN: ErrorReason.ValueType  # 200
 """Entitlements."""
 ERROR_REASON_TENANT_UNKNOWN: ErrorReason.ValueType  # 201
+ERROR_REASON_OVERRIDE_CONFLICT: ErrorReason.ValueType  # 202
+"""A key in two lists, or a window that ends before it starts."""
+ERROR_REASON_OVERRIDE_EXCEEDS_LICENSE: ErrorReason.ValueType  # 203
+"""Enabling what no licence of the installation includes."""
+ERROR_REASON_LICENSE_OLDER: ErrorReason.ValueType  # 204
+"""A newer licence is active."""
+ERROR_REASON_LIMIT_EXCEEDED: ErrorReason.ValueType  # 205
+ERROR_REASON_DEPLOYMENT_MODEL_NOT_INCLUDED: ErrorReason.ValueType  # 206
+ERROR_REASON_LICENSE_EXPIRED: ErrorReason.ValueType  # 210
+ERROR_REASON_LICENSE_REVOKED: ErrorReason.ValueType  # 211
+ERROR_REASON_LICENSE_MALFORMED: ErrorReason.ValueType  # 212
+ERROR_REASON_LICENSE_SIGNATURE_INVALID: ErrorReason.ValueType  # 213
+ERROR_REASON_LICENSE_UNKNOWN_KEY: ErrorReason.ValueType  # 214
+ERROR_REASON_LICENSE_PRODUCT_MISMATCH: ErrorReason.ValueType  # 215
+ERROR_REASON_LICENSE_SUBJECT_MISMATCH: ErrorReason.ValueType  # 216
+ERROR_REASON_LICENSE_FINGERPRINT_MISMATCH: ErrorReason.ValueType  # 217
+ERROR_REASON_LICENSE_CLOCK_SUSPECT: ErrorReason.ValueType  # 218
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

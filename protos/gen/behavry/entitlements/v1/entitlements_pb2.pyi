@@ -102,12 +102,37 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     DESCRIPTOR: _descriptor.EnumDescriptor
     SOURCE_UNSPECIFIED: _Source.ValueType  # 0
     SOURCE_PLAN: _Source.ValueType  # 1
+    SOURCE_OVERRIDE: _Source.ValueType  # 2
+    SOURCE_LICENSE: _Source.ValueType  # 3
+    SOURCE_GRACE: _Source.ValueType  # 4
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper): ...
 
 SOURCE_UNSPECIFIED: Source.ValueType  # 0
 SOURCE_PLAN: Source.ValueType  # 1
+SOURCE_OVERRIDE: Source.ValueType  # 2
+SOURCE_LICENSE: Source.ValueType  # 3
+SOURCE_GRACE: Source.ValueType  # 4
 Global___Source: _TypeAlias = Source  # noqa: Y015
+
+class _Effect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EFFECT_UNSPECIFIED: _Effect.ValueType  # 0
+    EFFECT_ENABLE: _Effect.ValueType  # 1
+    EFFECT_DISABLE: _Effect.ValueType  # 2
+    EFFECT_CLEAR: _Effect.ValueType  # 3
+
+class Effect(_Effect, metaclass=_EffectEnumTypeWrapper): ...
+
+EFFECT_UNSPECIFIED: Effect.ValueType  # 0
+EFFECT_ENABLE: Effect.ValueType  # 1
+EFFECT_DISABLE: Effect.ValueType  # 2
+EFFECT_CLEAR: Effect.ValueType  # 3
+Global___Effect: _TypeAlias = Effect  # noqa: Y015
 
 @_typing.final
 class FeatureAnswer(_message.Message):
@@ -118,11 +143,14 @@ class FeatureAnswer(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     REQUIRED_PLAN_FIELD_NUMBER: _builtins.int
+    CHANGES_AT_FIELD_NUMBER: _builtins.int
     feature: Global___Feature.ValueType
     allowed: _builtins.bool
     mode: Global___Mode.ValueType
     source: Global___Source.ValueType
     required_plan: _builtins.str
+    changes_at: _builtins.int
+    """Unix seconds of the next change by time; 0 where none is known."""
     def __init__(
         self,
         *,
@@ -131,18 +159,138 @@ class FeatureAnswer(_message.Message):
         mode: Global___Mode.ValueType = ...,
         source: Global___Source.ValueType = ...,
         required_plan: _builtins.str = ...,
+        changes_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "feature", b"feature", "mode", b"mode", "required_plan", b"required_plan", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "changes_at", b"changes_at", "feature", b"feature", "mode", b"mode", "required_plan", b"required_plan", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FeatureAnswer: _TypeAlias = FeatureAnswer  # noqa: Y015
 
 @_typing.final
+class Limits(_message.Message):
+    """Absent: unlimited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    DATA_PLANES_FIELD_NUMBER: _builtins.int
+    agents: _builtins.int
+    tenants: _builtins.int
+    data_planes: _builtins.int
+    def __init__(
+        self,
+        *,
+        agents: _builtins.int | None = ...,
+        tenants: _builtins.int | None = ...,
+        data_planes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_agents", b"_agents", "_data_planes", b"_data_planes", "_tenants", b"_tenants", "agents", b"agents", "data_planes", b"data_planes", "tenants", b"tenants"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_agents", b"_agents", "_data_planes", b"_data_planes", "_tenants", b"_tenants", "agents", b"agents", "data_planes", b"data_planes", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__agents: _TypeAlias = _typing.Literal["agents"]  # noqa: Y015
+    _WhichOneofArgType__agents: _TypeAlias = _typing.Literal["_agents", b"_agents"]  # noqa: Y015
+    _WhichOneofReturnType__data_planes: _TypeAlias = _typing.Literal["data_planes"]  # noqa: Y015
+    _WhichOneofArgType__data_planes: _TypeAlias = _typing.Literal["_data_planes", b"_data_planes"]  # noqa: Y015
+    _WhichOneofReturnType__tenants: _TypeAlias = _typing.Literal["tenants"]  # noqa: Y015
+    _WhichOneofArgType__tenants: _TypeAlias = _typing.Literal["_tenants", b"_tenants"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__agents) -> _WhichOneofReturnType__agents | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data_planes) -> _WhichOneofReturnType__data_planes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tenants) -> _WhichOneofReturnType__tenants | None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class License(_message.Message):
+    """A licence without its token. Times in Unix seconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JTI_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    GRACE_ENDS_AT_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    TOKEN_SHA256_FIELD_NUMBER: _builtins.int
+    jti: _builtins.str
+    customer: _builtins.str
+    key_id: _builtins.str
+    issued_at: _builtins.int
+    not_before: _builtins.int
+    expires_at: _builtins.int
+    grace_ends_at: _builtins.int
+    scope: _builtins.str
+    plan: _builtins.str
+    status: _builtins.str
+    """State code of entitlements.md 3.2."""
+    token_sha256: _builtins.str
+    """SHA-256 of the token, hex."""
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        jti: _builtins.str = ...,
+        customer: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        issued_at: _builtins.int = ...,
+        not_before: _builtins.int = ...,
+        expires_at: _builtins.int = ...,
+        grace_ends_at: _builtins.int = ...,
+        scope: _builtins.str = ...,
+        plan: _builtins.str = ...,
+        limits: Global___Limits | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        status: _builtins.str = ...,
+        token_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "expires_at", b"expires_at", "grace_ends_at", b"grace_ends_at", "issued_at", b"issued_at", "jti", b"jti", "key_id", b"key_id", "limits", b"limits", "models", b"models", "not_before", b"not_before", "plan", b"plan", "scope", b"scope", "status", b"status", "token_sha256", b"token_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___License: _TypeAlias = License  # noqa: Y015
+
+@_typing.final
 class TenantEntitlements(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FeatureOverridesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bool
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     TENANT_ID_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
@@ -150,15 +298,49 @@ class TenantEntitlements(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
+    SCHEDULED_FIELD_NUMBER: _builtins.int
+    GRACE_ENDS_AT_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    INSTALLATION_LICENSE_FIELD_NUMBER: _builtins.int
+    FEATURE_OVERRIDES_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     plan: _builtins.str
     plan_expires_at: _builtins.int
     """Unix seconds; 0 when the plan has no end."""
     revision: _builtins.int
     status: _builtins.str
-    """State code of entitlements.md 3.2."""
+    """State code of entitlements.md 3.2: the worse of tenant plan and installation licence."""
+    grace_ends_at: _builtins.int
+    """Unix seconds; 0 where there is no end."""
+    deleted: _builtins.bool
+    """The tenant was deleted: whoever holds it forgets it."""
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureAnswer]: ...
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def license(self) -> Global___License:
+        """What counts now; absent without one."""
+
+    @_builtins.property
+    def scheduled(self) -> Global___License:
+        """One whose `nbf` is ahead."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Deployment models that new planes may have; empty: all."""
+
+    @_builtins.property
+    def installation_license(self) -> Global___License:
+        """The ceiling's own licence, where an installation has one."""
+
+    @_builtins.property
+    def feature_overrides(self) -> _containers.ScalarMap[_builtins.str, _builtins.bool]:
+        """Live overrides, by feature: true enables, false disables."""
+
     def __init__(
         self,
         *,
@@ -168,10 +350,18 @@ class TenantEntitlements(_message.Message):
         features: _abc.Iterable[Global___FeatureAnswer] | None = ...,
         revision: _builtins.int = ...,
         status: _builtins.str = ...,
+        limits: Global___Limits | None = ...,
+        license: Global___License | None = ...,
+        scheduled: Global___License | None = ...,
+        grace_ends_at: _builtins.int = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        installation_license: Global___License | None = ...,
+        feature_overrides: _abc.Mapping[_builtins.str, _builtins.bool] | None = ...,
+        deleted: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["installation_license", b"installation_license", "license", b"license", "limits", b"limits", "scheduled", b"scheduled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "plan", b"plan", "plan_expires_at", b"plan_expires_at", "revision", b"revision", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "feature_overrides", b"feature_overrides", "features", b"features", "grace_ends_at", b"grace_ends_at", "installation_license", b"installation_license", "license", b"license", "limits", b"limits", "models", b"models", "plan", b"plan", "plan_expires_at", b"plan_expires_at", "revision", b"revision", "scheduled", b"scheduled", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -453,3 +643,524 @@ class PutTenantResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutTenantResponse: _TypeAlias = PutTenantResponse  # noqa: Y015
+
+@_typing.final
+class CheckFeatureRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    feature: Global___Feature.ValueType
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        feature: Global___Feature.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckFeatureRequest: _TypeAlias = CheckFeatureRequest  # noqa: Y015
+
+@_typing.final
+class CheckFeatureResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___FeatureAnswer: ...
+    def __init__(
+        self,
+        *,
+        answer: Global___FeatureAnswer | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckFeatureResponse: _TypeAlias = CheckFeatureResponse  # noqa: Y015
+
+@_typing.final
+class BatchCheckFeaturesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[Global___Feature.ValueType]: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        features: _abc.Iterable[Global___Feature.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckFeaturesRequest: _TypeAlias = BatchCheckFeaturesRequest  # noqa: Y015
+
+@_typing.final
+class BatchCheckFeaturesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureAnswer]: ...
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___FeatureAnswer] | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCheckFeaturesResponse: _TypeAlias = BatchCheckFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class GetLicenseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLicenseRequest: _TypeAlias = GetLicenseRequest  # noqa: Y015
+
+@_typing.final
+class GetLicenseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LICENSE_FIELD_NUMBER: _builtins.int
+    SCHEDULED_FIELD_NUMBER: _builtins.int
+    INSTALLATION_LICENSE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    @_builtins.property
+    def license(self) -> Global___License: ...
+    @_builtins.property
+    def scheduled(self) -> Global___License: ...
+    @_builtins.property
+    def installation_license(self) -> Global___License: ...
+    def __init__(
+        self,
+        *,
+        license: Global___License | None = ...,
+        scheduled: Global___License | None = ...,
+        installation_license: Global___License | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["installation_license", b"installation_license", "license", b"license", "scheduled", b"scheduled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["installation_license", b"installation_license", "license", b"license", "revision", b"revision", "scheduled", b"scheduled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLicenseResponse: _TypeAlias = GetLicenseResponse  # noqa: Y015
+
+@_typing.final
+class ListOverridesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    page_size: _builtins.int
+    """1-500."""
+    page_token: _builtins.str
+    """Opaque; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOverridesRequest: _TypeAlias = ListOverridesRequest  # noqa: Y015
+
+@_typing.final
+class ListOverridesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def overrides(self) -> _containers.RepeatedCompositeFieldContainer[Global___Override]: ...
+    def __init__(
+        self,
+        *,
+        overrides: _abc.Iterable[Global___Override] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "overrides", b"overrides"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOverridesResponse: _TypeAlias = ListOverridesResponse  # noqa: Y015
+
+@_typing.final
+class Override(_message.Message):
+    """A row of the history; rows are added and never changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
+    ENDS_AT_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    feature: Global___Feature.ValueType
+    effect: Global___Effect.ValueType
+    starts_at: _builtins.int
+    """Unix seconds; 0 where there is none."""
+    ends_at: _builtins.int
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    created_at: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        feature: Global___Feature.ValueType = ...,
+        effect: Global___Effect.ValueType = ...,
+        starts_at: _builtins.int = ...,
+        ends_at: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        created_at: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "created_at", b"created_at", "effect", b"effect", "ends_at", b"ends_at", "feature", b"feature", "id", b"id", "reason", b"reason", "request_id", b"request_id", "starts_at", b"starts_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Override: _TypeAlias = Override  # noqa: Y015
+
+@_typing.final
+class Cause(_message.Message):
+    """Who changes what, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    actor: _builtins.str
+    reason: _builtins.str
+    request_id: _builtins.str
+    expected_revision: _builtins.int
+    """0: whatever it is."""
+    def __init__(
+        self,
+        *,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        expected_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "expected_revision", b"expected_revision", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cause: _TypeAlias = Cause  # noqa: Y015
+
+@_typing.final
+class DeleteTenantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    @_builtins.property
+    def cause(self) -> Global___Cause: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        cause: Global___Cause | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTenantRequest: _TypeAlias = DeleteTenantRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTenantResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTenantResponse: _TypeAlias = DeleteTenantResponse  # noqa: Y015
+
+@_typing.final
+class SetPlanRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    plan: _builtins.str
+    expires_at: _builtins.int
+    """Unix seconds; 0 where the plan has no end."""
+    @_builtins.property
+    def cause(self) -> Global___Cause: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        plan: _builtins.str = ...,
+        expires_at: _builtins.int = ...,
+        cause: Global___Cause | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "expires_at", b"expires_at", "plan", b"plan", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPlanRequest: _TypeAlias = SetPlanRequest  # noqa: Y015
+
+@_typing.final
+class SetPlanResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITLEMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entitlements(self) -> Global___TenantEntitlements: ...
+    def __init__(
+        self,
+        *,
+        entitlements: Global___TenantEntitlements | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entitlements", b"entitlements"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entitlements", b"entitlements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPlanResponse: _TypeAlias = SetPlanResponse  # noqa: Y015
+
+@_typing.final
+class SetOverridesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ENABLE_FIELD_NUMBER: _builtins.int
+    DISABLE_FIELD_NUMBER: _builtins.int
+    CLEAR_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
+    ENDS_AT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    starts_at: _builtins.int
+    """Unix seconds; 0: at once."""
+    ends_at: _builtins.int
+    """Unix seconds; 0: until cleared."""
+    @_builtins.property
+    def enable(self) -> _containers.RepeatedScalarFieldContainer[Global___Feature.ValueType]: ...
+    @_builtins.property
+    def disable(self) -> _containers.RepeatedScalarFieldContainer[Global___Feature.ValueType]: ...
+    @_builtins.property
+    def clear(self) -> _containers.RepeatedScalarFieldContainer[Global___Feature.ValueType]: ...
+    @_builtins.property
+    def cause(self) -> Global___Cause: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        enable: _abc.Iterable[Global___Feature.ValueType] | None = ...,
+        disable: _abc.Iterable[Global___Feature.ValueType] | None = ...,
+        clear: _abc.Iterable[Global___Feature.ValueType] | None = ...,
+        starts_at: _builtins.int = ...,
+        ends_at: _builtins.int = ...,
+        cause: Global___Cause | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "clear", b"clear", "disable", b"disable", "enable", b"enable", "ends_at", b"ends_at", "starts_at", b"starts_at", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetOverridesRequest: _TypeAlias = SetOverridesRequest  # noqa: Y015
+
+@_typing.final
+class SetOverridesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITLEMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entitlements(self) -> Global___TenantEntitlements: ...
+    def __init__(
+        self,
+        *,
+        entitlements: Global___TenantEntitlements | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entitlements", b"entitlements"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entitlements", b"entitlements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetOverridesResponse: _TypeAlias = SetOverridesResponse  # noqa: Y015
+
+@_typing.final
+class ActivateLicenseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    REPLACE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant whose admin activates it; empty for the installation's own."""
+    token: _builtins.str
+    """Compact JWS, at most 16 KiB: a licence or a revocation list."""
+    replace: _builtins.bool
+    """Takes the place of a newer one."""
+    @_builtins.property
+    def cause(self) -> Global___Cause: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        token: _builtins.str = ...,
+        replace: _builtins.bool = ...,
+        cause: Global___Cause | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "replace", b"replace", "tenant_id", b"tenant_id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateLicenseRequest: _TypeAlias = ActivateLicenseRequest  # noqa: Y015
+
+@_typing.final
+class ActivateLicenseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITLEMENTS_FIELD_NUMBER: _builtins.int
+    ACTIVATED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entitlements(self) -> Global___TenantEntitlements: ...
+    @_builtins.property
+    def activated(self) -> Global___License: ...
+    def __init__(
+        self,
+        *,
+        entitlements: Global___TenantEntitlements | None = ...,
+        activated: Global___License | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activated", b"activated", "entitlements", b"entitlements"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated", b"activated", "entitlements", b"entitlements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivateLicenseResponse: _TypeAlias = ActivateLicenseResponse  # noqa: Y015
+
+@_typing.final
+class RemoveLicenseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    JTI_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    jti: _builtins.str
+    @_builtins.property
+    def cause(self) -> Global___Cause: ...
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        jti: _builtins.str = ...,
+        cause: Global___Cause | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "jti", b"jti", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveLicenseRequest: _TypeAlias = RemoveLicenseRequest  # noqa: Y015
+
+@_typing.final
+class RemoveLicenseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTITLEMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entitlements(self) -> Global___TenantEntitlements: ...
+    def __init__(
+        self,
+        *,
+        entitlements: Global___TenantEntitlements | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entitlements", b"entitlements"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entitlements", b"entitlements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveLicenseResponse: _TypeAlias = RemoveLicenseResponse  # noqa: Y015

@@ -50,6 +50,26 @@ class EntitlementsReaderServiceStub:
                 request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListPlanFeaturesRequest.SerializeToString,
                 response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListPlanFeaturesResponse.FromString,
                 _registered_method=True)
+        self.CheckFeature = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsReaderService/CheckFeature',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.CheckFeatureRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.CheckFeatureResponse.FromString,
+                _registered_method=True)
+        self.BatchCheckFeatures = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsReaderService/BatchCheckFeatures',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.BatchCheckFeaturesRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.BatchCheckFeaturesResponse.FromString,
+                _registered_method=True)
+        self.GetLicense = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsReaderService/GetLicense',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.GetLicenseRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.GetLicenseResponse.FromString,
+                _registered_method=True)
+        self.ListOverrides = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsReaderService/ListOverrides',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListOverridesRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListOverridesResponse.FromString,
+                _registered_method=True)
 
 
 class EntitlementsReaderServiceServicer:
@@ -76,6 +96,34 @@ class EntitlementsReaderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckFeature(self, request, context):
+        """One feature's answer. INVALID_ARGUMENT/FEATURE_UNKNOWN, NOT_FOUND/TENANT_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchCheckFeatures(self, request, context):
+        """At most 17, in the order asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLicense(self, request, context):
+        """What licence counts for the tenant, and which one is scheduled; never the raw key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOverrides(self, request, context):
+        """The history of overrides, newest first, page by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EntitlementsReaderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +141,26 @@ def add_EntitlementsReaderServiceServicer_to_server(servicer, server):
                     servicer.ListPlanFeatures,
                     request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListPlanFeaturesRequest.FromString,
                     response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListPlanFeaturesResponse.SerializeToString,
+            ),
+            'CheckFeature': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckFeature,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.CheckFeatureRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.CheckFeatureResponse.SerializeToString,
+            ),
+            'BatchCheckFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCheckFeatures,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.BatchCheckFeaturesRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.BatchCheckFeaturesResponse.SerializeToString,
+            ),
+            'GetLicense': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLicense,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.GetLicenseRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.GetLicenseResponse.SerializeToString,
+            ),
+            'ListOverrides': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOverrides,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListOverridesRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListOverridesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -187,9 +255,117 @@ class EntitlementsReaderService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def CheckFeature(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsReaderService/CheckFeature',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.CheckFeatureRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.CheckFeatureResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCheckFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsReaderService/BatchCheckFeatures',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.BatchCheckFeaturesRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.BatchCheckFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLicense(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsReaderService/GetLicense',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.GetLicenseRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.GetLicenseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOverrides(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsReaderService/ListOverrides',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListOverridesRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ListOverridesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class EntitlementsAdminServiceStub:
-    """Tenant life cycle. Allowed peer: control.
+    """Tenant life cycle, plans, overrides, licences. Allowed peer: control.
     """
 
     def __init__(self, channel):
@@ -203,14 +379,77 @@ class EntitlementsAdminServiceStub:
                 request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.PutTenantRequest.SerializeToString,
                 response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.PutTenantResponse.FromString,
                 _registered_method=True)
+        self.DeleteTenant = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsAdminService/DeleteTenant',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.DeleteTenantRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.DeleteTenantResponse.FromString,
+                _registered_method=True)
+        self.SetPlan = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsAdminService/SetPlan',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetPlanRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetPlanResponse.FromString,
+                _registered_method=True)
+        self.SetOverrides = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsAdminService/SetOverrides',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetOverridesRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetOverridesResponse.FromString,
+                _registered_method=True)
+        self.ActivateLicense = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsAdminService/ActivateLicense',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ActivateLicenseRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ActivateLicenseResponse.FromString,
+                _registered_method=True)
+        self.RemoveLicense = channel.unary_unary(
+                '/behavry.entitlements.v1.EntitlementsAdminService/RemoveLicense',
+                request_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.RemoveLicenseRequest.SerializeToString,
+                response_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.RemoveLicenseResponse.FromString,
+                _registered_method=True)
 
 
 class EntitlementsAdminServiceServicer:
-    """Tenant life cycle. Allowed peer: control.
+    """Tenant life cycle, plans, overrides, licences. Allowed peer: control.
     """
 
     def PutTenant(self, request, context):
         """Creates the tenant on the trial plan; the same id again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTenant(self, request, context):
+        """Ends the tenant: it is watched and answered no more. Its history stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPlan(self, request, context):
+        """The same `request_id` within 24 h is answered as the first time.
+        ABORTED/STALE_REVISION where `expected_revision` is another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetOverrides(self, request, context):
+        """Whole or not at all. INVALID_ARGUMENT/FEATURE_UNKNOWN, OVERRIDE_CONFLICT;
+        PERMISSION_DENIED/OVERRIDE_EXCEEDS_LICENSE; ABORTED/STALE_REVISION.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivateLicense(self, request, context):
+        """FAILED_PRECONDITION/LICENSE_<code> (entitlements.md 3.2), ALREADY_EXISTS/LICENSE_OLDER unless
+        `replace`. The same token again changes nothing. Takes revocation lists too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveLicense(self, request, context):
+        """NOT_FOUND where no such licence is stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,6 +463,31 @@ def add_EntitlementsAdminServiceServicer_to_server(servicer, server):
                     request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.PutTenantRequest.FromString,
                     response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.PutTenantResponse.SerializeToString,
             ),
+            'DeleteTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTenant,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.DeleteTenantRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.DeleteTenantResponse.SerializeToString,
+            ),
+            'SetPlan': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPlan,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetPlanRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetPlanResponse.SerializeToString,
+            ),
+            'SetOverrides': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetOverrides,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetOverridesRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetOverridesResponse.SerializeToString,
+            ),
+            'ActivateLicense': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivateLicense,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ActivateLicenseRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ActivateLicenseResponse.SerializeToString,
+            ),
+            'RemoveLicense': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveLicense,
+                    request_deserializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.RemoveLicenseRequest.FromString,
+                    response_serializer=behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.RemoveLicenseResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'behavry.entitlements.v1.EntitlementsAdminService', rpc_method_handlers)
@@ -233,7 +497,7 @@ def add_EntitlementsAdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EntitlementsAdminService:
-    """Tenant life cycle. Allowed peer: control.
+    """Tenant life cycle, plans, overrides, licences. Allowed peer: control.
     """
 
     @staticmethod
@@ -253,6 +517,141 @@ class EntitlementsAdminService:
             '/behavry.entitlements.v1.EntitlementsAdminService/PutTenant',
             behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.PutTenantRequest.SerializeToString,
             behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.PutTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsAdminService/DeleteTenant',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.DeleteTenantRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.DeleteTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPlan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsAdminService/SetPlan',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetPlanRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetPlanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetOverrides(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsAdminService/SetOverrides',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetOverridesRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.SetOverridesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivateLicense(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsAdminService/ActivateLicense',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ActivateLicenseRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.ActivateLicenseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveLicense(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/behavry.entitlements.v1.EntitlementsAdminService/RemoveLicense',
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.RemoveLicenseRequest.SerializeToString,
+            behavry_dot_entitlements_dot_v1_dot_entitlements__pb2.RemoveLicenseResponse.FromString,
             options,
             channel_credentials,
             insecure,

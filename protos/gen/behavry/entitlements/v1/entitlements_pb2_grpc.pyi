@@ -21,6 +21,14 @@ class EntitlementsReaderServiceStub:
     """Every tenant whole, then Synced, then each changed tenant whole and Alive every 15 s."""
     ListPlanFeatures: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.ListPlanFeaturesRequest, _entitlements_pb2.ListPlanFeaturesResponse]
     """The catalogue; no tenant data."""
+    CheckFeature: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.CheckFeatureRequest, _entitlements_pb2.CheckFeatureResponse]
+    """One feature's answer. INVALID_ARGUMENT/FEATURE_UNKNOWN, NOT_FOUND/TENANT_UNKNOWN."""
+    BatchCheckFeatures: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.BatchCheckFeaturesRequest, _entitlements_pb2.BatchCheckFeaturesResponse]
+    """At most 17, in the order asked."""
+    GetLicense: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.GetLicenseRequest, _entitlements_pb2.GetLicenseResponse]
+    """What licence counts for the tenant, and which one is scheduled; never the raw key."""
+    ListOverrides: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.ListOverridesRequest, _entitlements_pb2.ListOverridesResponse]
+    """The history of overrides, newest first, page by page."""
 
 class EntitlementsReaderServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which features a tenant has. Allowed peer: control."""
@@ -48,17 +56,65 @@ class EntitlementsReaderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_entitlements_pb2.ListPlanFeaturesResponse]:
         """The catalogue; no tenant data."""
 
+    @_abc_1.abstractmethod
+    def CheckFeature(
+        self,
+        request: _entitlements_pb2.CheckFeatureRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.CheckFeatureRequest, _abc.Awaitable[_entitlements_pb2.CheckFeatureResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.CheckFeatureResponse]:
+        """One feature's answer. INVALID_ARGUMENT/FEATURE_UNKNOWN, NOT_FOUND/TENANT_UNKNOWN."""
+
+    @_abc_1.abstractmethod
+    def BatchCheckFeatures(
+        self,
+        request: _entitlements_pb2.BatchCheckFeaturesRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.BatchCheckFeaturesRequest, _abc.Awaitable[_entitlements_pb2.BatchCheckFeaturesResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.BatchCheckFeaturesResponse]:
+        """At most 17, in the order asked."""
+
+    @_abc_1.abstractmethod
+    def GetLicense(
+        self,
+        request: _entitlements_pb2.GetLicenseRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.GetLicenseRequest, _abc.Awaitable[_entitlements_pb2.GetLicenseResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.GetLicenseResponse]:
+        """What licence counts for the tenant, and which one is scheduled; never the raw key."""
+
+    @_abc_1.abstractmethod
+    def ListOverrides(
+        self,
+        request: _entitlements_pb2.ListOverridesRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.ListOverridesRequest, _abc.Awaitable[_entitlements_pb2.ListOverridesResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.ListOverridesResponse]:
+        """The history of overrides, newest first, page by page."""
+
 def add_EntitlementsReaderServiceServicer_to_server(servicer: EntitlementsReaderServiceServicer, server: _aio.Server) -> None: ...
 
 class EntitlementsAdminServiceStub:
-    """Tenant life cycle. Allowed peer: control."""
+    """Tenant life cycle, plans, overrides, licences. Allowed peer: control."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PutTenant: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.PutTenantRequest, _entitlements_pb2.PutTenantResponse]
     """Creates the tenant on the trial plan; the same id again changes nothing."""
+    DeleteTenant: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.DeleteTenantRequest, _entitlements_pb2.DeleteTenantResponse]
+    """Ends the tenant: it is watched and answered no more. Its history stays."""
+    SetPlan: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.SetPlanRequest, _entitlements_pb2.SetPlanResponse]
+    """The same `request_id` within 24 h is answered as the first time.
+    ABORTED/STALE_REVISION where `expected_revision` is another one.
+    """
+    SetOverrides: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.SetOverridesRequest, _entitlements_pb2.SetOverridesResponse]
+    """Whole or not at all. INVALID_ARGUMENT/FEATURE_UNKNOWN, OVERRIDE_CONFLICT;
+    PERMISSION_DENIED/OVERRIDE_EXCEEDS_LICENSE; ABORTED/STALE_REVISION.
+    """
+    ActivateLicense: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.ActivateLicenseRequest, _entitlements_pb2.ActivateLicenseResponse]
+    """FAILED_PRECONDITION/LICENSE_<code> (entitlements.md 3.2), ALREADY_EXISTS/LICENSE_OLDER unless
+    `replace`. The same token again changes nothing. Takes revocation lists too.
+    """
+    RemoveLicense: _aio.UnaryUnaryMultiCallable[_entitlements_pb2.RemoveLicenseRequest, _entitlements_pb2.RemoveLicenseResponse]
+    """NOT_FOUND where no such licence is stored."""
 
 class EntitlementsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tenant life cycle. Allowed peer: control."""
+    """Tenant life cycle, plans, overrides, licences. Allowed peer: control."""
 
     @_abc_1.abstractmethod
     def PutTenant(
@@ -67,5 +123,51 @@ class EntitlementsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_entitlements_pb2.PutTenantRequest, _abc.Awaitable[_entitlements_pb2.PutTenantResponse]],
     ) -> _abc.Awaitable[_entitlements_pb2.PutTenantResponse]:
         """Creates the tenant on the trial plan; the same id again changes nothing."""
+
+    @_abc_1.abstractmethod
+    def DeleteTenant(
+        self,
+        request: _entitlements_pb2.DeleteTenantRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.DeleteTenantRequest, _abc.Awaitable[_entitlements_pb2.DeleteTenantResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.DeleteTenantResponse]:
+        """Ends the tenant: it is watched and answered no more. Its history stays."""
+
+    @_abc_1.abstractmethod
+    def SetPlan(
+        self,
+        request: _entitlements_pb2.SetPlanRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.SetPlanRequest, _abc.Awaitable[_entitlements_pb2.SetPlanResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.SetPlanResponse]:
+        """The same `request_id` within 24 h is answered as the first time.
+        ABORTED/STALE_REVISION where `expected_revision` is another one.
+        """
+
+    @_abc_1.abstractmethod
+    def SetOverrides(
+        self,
+        request: _entitlements_pb2.SetOverridesRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.SetOverridesRequest, _abc.Awaitable[_entitlements_pb2.SetOverridesResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.SetOverridesResponse]:
+        """Whole or not at all. INVALID_ARGUMENT/FEATURE_UNKNOWN, OVERRIDE_CONFLICT;
+        PERMISSION_DENIED/OVERRIDE_EXCEEDS_LICENSE; ABORTED/STALE_REVISION.
+        """
+
+    @_abc_1.abstractmethod
+    def ActivateLicense(
+        self,
+        request: _entitlements_pb2.ActivateLicenseRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.ActivateLicenseRequest, _abc.Awaitable[_entitlements_pb2.ActivateLicenseResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.ActivateLicenseResponse]:
+        """FAILED_PRECONDITION/LICENSE_<code> (entitlements.md 3.2), ALREADY_EXISTS/LICENSE_OLDER unless
+        `replace`. The same token again changes nothing. Takes revocation lists too.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveLicense(
+        self,
+        request: _entitlements_pb2.RemoveLicenseRequest,
+        context: _aio.ServicerContext[_entitlements_pb2.RemoveLicenseRequest, _abc.Awaitable[_entitlements_pb2.RemoveLicenseResponse]],
+    ) -> _abc.Awaitable[_entitlements_pb2.RemoveLicenseResponse]:
+        """NOT_FOUND where no such licence is stored."""
 
 def add_EntitlementsAdminServiceServicer_to_server(servicer: EntitlementsAdminServiceServicer, server: _aio.Server) -> None: ...
