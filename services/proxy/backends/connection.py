@@ -115,13 +115,14 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self.usable = False
         self._owner.lost(self)
-        if self._waiter is None:
-            return
-        ends_with_connection = self._streams or not self._counted
-        if self._response.status and ends_with_connection and not self._complete:
-            self.on_message_complete()
-        else:
-            self._fail("upstream_protocol")
+        if self._waiter is not None:
+            ends_with_connection = self._streams or not self._counted
+            if self._response.status and ends_with_connection and not self._complete:
+                self.on_message_complete()
+            else:
+                self._fail("upstream_protocol")
+        self._forget()
+        self._parser = httptools.HttpResponseParser(None)  # it and we would keep one another
 
     # --- llhttp's side --------------------------------------------------------------------------
 
@@ -176,6 +177,7 @@ class Connection(asyncio.Protocol):
         self._answer()
         if self._kept and self.usable:
             self._stop_timer()
+            self._forget()
             self._owner.free(self)
         else:
             self.close()
@@ -200,6 +202,11 @@ class Connection(asyncio.Protocol):
             if not self._complete:  # the rest of an event stream may still come
                 self._stop_timer()
                 self._timer = self._loop.call_later(LINGER_S, self.close)
+
+    def _forget(self) -> None:
+        """What was asked and answered: a kept connection does not keep it."""
+        self._tap = None
+        self._response = Response()
 
     def _lingering(self) -> bool:
         return self._timer is not None and not self._complete
