@@ -10,7 +10,7 @@ from typing import Final
 
 from services.common.clock import SystemClock
 from services.mcp_stdio.credential import AgentKey, Credential, CredentialRefused, Tokens
-from services.mcp_stdio.gateway import Gateway, session
+from services.mcp_stdio.gateway import Gateway, client_session
 from services.mcp_stdio.messages import MAX_LINE
 from services.mcp_stdio.options import Options
 from services.mcp_stdio.pipes import Input, Output
@@ -29,7 +29,7 @@ async def serve(options: Options) -> int:
     with contextlib.suppress(NotImplementedError):  # of Windows
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, source.end)
-    async with session(options.ca) as http:
+    async with client_session(options.ca) as http:
         credential: Credential = AgentKey(options.agent_key)
         if not options.agent_key:
             endpoint = TokenEndpoint(

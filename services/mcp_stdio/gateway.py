@@ -65,7 +65,7 @@ class Request:
     harmless: bool = False
 
 
-def session(ca: Path | None) -> aiohttp.ClientSession:
+def client_session(ca: Path | None) -> aiohttp.ClientSession:
     """No proxies of the environment, no cookies, as many connections as are needed."""
     tls = ssl.create_default_context(cafile=str(ca)) if ca else True
     return aiohttp.ClientSession(

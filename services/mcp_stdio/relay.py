@@ -9,9 +9,8 @@ arrives before it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,33 +20,15 @@ from services.mcp_stdio.events import Events
 from services.mcp_stdio.gateway import Away, Broken, Gateway, Request, Say, contents
 from services.mcp_stdio.headers import Param
 from services.mcp_stdio.messages import MAX_LINE, Key, Kind, Malformed, Message
+from services.mcp_stdio.session import Session, SessionGone, Sessions
+from services.mcp_stdio.wanted import Wanted
 
 #: What can be asked twice.
 HARMLESS: Final = frozenset({
     "initialize", "server/discover", "ping", "tools/list", "prompts/list", "resources/list",
     "resources/templates/list", "completion/complete", "tasks/get",
 })  # fmt: skip
-RESUMES: Final = 5
-FIRST_PAUSE_S: Final = 1.0
-LONGEST_PAUSE_S: Final = 30.0
-FAREWELL_S: Final = 1.2
-MAX_TOOLS: Final = 5_000
-MAX_PAGES: Final = 50
-
 Write = Callable[[bytes], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """A legacy session with the gateway. `id` is empty where it gave none."""
-
-    id: str
-    version: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        made = {"MCP-Protocol-Version": self.version} if self.version else {}
-        return {**made, "Mcp-Session-Id": self.id} if self.id else made
 
 
 @dataclass(slots=True)
@@ -61,10 +42,6 @@ class Flight:
     task: asyncio.Task[None] | None = None
 
 
-class SessionGone(Exception):
-    """The gateway does not know the session any more: nothing ran."""
-
-
 class Relay:
     def __init__(self, gateway: Gateway, write: Write, say: Say) -> None:
         self._gateway = gateway
@@ -75,12 +52,8 @@ class Relay:
         self._running: set[asyncio.Task[None]] = set()
         self._before: asyncio.Task[None] | None = None
         self._modern_version = ""
-        self._params: dict[str, tuple[Param, ...]] = {}
-        self._opening: Message | None = None
-        self._session: Session | None = None
-        self._reopening = asyncio.Lock()
-        self._stream: asyncio.Task[None] | None = None
-        self._numbers = itertools.count(1)
+        self._wanted = Wanted(gateway)
+        self._sessions = Sessions(gateway, lambda raw: self._emit(None, raw), self._spawn)
 
     async def run(self, lines: AsyncIterator[bytes | None]) -> None:
         """Until the lines end; then everything under way is given up and the session ended. Raises
@@ -92,7 +65,7 @@ class Relay:
             legacy = [f for f in self._flights.values() if not f.modern and not f.answered]
             for task in self._running:
                 task.cancel()
-        await self._farewell(legacy)
+        await self._sessions.farewell([flight.message.id for flight in legacy])
 
     # --- what the client says -------------------------------------------------------------------
 
@@ -138,10 +111,10 @@ class Relay:
         flight = self._flights.get(messages.key(given))
         if flight is not None:
             flight.cancelled = True
-            if flight.modern:
-                _give_up(flight.task)
+            if flight.modern and flight.task is not None:
+                flight.task.cancel()
                 return
-        if self._session is not None:
+        if self._sessions.now is not None:
             self._send(message)
 
     def _send(self, message: Message) -> None:
@@ -179,17 +152,16 @@ class Relay:
         """1. sent  2. its session is gone: a new one, and once more  3. its headers were wrong,
         since nobody had listed the tool here: once more with the right ones.
         """
-        session = self._session
-        params = self._params.get(_tool(flight.message), ())
+        session, params = self._sessions.now, self._wanted.by(flight.message)
         try:
             unlike = await self._attempt(flight, session, params)  # 1
         except SessionGone:
-            await self._reopen(session)  # 2
-            await self._attempt(flight, self._session, params)
+            await self._sessions.reopen(session)  # 2
+            await self._attempt(flight, self._sessions.now, params)
             return
         if unlike is not None:  # 3
-            await self._learn(flight.message)
-            known = self._params.get(_tool(flight.message), ())
+            await self._wanted.learn(flight.message)
+            known = self._wanted.by(flight.message)
             if known == params:
                 await self._emit(flight, unlike)
             else:
@@ -213,39 +185,37 @@ class Relay:
         )
         events = Events(MAX_LINE)
         async with self._gateway.exchange(request) as response:
-            opening = message.method == "initialize"
-            if response.status == 404 and session and not flight.modern and not opening:
+            status, opening = response.status, message.method == "initialize"
+            kept = session if not flight.modern and not opening else None
+            if status == 404 and kept is not None:
                 raise SessionGone
-            async for raw in contents(response, events):
-                if response.status == 400 and not last and _unlike(flight, raw):
-                    return raw
-                if opening:
-                    self._opened(message, raw, response.headers.get("Mcp-Session-Id", ""))
-                await self._emit(flight, raw, status=response.status)
-                if flight.answered:
-                    return None
-            plain = response.status
-        if events.last_id and session and not flight.modern:
-            await self._resume(flight, session, events)
+            try:
+                async for raw in contents(response, events):
+                    if status == 400 and not last and _unlike(flight, raw):
+                        return raw
+                    if opening:
+                        given = response.headers.get("Mcp-Session-Id", "")
+                        self._sessions.opened(message, raw, given)
+                    await self._emit(flight, raw, status=status)
+                    if flight.answered:
+                        return None
+            except Broken:
+                if kept is None or not events.last_id:
+                    raise
+        if kept is not None and events.last_id:
+            await self._resume(flight, kept, events)
         elif not flight.cancelled:
-            if plain != 200:
-                self._say(f"the gateway answered HTTP {plain} and said no more")
-            await self._fail(flight, _meaning(plain))
+            if status != 200:
+                self._say(f"the gateway answered HTTP {status} and said no more")
+            await self._fail(flight, _meaning(status))
         return None
 
     async def _resume(self, flight: Flight, session: Session, events: Events) -> None:
-        """The stream ended before the answer: it goes on where it was left."""
-        for _ in range(RESUMES):
-            await asyncio.sleep(events.retry_s or FIRST_PAUSE_S)
-            request = self._listening(session, events.last_id)
-            with contextlib.suppress(Away, Broken):
-                async with self._gateway.exchange(request) as response:
-                    if response.status != 200:
-                        break
-                    async for raw in contents(response, events):
-                        await self._emit(flight, raw)
-                        if flight.answered:
-                            return
+        async with aclosing(self._sessions.resumed(session, events)) as rest:
+            async for raw in rest:
+                await self._emit(flight, raw)
+                if flight.answered:
+                    return
         if not flight.cancelled:
             raise Broken
 
@@ -274,10 +244,8 @@ class Relay:
             await self._write(messages.one_line(raw))
             return
         answered = tree.get("id")
-        if (
-            answered is None and flight is not None and "error" in tree
-        ):  # refused before it was read
-            flight.answered = True
+        if answered is None and flight is not None and "error" in tree:
+            flight.answered = True  # refused before its id was read
             await self._write(messages.answer(flight.message.id, "error", tree["error"]))
             return
         owner = self._flights.get(messages.key(answered))
@@ -285,7 +253,7 @@ class Relay:
             self._say("an answer that nobody waits for was dropped")
             return
         if owner.message.method == "tools/list":
-            self._note_tools(tree)
+            self._wanted.note(tree)
         owner.answered = True
         await self._write(messages.one_line(raw))
 
@@ -298,12 +266,14 @@ class Relay:
 
     async def _deliver(self, message: Message, before: asyncio.Task[None] | None) -> None:
         await _ended(before)
-        session = self._session
+        session = self._sessions.now
         if session is None and message.kind is Kind.RESPONSE:
             self._say("an answer that nobody asked for was dropped")
             return
         try:
-            async with self._gateway.exchange(self._saying(message, session)) as response:
+            made = self._headers(message, session, ())
+            request = Request(verb="POST", headers=made, body=message.body)
+            async with self._gateway.exchange(request) as response:
                 status = response.status
         except (Away, Broken):
             self._say("a message of the client was lost")
@@ -311,131 +281,7 @@ class Relay:
         if status >= 400:
             self._say(f"a message of the client was refused (HTTP {status})")
         elif message.method == "notifications/initialized" and session is not None:
-            self._listen(session)
-
-    def _saying(self, message: Message, session: Session | None) -> Request:
-        made = self._headers(message, session, ())
-        return Request(verb="POST", headers=made, body=message.body)
-
-    # --- the session ----------------------------------------------------------------------------
-
-    def _opened(self, message: Message, raw: bytes, id: str) -> None:
-        tree = messages.received(raw) or {}
-        result = tree.get("result")
-        if type(result) is dict:
-            version = result.get("protocolVersion")
-            self._opening = message
-            self._session = Session(id=id, version=version if type(version) is str else "")
-
-    async def _reopen(self, gone: Session | None) -> None:
-        """A session ends by time or a restart; its client knows of none. Raises SessionGone where
-        there is no new one.
-        """
-        async with self._reopening:
-            if self._session is not gone:
-                return
-            opening = self._opening
-            if opening is None:
-                raise SessionGone
-            request = Request(verb="POST", headers={}, body=opening.body, harmless=True)
-            async with self._gateway.exchange(request) as response:
-                given = response.headers.get("Mcp-Session-Id", "")
-                async for raw in contents(response, Events(MAX_LINE)):
-                    self._opened(opening, raw, given)
-            session = self._session
-            if session is gone or session is None:
-                raise SessionGone
-            note = messages.encode({"jsonrpc": "2.0", "method": "notifications/initialized"})
-            request = Request(verb="POST", headers=session.headers, body=note)
-            async with self._gateway.exchange(request):
-                self._listen(session)
-
-    def _listen(self, session: Session) -> None:
-        _give_up(self._stream)
-        self._stream = self._spawn(self._follow(session))
-
-    async def _follow(self, session: Session) -> None:
-        """The stream on which the gateway speaks unasked, where it offers one."""
-        events, failures = Events(MAX_LINE), 0
-        while True:
-            with contextlib.suppress(Away, Broken):
-                request = self._listening(session, events.last_id)
-                async with self._gateway.exchange(request) as response:
-                    if response.status != 200:
-                        return
-                    failures = -1
-                    async for raw in contents(response, events):
-                        await self._emit(None, raw)
-            failures += 1
-            pause_s = (events.retry_s or FIRST_PAUSE_S) * 2 ** min(failures, 10)
-            await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
-
-    def _listening(self, session: Session, last_id: str) -> Request:
-        made = {**session.headers, "Accept": "text/event-stream"}
-        if last_id:
-            made["Last-Event-ID"] = last_id
-        return Request(verb="GET", headers=made, harmless=True)
-
-    async def _farewell(self, legacy: list[Flight]) -> None:
-        """Legacy requests are told that nobody waits, then the session that it is over."""
-        session = self._session
-        if session is None or not session.id:
-            return
-        with contextlib.suppress(TimeoutError, CredentialRefused, Away, Broken):
-            async with asyncio.timeout(FAREWELL_S):
-                for flight in legacy:
-                    note = {
-                        "jsonrpc": "2.0",
-                        "method": "notifications/cancelled",
-                        "params": {"requestId": flight.message.id, "reason": "the client ended"},
-                    }
-                    body = messages.encode(note)
-                    await self._pass(Request(verb="POST", headers=session.headers, body=body))
-                await self._pass(Request(verb="DELETE", headers=session.headers))
-
-    async def _pass(self, request: Request) -> None:
-        async with self._gateway.exchange(request):
-            return
-
-    # --- what schemas want repeated in headers --------------------------------------------------
-
-    def _note_tools(self, tree: dict[str, Any]) -> str | None:
-        """Remembers what each tool of a list wants; answers the list's cursor."""
-        result = tree.get("result")
-        if type(result) is not dict or type(result.get("tools")) is not list:
-            return None
-        for tool in result["tools"]:
-            if type(tool) is dict and type(tool.get("name")) is str:
-                if len(self._params) >= MAX_TOOLS:
-                    self._params.clear()
-                self._params[tool["name"]] = headers.annotated(tool.get("inputSchema"))
-        cursor = result.get("nextCursor")
-        return cursor if type(cursor) is str else None
-
-    async def _learn(self, message: Message) -> None:
-        """Lists the tools as the call's client would."""
-        meta = {k: v for k, v in message.params["_meta"].items() if k != "progressToken"}
-        params: dict[str, Any] = {"_meta": meta}
-        for _ in range(MAX_PAGES):
-            own = f"behavry-mcp-stdio-{next(self._numbers)}"
-            body = {"jsonrpc": "2.0", "id": own, "method": "tools/list", "params": params}
-            asked = messages.parse(messages.encode(body))
-            made = headers.modern(asked, asked.version or "", ())
-            request = Request(verb="POST", headers=made, body=asked.body, harmless=True)
-            cursor: str | None = None
-            async with self._gateway.exchange(request) as response:
-                async for raw in contents(response, Events(MAX_LINE)):
-                    tree = messages.received(raw)
-                    if tree is not None and tree.get("id") == own:
-                        cursor = self._note_tools(tree)
-            if cursor is None:
-                return
-            params = {**params, "cursor": cursor}
-
-
-def _tool(message: Message) -> str:
-    name = message.params.get("name")
-    return name if message.method == "tools/call" and type(name) is str else ""
+            self._sessions.listen(session)
 
 
 def _unlike(flight: Flight, raw: bytes) -> bool:
@@ -457,11 +303,6 @@ def _meaning(status: int) -> str:
             return "upstream_unreachable"
         case _:
             return "upstream_protocol"
-
-
-def _give_up(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
-        task.cancel()
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

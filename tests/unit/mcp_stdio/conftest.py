@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from services.mcp_stdio.credential import AgentKey, Credential
-from services.mcp_stdio.gateway import Gateway, session
+from services.mcp_stdio.gateway import Gateway, client_session
 from services.mcp_stdio.relay import Relay
 from tests.fakes.scripted_gateway import PATIENCE_S, ScriptedGateway, scripted
 
@@ -72,7 +72,7 @@ async def relaying(
 ) -> AsyncIterator[Client]:
     """Until the block ends; then the client has nothing more to say."""
     client = Client()
-    async with session(ca) as http:
+    async with client_session(ca) as http:
         leg = Gateway(
             http,
             gateway.url,

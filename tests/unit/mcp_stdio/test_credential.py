@@ -13,7 +13,7 @@ from services.mcp_stdio.credential import (
     Tokens,
     Unavailable,
 )
-from services.mcp_stdio.gateway import session
+from services.mcp_stdio.gateway import client_session
 from services.mcp_stdio.token_endpoint import TokenEndpoint
 from tests.fakes.clock import ManualClock
 from tests.fakes.scripted_gateway import Asked, ScriptedGateway, json
@@ -110,7 +110,7 @@ async def test_what_the_endpoint_s_answers_mean(
         return json(body, status=status)
 
     gateway.script = refuses
-    async with session(None) as http:
+    async with client_session(None) as http:
         ask = TokenEndpoint(http, gateway.url, client_id="i", client_secret="hidden")
         with pytest.raises(outcome) as raised:
             await ask("s-1")
@@ -126,7 +126,7 @@ async def test_an_endpoint_that_is_busy_is_asked_again(gateway: ScriptedGateway)
         return json({"access_token": "t", "expires_in": 9, "session_id": "s"})
 
     gateway.script = busy_once
-    async with session(None) as http:
+    async with client_session(None) as http:
         ask = TokenEndpoint(http, gateway.url, client_id="i", client_secret="x")
 
         assert TokenAnswer("t", 9, "s") == await ask("")

@@ -239,14 +239,18 @@ async def test_the_gateway_s_own_stream_is_followed_and_taken_up_again(
     assert [PROGRESS, QUESTION] == heard
 
 
+@pytest.mark.parametrize("cut", [False, True])
 async def test_an_answer_that_breaks_off_goes_on_where_it_was_left(
-    gateway: ScriptedGateway,
+    gateway: ScriptedGateway, cut: bool
 ) -> None:
     async def breaks(asked: Asked, request: web.Request) -> web.StreamResponse | None:
         answer = {"jsonrpc": "2.0", "id": 1, "result": {"content": []}}
         match asked.verb, asked.method, asked.headers.get("last-event-id"):
             case "POST", "tools/call", _:
-                return await stream(request, b"id: e-7\nretry: 100\ndata:\n\n")
+                begun = await stream(request, b"id: e-7\nretry: 100\ndata:\n\n")
+                if cut and request.transport is not None:
+                    request.transport.abort()
+                return begun
             case "GET", _, "e-7":
                 return await stream(request, event(answer))
             case _:
