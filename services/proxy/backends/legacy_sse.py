@@ -240,15 +240,20 @@ async def _message(talk: Conversation, data: bytes) -> None:
 def _settle(endpoint: asyncio.Future[str], url: str, data: bytes) -> None:
     """The address is on the stream's own origin, or it is none."""
     try:
-        target = urljoin(url, data[:MAX_ENDPOINT].decode().strip())
-        own, given = urlsplit(url), urlsplit(target)
-        same = (own.scheme, own.netloc) == (given.scheme, given.netloc)
+        endpoint.set_result(_address(url, data))
     except ValueError:
-        same = False
-    if same and target.isascii() and target.isprintable() and " " not in target:
-        endpoint.set_result(target)
-    else:
         endpoint.set_exception(UpstreamFailed("upstream_protocol", ran=False))
+
+
+def _address(url: str, data: bytes) -> str:
+    """Raises ValueError."""
+    target = urljoin(url, data[:MAX_ENDPOINT].decode().strip())
+    own, given = urlsplit(url), urlsplit(target)
+    if (own.scheme, own.netloc) != (given.scheme, given.netloc):
+        raise ValueError("another origin")
+    if not target.isascii() or not target.isprintable() or " " in target:
+        raise ValueError("no address")
+    return target
 
 
 def _shut(line: _Line | None) -> None:
