@@ -6,7 +6,7 @@ One kept connection, one request at a time. It judges nothing; an answer is what
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -32,10 +32,20 @@ class RawHttp(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._reply = Reply()
         self._waiter: asyncio.Future[Reply] | None = None
+        self._hear: Callable[[bytes], None] | None = None
         self.closed = False
 
-    async def ask(self, sent: bytes, *, timeout_s: float = ANSWER_S) -> Reply:
-        """The answer to these bytes. Raises TimeoutError: nothing may hang."""
+    async def ask(
+        self,
+        sent: bytes,
+        *,
+        timeout_s: float = ANSWER_S,
+        hear: Callable[[bytes], None] | None = None,
+    ) -> Reply:
+        """The answer to these bytes; `hear` gets its body piece by piece as well. Raises
+        TimeoutError: nothing may hang.
+        """
+        self._hear = hear
         self._reply = Reply()
         self._parser = httptools.HttpResponseParser(self)
         self._waiter = asyncio.get_running_loop().create_future()
@@ -70,6 +80,8 @@ class RawHttp(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._reply.body += body
+        if self._hear is not None:
+            self._hear(body)
 
     def on_message_complete(self) -> None:
         self._end(closed=False)

@@ -39,6 +39,10 @@ class Witness:
         self.calls: list[bytes] = []
         self.others: Counter[str] = Counter()
         self.hostility: Hostility = lambda _number, _answer: None
+        #: What is said to who listens beside any call, by the number of the stream; else nothing
+        #: is to be heard here.
+        self.stream: Callable[[int], tuple[list[bytes], bool]] | None = None
+        self.streams = 0
 
     def answer(self, body: bytes, era: str) -> tuple[bytes | None, bool]:
         """The answer, and whether it may come as events; None for what has no answer."""
@@ -96,16 +100,22 @@ class _Connection(asyncio.Protocol):
         self._body += body
 
     def on_message_complete(self) -> None:
-        if self._parser.get_method() != b"POST":
+        witness, posted = self._witness, self._parser.get_method() == b"POST"
+        listens = self._body.find(b'"subscriptions/listen"') >= 0 if posted else True
+        if listens and witness.stream is not None:
+            witness.streams += 1
+            self._say(*witness.stream(witness.streams))
+            return
+        if not posted:
             self._transport.write(b"HTTP/1.1 405 No\r\ncontent-length: 0\r\n\r\n")
             return
-        answer, is_call = self._witness.answer(bytes(self._body), self._era)
+        answer, is_call = witness.answer(bytes(self._body), self._era)
         if answer is None:
             self._transport.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")
             return
-        number = len(self._witness.calls) - 1
-        rng = random.Random(f"{self._witness.seed}:{number}")
-        hostile = self._witness.hostility(number, answer) if is_call else None
+        number = len(witness.calls) - 1
+        rng = random.Random(f"{witness.seed}:{number}")
+        hostile = witness.hostility(number, answer) if is_call else None
         if hostile is not None:
             self._say(*hostile)
         elif is_call and rng.random() < 0.5:

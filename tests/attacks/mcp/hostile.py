@@ -25,6 +25,21 @@ _NOTES: Final = (
     "notifications/tools/list_changed", "notifications/resources/updated",
     "notifications/elicitation/complete", "notifications/tasks/status", "notifications/x", "",
 )  # fmt: skip
+#: What may be asked, and what of it may not.
+_QUESTIONS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("elicitation/create", {"message": "m", "requestedSchema": {
+        "type": "object", "properties": {"a": {"type": "string"}}}}),
+    ("elicitation/create", {"mode": "url", "message": "m", "url": "https://good.example/x",
+                            "elicitationId": "e1"}),
+    ("elicitation/create", {"mode": "url", "message": "m", "url": "https://evil.example/x"}),
+    ("elicitation/create", {"message": "m", "requestedSchema": {
+        "properties": {"password": {"type": "string"}}}}),
+    ("sampling/createMessage", {"maxTokens": 5, "messages": [
+        {"role": "user", "content": {"type": "text", "text": "t"}}]}),
+    ("roots/list", {}),
+    ("ping", {}),
+)  # fmt: skip
+_GRANTED: Final = tuple(_QUESTIONS[at] for at in (0, 1, 4, 5))
 _STATUSES: Final = (
     201, 202, 203, 204, 206, 301, 302, 307, 304, 400, 401, 402, 403, 404, 405, 406, 409, 413, 415,
     422, 429, 500, 501, 502, 503, 504, 599,
@@ -45,11 +60,29 @@ def answer(seed: int, number: int, honest: bytes) -> Pieces | None:
     chance = rng.random()
     if chance < 0.3:
         return None
-    if chance < 0.55:
+    if chance < 0.45:
+        tree = json.loads(honest)
+        _asks(rng, tree)
+        return _as_json(rng, json.dumps(tree).encode()), False
+    if chance < 0.65:
         return _as_json(rng, _wrong(rng, honest)), False
-    if chance < 0.85:
+    if chance < 0.9:
         return _as_events(rng, honest)
     return _no_http(rng, honest)
+
+
+def stream(seed: int, number: int) -> Pieces:
+    """For who listens beside any call: much, and some of it wounded."""
+    rng = random.Random(f"stream:{seed}:{number}")
+    said = []
+    for _ in range(300):
+        content = spelled(rng, _heard(rng), odd=False).encode("utf-8", "surrogatepass")
+        said.append(event(rng, bent(rng, content) if rng.random() < 0.3 else content))
+    if rng.random() < 0.3:
+        said.insert(rng.randrange(300), bent(rng, said[0]))
+    head = HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")
+    chunks = [b"%x\r\n%s\r\n" % (len(one), one) for one in cut(rng, b"".join(said)) if one]
+    return [head, *chunks, b"0\r\n\r\n"], False
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -102,20 +135,16 @@ def _inside(rng: random.Random, tree: dict[str, Any]) -> None:
 
 def _asks(rng: random.Random, tree: dict[str, Any]) -> None:
     """It wants to be told something first; in the era that has this, or not."""
-    asked = {
-        str(at): rng.choice((
-            {"method": rng.choice(_REQUESTS), "params": tree_of(rng, 2)},
-            {"method": "elicitation/create", "params": {"mode": "url", "url": "http://x.example/",
-                                                        "message": "m", "elicitationId": "e"}},
-            {"method": "elicitation/create", "params": {"message": "m", "requestedSchema": {}}},
-            tree_of(rng, 2),
-        ))
-        for at in range(rng.choice((0, 1, 2, 8, 9)))
-    }  # fmt: skip
+    asked: dict[str, Any] = {}
+    for at in range(rng.choice((0, 1, 1, 2, 2, 8, 9))):
+        method, params = rng.choice(_QUESTIONS[:-1] if rng.random() < 0.2 else _GRANTED)
+        asked[f"q{at}"] = {"method": method, "params": params}
+        if rng.random() < 0.1:
+            asked[f"q{at}"] = rng.choice(({"method": method}, {"params": params}, tree_of(rng, 2)))
     tree["result"] = {
-        "resultType": rng.choice(("input_required", "input_required", "task", "complete", "x", 1)),
-        "inputRequests": rng.choice((asked, asked, tree_of(rng, 1))),
-        "requestState": rng.choice(("s", "", None, 1, "x" * 10_000)),
+        "resultType": rng.choice((*["input_required"] * 6, "task", "complete", "x", 1)),
+        "inputRequests": rng.choice((asked, asked, asked, asked, tree_of(rng, 1))),
+        "requestState": rng.choice(("s", "s", "s", "", None, 1, "x" * 10_000)),
     }
 
 
@@ -125,7 +154,9 @@ _CHANGES: Final[tuple[Callable[[random.Random, dict[str, Any]], None], ...]] = (
     _inside,
     _inside,
     _asks,
-    lambda rng, tree: tree.update(id=rng.choice((None, 0, "1", 2**60, 1.0, True, {}, tree["id"]))),
+    lambda rng, tree: tree.update(
+        id=rng.choice((None, 0, "1", 2**60, 1.0, True, {}, tree.get("id")))
+    ),
     lambda rng, tree: tree.update(result=tree_of(rng, 3)),
     lambda rng, tree: tree.update(jsonrpc=rng.choice(("1.0", None, 2))),
     lambda rng, tree: tree.update(method=rng.choice((*_REQUESTS, *_NOTES, None))),
@@ -162,14 +193,18 @@ def _as_events(rng: random.Random, honest: bytes) -> Pieces:
 
 
 def _heard(rng: random.Random) -> dict[str, Any]:
-    if rng.random() < 0.5:
+    """A request or a note; half of the requests are as they should be."""
+    if rng.random() < 0.4:
         made = {"jsonrpc": "2.0", "method": rng.choice(_NOTES), "params": tree_of(rng, 2)}
         if rng.random() < 0.5:
             made["params"] = {"progressToken": rng.choice((1, "x", None, 10**9)), "progress": 1}
         return made
-    params = rng.choice((tree_of(rng, 2), {"message": "m", "requestedSchema": tree_of(rng, 2)}))
+    method, params = rng.choice(_QUESTIONS)
+    if rng.random() < 0.5:
+        method = rng.choice(_REQUESTS)
+        params = rng.choice((tree_of(rng, 2), {"message": "m", "requestedSchema": tree_of(rng, 2)}))
     given = rng.choice((1, 7, "q", "", None, 2**60, 1.5, "i" * 300, True))
-    return {"jsonrpc": "2.0", "id": given, "method": rng.choice(_REQUESTS), "params": params}
+    return {"jsonrpc": "2.0", "id": given, "method": method, "params": params}
 
 
 # --- HTTP ---------------------------------------------------------------------------------------

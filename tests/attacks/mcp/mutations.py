@@ -22,6 +22,11 @@ META: Final = {
     wire.CLIENT_META: {"name": "fuzz", "version": "1"},
     wire.CAPABILITIES_META: {},
 }
+#: What an agent may declare that it can be asked.
+EVERYTHING: Final[dict[str, Any]] = {
+    "elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}, "context": {}},
+    "roots": {"listChanged": True},
+}  # fmt: skip
 _INTEGERS: Final = (
     0, 1, -1, 2**31, 2**53 - 1, 2**53, -(2**53), 2**63 - 1, 2**63, -(2**63), -(2**63) - 1,
     2**64 - 1, 2**64, 10**30, -(10**40), 7 * 10**300,
@@ -86,9 +91,7 @@ def good(seed: int, number: int, servers: tuple[str, ...]) -> Case:
     modern = rng.random() < 0.6
     params: dict[str, Any] = {"name": rng.choice(TOOLS), "arguments": {"call": str(number)}}
     if modern:
-        declared: dict[str, Any] = rng.choice(
-            ({}, {"elicitation": {"form": {}, "url": {}}}, {"sampling": {}})
-        )
+        declared: dict[str, Any] = rng.choice(({}, EVERYTHING, EVERYTHING, {"sampling": {}}))
         params["_meta"] = {**META, wire.CAPABILITIES_META: declared}
     if rng.random() < 0.3:
         params.setdefault("_meta", {})["progressToken"] = rng.choice((number, f"t{number}"))
