@@ -1,0 +1,378 @@
+"""Streams that agents keep open: GET of a legacy session, a modern agent's `subscriptions/listen`."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.altered import altered
+from tests.fakes.authorizer import AGENT, OTHER_AGENT, SESSION
+from tests.fakes.gateway import Gateway, gateway, http_server, until
+from tests.fakes.listening import calling, got, listening
+from tests.fakes.talker import SUBSCRIPTION_META, Talker, talking
+
+ERAS = ["modern", "legacy"]
+TOOLS = "notifications/tools/list_changed"
+PROMPTS = "notifications/prompts/list_changed"
+ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
+
+
+@pytest.fixture
+async def talker() -> AsyncIterator[Talker]:
+    async with talking() as made:
+        yield made
+
+
+@pytest.fixture
+async def proxy(tmp_path: Path, talker: Talker) -> AsyncIterator[Gateway]:
+    async with gateway(tmp_path / "state", {"notes": http_server(talker.url)}) as made:
+        agents = made.authorizer.snapshot["tenants"][made.tenant]["agents"]
+        await made.authorizer.publish(agents={**agents, OTHER_AGENT: agents[AGENT]})
+        yield made
+
+
+async def ready(proxy: Gateway, talker: Talker, upstream: str) -> None:
+    talker.eras = {upstream}
+    await proxy.offered("notes", "talk")
+    await proxy.modern("tools/list")
+    proxy.forget_records()
+
+
+async def session(proxy: Gateway, **options: Any) -> dict[str, str]:
+    params = {"protocolVersion": "2025-11-25", "capabilities": {},
+              "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
+    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+    await proxy.post(body, **options)
+    return {"mcp-session-id": proxy.session, "mcp-protocol-version": "2025-11-25"}
+
+
+async def pinned_anew(proxy: Gateway, *tools: str) -> None:
+    for tool in tools:
+        await proxy.authorizer.seen("notes", tool)
+    await proxy.authorizer.approve("notes", *tools)
+    await proxy.settled()
+
+
+# --- who may listen -----------------------------------------------------------------------------
+
+
+async def test_a_stream_needs_a_session(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "legacy")
+    sent = await session(proxy)
+    bad = {"mcp-session-id": altered(sent["mcp-session-id"], -3)}
+    modern = {**sent, "mcp-protocol-version": "2026-07-28"}
+    async with got(proxy, {}) as none, got(proxy, modern) as other, got(proxy, bad) as forged:
+        assert [405, 405, 404] == [
+            await none.opened(), await other.opened(), await forged.opened(),
+        ]  # fmt: skip
+    theirs = proxy.issuer.token(sub=OTHER_AGENT)
+    async with got(proxy, sent, token=theirs) as foreign, got(proxy, sent) as mine:
+        assert [404, 200] == [await foreign.opened(), await mine.opened()]
+
+
+async def test_there_are_sixteen_for_an_agent_and_no_more(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "modern")
+    async with asyncio.TaskGroup() as group:
+        leave = asyncio.Event()
+
+        async def stay(number: int) -> None:
+            async with listening(proxy, {"toolsListChanged": True}, id=f"s{number}") as stream:
+                await stream.next(ACKNOWLEDGED)
+                await leave.wait()
+
+        for number in range(16):
+            group.create_task(stay(number))
+        await until(lambda: proxy.running.listening() == 16)
+        async with listening(proxy, {"toolsListChanged": True}) as stream:
+            refused = await stream.next()
+        theirs = proxy.issuer.token(sub=OTHER_AGENT)
+        async with listening(proxy, {"toolsListChanged": True}, token=theirs) as stream:
+            assert ACKNOWLEDGED == (await stream.next()).message["method"]
+        leave.set()
+    await until(lambda: proxy.running.listening() == 0)
+    async with listening(proxy, {"toolsListChanged": True}) as stream:
+        taken = await stream.next()
+
+    assert 4290 == refused.message["error"]["code"]
+    assert "rate_limited" == proxy.records("call.rejected")[-1]["reason"]
+    assert ACKNOWLEDGED == taken.message["method"]
+
+
+# --- what comes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("upstream", ERAS)
+async def test_it_is_acknowledged_first_and_everything_names_it(
+    proxy: Gateway, talker: Talker, upstream: str
+) -> None:
+    await ready(proxy, talker, upstream)
+    async with listening(proxy, {"promptsListChanged": True}, id=77) as stream:
+        first = await stream.next()
+        heard = await talker.listen()
+        heard.note("notifications/resources/list_changed")
+        heard.note("notifications/message", {"level": "error", "data": "x"})
+        heard.note(PROMPTS, {"_meta": {SUBSCRIPTION_META: heard.message.get("id")}})
+        second = await stream.next()
+
+    assert (ACKNOWLEDGED, PROMPTS) == (first.message["method"], second.message["method"])
+    assert {"promptsListChanged": True} == first.message["params"]["notifications"]
+    assert [77, 77] == [
+        one.message["params"]["_meta"][SUBSCRIPTION_META] for one in (first, second)
+    ]
+
+
+@pytest.mark.parametrize("upstream", ERAS)
+@pytest.mark.parametrize("agent", ERAS)
+async def test_a_list_changed_for_who_sees_another_one(
+    proxy: Gateway, talker: Talker, agent: str, upstream: str
+) -> None:
+    """A new tool is hidden until it is approved: neither the server's word nor a hidden tool is
+    anything to an agent, the approval is.
+    """
+    await ready(proxy, talker, upstream)
+    opened = (
+        listening(proxy, {"toolsListChanged": True})
+        if agent == "modern"
+        else got(proxy, await session(proxy))
+    )
+    async with opened as stream:
+        await stream.opened()
+        heard = await talker.listen()
+        asked = len(talker.of("tools/list"))
+        talker.tools.append("hidden")
+        heard.note(TOOLS)
+        await talker.told("tools/list", asked + 1)
+        await proxy.authorizer.seen("notes", "hidden")
+        await proxy.authorizer.publish()
+        await proxy.settled()
+        seen = [one for one in stream.now() if one["method"] == TOOLS]
+        await pinned_anew(proxy, "hidden")
+        told = await stream.next(TOOLS)
+        talker.tools.remove("talk")
+        heard.note(TOOLS)
+        again = await stream.next(TOOLS)
+
+    assert [] == seen
+    assert TOOLS == told.message["method"] == again.message["method"]
+
+
+async def test_agents_share_a_stream_to_a_modern_server(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "modern")
+    theirs = proxy.issuer.token(sub=OTHER_AGENT)
+    everything = {"promptsListChanged": True, "toolsListChanged": True}
+    async with (
+        listening(proxy, everything, id="mine") as mine,
+        listening(proxy, {"promptsListChanged": True}, id="theirs", token=theirs) as other,
+        got(proxy, await session(proxy)) as third,
+    ):
+        await mine.next(ACKNOWLEDGED)
+        await other.next(ACKNOWLEDGED)
+        await third.opened()
+        heard = await talker.listen()
+        await until(lambda: proxy.running.listening() == 3)
+        heard.note(PROMPTS)
+        ids = [
+            (await one.next(PROMPTS)).message["params"].get("_meta", {}).get(SUBSCRIPTION_META)
+            for one in (mine, other, third)
+        ]
+
+        assert talker.listens.empty()
+    assert ["mine", "theirs", None] == ids
+    async with asyncio.timeout(5):
+        await heard.gone.wait()
+
+
+async def test_a_legacy_session_hears_its_own_stream(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "legacy")
+    first, second = await session(proxy), await session(proxy)
+    async with got(proxy, first) as mine, got(proxy, second) as other:
+        await mine.opened()
+        heard = await talker.listen()
+        await other.opened()
+        await talker.listen()
+        heard.note("notifications/message", {"level": "info", "data": "for the first"})
+        heard.note("notifications/made_up")
+        heard.note("notifications/resources/updated", {"uri": "file:///never-asked-for"})
+        heard.note(PROMPTS)
+        told = [(await mine.next()).message["method"] for _ in range(2)]
+
+        assert ["notifications/message", PROMPTS] == told
+        assert [] == other.now()
+
+
+async def test_a_stream_is_taken_up_where_it_broke_off(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "legacy")
+    sent, other = await session(proxy), await session(proxy)
+    async with got(proxy, sent) as stream:
+        heard = await talker.listen()
+        heard.note("notifications/message", {"level": "info", "data": "one"}, event_id="event-41")
+        event = await stream.next()
+    async with asyncio.timeout(5):
+        await heard.gone.wait()
+    async with got(proxy, sent, last=event.id):
+        resumed = await talker.listen()
+    refused = []
+    for headers, last in ((other, event.id), (sent, altered(event.id, -3)), (sent, "event-41")):
+        async with got(proxy, headers, last=last) as stream:
+            refused.append(await stream.opened())
+
+    assert event.id.startswith("b1.")
+    assert "last-event-id" not in heard.headers
+    assert "event-41" == resumed.headers["last-event-id"]
+    assert [400, 400, 400] == refused
+    assert 3 == len(proxy.records("call.rejected"))
+
+
+async def test_a_second_stream_of_a_session_takes_the_place_of_the_first(
+    proxy: Gateway, talker: Talker
+) -> None:
+    await ready(proxy, talker, "legacy")
+    sent = await session(proxy)
+    async with got(proxy, sent) as first:
+        await first.opened()
+        async with got(proxy, sent) as second:
+            await second.opened()
+            ended = await first.rest()
+
+            assert [] == ended
+            assert 1 == proxy.running.listening()
+
+
+# --- what ends them -----------------------------------------------------------------------------
+
+
+async def ends(proxy: Gateway, stream: Any) -> list[Any]:
+    rest = await stream.rest()
+    await until(lambda: proxy.running.listening() == 0)
+    return [one.message for one in rest]
+
+
+ENDED = {
+    "jsonrpc": "2.0",
+    "id": "sub-1",
+    "result": {"resultType": "complete", "_meta": {SUBSCRIPTION_META: "sub-1"}},
+}
+
+
+@pytest.mark.parametrize("agent", ERAS)
+@pytest.mark.parametrize("why", ["revoked", "suspended", "session revoked", "expired"])
+async def test_a_stream_ends_with_its_rights(
+    proxy: Gateway, talker: Talker, agent: str, why: str
+) -> None:
+    await ready(proxy, talker, "modern")
+    now_s = proxy.issuer.jwks()["fetched_at"]
+    token = proxy.issuer.token(exp=now_s + 2) if why == "expired" else None
+    headers = await session(proxy) if agent == "legacy" else {}
+    opened = (
+        listening(proxy, {"toolsListChanged": True}, token=token)
+        if agent == "modern"
+        else got(proxy, headers, token=token)
+    )
+    async with opened as stream:
+        assert 200 == await stream.opened()
+        if agent == "modern":
+            await stream.next(ACKNOWLEDGED)
+        await until(lambda: proxy.running.listening() == 1)
+        agents = proxy.authorizer.snapshot["tenants"][proxy.tenant]["agents"]
+        match why:
+            case "revoked":
+                proxy.authorizer.revoke(agents=[OTHER_AGENT])
+                proxy.authorizer.revoke(agents=[AGENT])
+            case "suspended":
+                changed = {**agents, AGENT: {**agents[AGENT], "status": "suspended"}}
+                await proxy.authorizer.publish(agents=changed)
+            case "session revoked":
+                await proxy.authorizer.signal(revoked_sessions=[SESSION])
+        rest = await ends(proxy, stream)
+
+    assert ([ENDED] if agent == "modern" else []) == rest
+
+
+async def test_deleting_a_session_ends_its_stream_and_the_servers(
+    proxy: Gateway, talker: Talker
+) -> None:
+    await ready(proxy, talker, "legacy")
+    sent, kept = await session(proxy), await session(proxy)
+    headers = {"authorization": f"Bearer {proxy.issuer.token()}", **sent}
+    async with got(proxy, sent) as stream, got(proxy, kept) as other:
+        await stream.opened()
+        await other.opened()
+        heard = await talker.listen()
+        async with proxy.http.delete(proxy.mcp(), headers=headers) as response:
+            assert 204 == response.status
+        assert [] == await stream.rest()
+
+        assert 1 == proxy.running.listening()
+        assert heard.headers["mcp-session-id"] == talker.ended[-1]
+    async with got(proxy, sent) as again:
+        assert 404 == await again.opened()
+
+
+async def test_a_server_that_forgot_the_session_ends_the_agents(
+    proxy: Gateway, talker: Talker
+) -> None:
+    await ready(proxy, talker, "legacy")
+    sent = await session(proxy)
+    async with got(proxy, sent) as stream:
+        await stream.opened()
+        heard = await talker.listen()
+        talker.sessions.clear()
+        heard.end()
+        await ends(proxy, stream)
+    async with got(proxy, sent) as again:
+        assert 404 == await again.opened()
+
+
+async def test_the_end_of_the_process_ends_them(tmp_path: Path, talker: Talker) -> None:
+    async with aiohttp.ClientSession() as outlives, AsyncExitStack() as stack:
+        servers = {"notes": http_server(talker.url)}
+        async with gateway(tmp_path / "state", servers) as proxy:
+            agent = replace(proxy, http=outlives)
+            opened = listening(agent, {"toolsListChanged": True})
+            stream = await stack.enter_async_context(opened)
+            await stream.next(ACKNOWLEDGED)
+        rest = await stream.rest()
+
+    assert [ENDED] == [one.message for one in rest]
+
+
+async def test_a_stream_that_broke_off_upstream_is_opened_again(
+    proxy: Gateway, talker: Talker
+) -> None:
+    await ready(proxy, talker, "modern")
+    async with listening(proxy, {"promptsListChanged": True}) as stream:
+        await stream.next(ACKNOWLEDGED)
+        (await talker.listen()).end()
+        (await talker.listen()).note(PROMPTS)
+
+        assert PROMPTS == (await stream.next()).message["method"]
+
+
+# --- nothing else is passed on ------------------------------------------------------------------
+
+
+async def test_odd_wishes_are_refused(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "modern")
+    odd: list[Any] = [
+        None, [], {"toolsListChanged": "yes"}, {"resourceSubscriptions": "file:///x"},
+        {"resourceSubscriptions": [7]}, {"resourceSubscriptions": [f"u:{n}" for n in range(65)]},
+    ]  # fmt: skip
+    for wanted in odd:
+        async with listening(proxy, wanted) as stream:
+            assert -32602 == (await stream.next()).message["error"]["code"]
+    assert len(odd) == len(proxy.records("call.rejected"))
+    assert talker.listens.empty()
+
+
+async def test_calls_go_on_beside_sixteen_streams(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "modern")
+    body = {"jsonrpc": "2.0", "id": 3, "method": "ping"}
+    sent = await session(proxy)
+    async with got(proxy, sent) as stream, calling(proxy, body, sent) as ping:
+        await stream.opened()
+        assert {} == (await ping.next()).message["result"]
