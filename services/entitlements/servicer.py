@@ -82,6 +82,37 @@ class EntitlementsReader(entitlements_pb2_grpc.EntitlementsReaderServiceServicer
         ]
         return wire.ListPlanFeaturesResponse(plans=plans, features=features)
 
+    async def CheckFeature(
+        self, request: wire.CheckFeatureRequest, context: Any
+    ) -> wire.CheckFeatureResponse:
+        held = await self._of(_tenant(request.tenant_id))
+        return wire.CheckFeatureResponse(
+            answer=_answer_to(held, request.feature), revision=held.revision
+        )
+
+    async def BatchCheckFeatures(
+        self, request: wire.BatchCheckFeaturesRequest, context: Any
+    ) -> wire.BatchCheckFeaturesResponse:
+        if len(request.features) > len(FEATURE_CATALOG):
+            raise BehavryError("INVALID_ARGUMENT", "more features than there are")
+        held = await self._of(_tenant(request.tenant_id))
+        return wire.BatchCheckFeaturesResponse(
+            answers=[_answer_to(held, feature) for feature in request.features],
+            revision=held.revision,
+        )
+
+    async def GetLicense(
+        self, request: wire.GetLicenseRequest, context: Any
+    ) -> wire.GetLicenseResponse:
+        held = await self._of(_tenant(request.tenant_id))
+        return wire.GetLicenseResponse(revision=held.revision)
+
+    async def ListOverrides(
+        self, request: wire.ListOverridesRequest, context: Any
+    ) -> wire.ListOverridesResponse:
+        await self._of(_tenant(request.tenant_id))
+        return wire.ListOverridesResponse()
+
     async def _of(self, tenant: TenantId) -> wire.TenantEntitlements:
         plan = await self._store.plan(tenant)
         return entitlements_of(tenant, plan, self._clock.now_ns() // 1_000_000_000)
@@ -108,6 +139,42 @@ class EntitlementsAdmin(entitlements_pb2_grpc.EntitlementsAdminServiceServicer):
         )
         plan = await self._store.plan(tenant)
         return wire.PutTenantResponse(entitlements=entitlements_of(tenant, plan, now_s))
+
+    async def DeleteTenant(
+        self, request: wire.DeleteTenantRequest, context: Any
+    ) -> wire.DeleteTenantResponse:
+        raise _not_yet()
+
+    async def SetPlan(self, request: wire.SetPlanRequest, context: Any) -> wire.SetPlanResponse:
+        raise _not_yet()
+
+    async def SetOverrides(
+        self, request: wire.SetOverridesRequest, context: Any
+    ) -> wire.SetOverridesResponse:
+        raise _not_yet()
+
+    async def ActivateLicense(
+        self, request: wire.ActivateLicenseRequest, context: Any
+    ) -> wire.ActivateLicenseResponse:
+        raise _not_yet()
+
+    async def RemoveLicense(
+        self, request: wire.RemoveLicenseRequest, context: Any
+    ) -> wire.RemoveLicenseResponse:
+        raise _not_yet()
+
+
+def _not_yet() -> BehavryError:
+    return BehavryError("NOT_AVAILABLE_HERE", "this build changes no plan")
+
+
+def _answer_to(
+    held: wire.TenantEntitlements, feature: wire.Feature.ValueType
+) -> wire.FeatureAnswer:
+    for answer in held.features:
+        if answer.feature == feature:
+            return answer
+    raise BehavryError("FEATURE_UNKNOWN", "no such feature")
 
 
 def entitlements_of(
