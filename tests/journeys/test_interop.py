@@ -104,7 +104,7 @@ def test_a_library_is_allowed_what_is_allowed_and_told_what_is_not(
     found = libraries[library].result()
 
     allowed, denied = found["answers"]
-    assert {"git_status", "git_reset"} == set(found["listed"])
+    assert {"git_status", "git_reset"} <= set(found["listed"])
     assert (False, True) == (allowed["is_error"], denied["is_error"])
     assert "branch" in allowed["text"]
     assert denied["text"].startswith("Denied: ")
@@ -122,7 +122,7 @@ async def test_what_is_printed_for_a_client_connects(
     ):
         listed = {tool.name for tool in (await connected.list_tools()).tools}
 
-    assert {"git_status", "git_reset"} == listed
+    assert {"git_status", "git_reset"} <= listed
 
 
 @promise("clients:others")
