@@ -91,10 +91,10 @@ class Subscriptions:
             found = self._sessions[session.id] = Uris(route, session)
         return found
 
-    def admit(self, session: Session) -> None:
+    def admit(self, session: Session, params: Mapping[str, Any]) -> None:
         """Room for one more? Raises Refused."""
         known = self._sessions.get(session.id)
-        if known is not None and len(known.all) >= MOST:
+        if known is not None and len(known.all) >= MOST and params.get("uri") not in known.all:
             raise Refused(failed("rate_limited"))
 
     def subscribed(self, call: Call) -> None:

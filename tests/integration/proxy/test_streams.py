@@ -1,4 +1,4 @@
-"""Streams that agents keep open: GET of a legacy session, a modern agent's `subscriptions/listen`."""
+"""Streams that agents keep open: GET of a legacy session, `subscriptions/listen` of the others."""
 
 import asyncio
 from collections.abc import AsyncIterator
