@@ -202,7 +202,8 @@ class Pipeline:
         )
 
     async def serve(self, arrival: Arrival) -> Answer:
-        """1. the credential  2. server and agent  3. one of 64 places  4. the body
+        """1. the credential  2. server and agent  3. one of 64 places; without one, 64 more are
+        read as far as 7: each is told by its id, and what is no request is taken  4. the body
         5. the message  6. its era and session  7. headers agree  8. the method.
         """
         try:
@@ -229,18 +230,19 @@ class Pipeline:
             )
         owner = (caller.tenant, caller.agent)
         running = self._running.get(owner, 0)
-        if running >= AT_ONCE and running - self.feeds.of(*owner) >= AT_ONCE:  # 3
+        over = running - self.feeds.of(*owner) - AT_ONCE if running >= AT_ONCE else -1
+        if over >= AT_ONCE or (over >= 0 and arrival.verb != "POST"):  # 3
             return await self._refusals.reject(visit, None, "", local.failed("rate_limited"))
         self._running[owner] = running + 1
         try:
-            return await self._admitted(arrival, visit)
+            return await self._admitted(arrival, visit, crowded=over >= 0)
         finally:
             if self._running[owner] == 1:
                 del self._running[owner]
             else:
                 self._running[owner] -= 1
 
-    async def _admitted(self, arrival: Arrival, visit: Visit) -> Answer:
+    async def _admitted(self, arrival: Arrival, visit: Visit, *, crowded: bool) -> Answer:
         message: Message | None = None
         try:
             if arrival.verb != "POST":
@@ -250,6 +252,8 @@ class Pipeline:
             route, session = self._route(arrival, visit, message)  # 6
             if route.modern and message.kind is Kind.REQUEST:
                 self._agree(arrival, message)  # 7
+            if crowded and message.kind is Kind.REQUEST:
+                return await self._crowded_out(visit, message, route)
             return await self._dispatch(arrival, visit, message, route, session)  # 8
         except TooLarge:
             why = Rejection(status=413, code=messages.INVALID_REQUEST, message="body too large",
@@ -260,6 +264,18 @@ class Pipeline:
         except Refused as refused:
             given, method = (message.id, message.method) if message else (None, "")
             return await self._refusals.reject(visit, given, method, refused.why)
+
+    async def _crowded_out(self, visit: Visit, message: Message, route: Route) -> Answer:
+        """Raises Refused, but where a tool's result is due."""
+        why = local.failed("rate_limited")
+        if message.method != governed.TOOL:
+            raise Refused(why)
+        await self._refusals.reject(visit, message.id, message.method, why)
+        data = answers.decision_data(
+            verdict="deny", reason=why.reason, decision_id="", revision=visit.revision
+        )
+        text = f"Denied: {why.reason}."
+        return answers.refusal(message.id, tool=True, text=text, data=data, modern=route.modern)
 
     async def govern(
         self, incoming: Incoming, asked: Question | None = None, wait: Wait | None = None

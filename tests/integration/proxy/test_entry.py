@@ -306,9 +306,9 @@ REJECTED: dict[str, tuple[bytes, dict[str, str], int, int]] = {
     "a removed method": (
         orjson.dumps({**LIST, "method": "ping"}), {**MODERN, "mcp-method": "ping"}, 404, -32601,
     ),
-    "what later versions do": (
+    "who listens for nothing in particular": (
         orjson.dumps({**LIST, "method": "subscriptions/listen"}),
-        {**MODERN, "mcp-method": "subscriptions/listen"}, 404, -32601,
+        {**MODERN, "mcp-method": "subscriptions/listen"}, 200, -32602,
     ),
     "an invented cursor": (
         orjson.dumps({**LIST, "params": {"_meta": MODERN_META, "cursor": "b1.1.x"}}),

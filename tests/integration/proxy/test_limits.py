@@ -160,25 +160,50 @@ async def test_a_body_that_breaks_off_runs_nothing(
     assert [] == proxy.records("call.")
 
 
-async def test_64_requests_run_at_once(proxy: Gateway, tools: ToolServer) -> None:
+@asynccontextmanager
+async def crowded(proxy: Gateway, tools: ToolServer) -> AsyncIterator[None]:
+    """All places are taken by calls that wait for their tool."""
     tools.behave(hang=True)
     waiting = [asyncio.create_task(proxy.call("read_note", {"call": f"c{i}"})) for i in range(64)]
     try:
         await until(lambda: len(tools.ran()) == AT_ONCE == 64)
-
-        async with nothing_runs(tools):
-            refused_status, refused = await proxy.call("read_note", {"call": "one more"})
-        other, _ = await proxy.modern("tools/list", token=proxy.issuer.token(tid=OTHER_TENANT))
+        yield
     finally:
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
-    assert (200, 4290, "rate_limited") == (
-        refused_status, refused["error"]["code"], refused["error"]["data"]["reason"],
+
+async def test_64_requests_run_at_once(proxy: Gateway, tools: ToolServer) -> None:
+    async with crowded(proxy, tools), nothing_runs(tools):
+        _, refused = await proxy.call("read_note", {"call": "one more"})
+        listing = {"jsonrpc": "2.0", "id": "l", "method": "tools/list",
+                   "params": {"_meta": MODERN_META}}  # fmt: skip
+        sent = {"mcp-protocol-version": wire.MODERN, "mcp-method": "tools/list"}
+        unlisted = await proxy.post(listing, headers=sent)
+
+    told = refused["result"]["_meta"]["com.behavry/decision"]
+    assert (7, True) == (refused["id"], refused["result"]["isError"])
+    assert ("deny", "rate_limited", 1000) == (
+        told["verdict"], told["reason"], told["retry_after_ms"],
     )  # fmt: skip
-    assert 200 == other, "another agent has places of its own"
-    assert ["rate_limited"] == [one["reason"] for one in proxy.records("call.rejected")]
+    assert (200, "l", 4290) == (unlisted[0], unlisted[1]["id"], unlisted[1]["error"]["code"])
+    recorded = [(one["reason"], one["error"]) for one in proxy.records("call.rejected")]
+    assert [("rate_limited", "4290")] * 2 == recorded
+
+
+async def test_another_agent_and_what_is_no_request_find_a_place(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    """Else nothing that is running could be given up or answered."""
+    await proxy.post({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}})
+    session = {"mcp-session-id": proxy.session}
+    given_up = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
+    async with crowded(proxy, tools):
+        note, _ = await proxy.post(given_up, headers=session)
+        other, _ = await proxy.modern("tools/list", token=proxy.issuer.token(tid=OTHER_TENANT))
+
+    assert (202, 200) == (note, other)
 
 
 async def test_16_headers_that_no_schema_knows_travel_on(
