@@ -96,11 +96,13 @@ class RawHttp(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[RawHttp]:
-    """To the host and port of this URL."""
+async def connected(url: str, *, source: str = "127.0.0.1") -> AsyncIterator[RawHttp]:
+    """To the host and port of this URL; from any address of this machine."""
     parts = urlsplit(url)
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(RawHttp, parts.hostname or "", parts.port or 80)
+    _, connection = await loop.create_connection(
+        RawHttp, parts.hostname or "", parts.port or 80, local_addr=(source, 0)
+    )
     try:
         yield connection
     finally:
