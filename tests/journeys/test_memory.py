@@ -1,8 +1,8 @@
 """What clients that go away leave behind in the proxy: next to no memory, and nothing else.
 
 Ten thousand sessions that nobody ends, from as many agents as that takes, and a thousand callers
-that vanish while their answers are on the way: half of them while a person is waited for, half
-while the tool runs. The proxy is a process of its own; tasks are counted in one that runs here.
+that vanish: while a person is waited for, while the tool runs, while they listen. The proxy is a
+process of its own; tasks are counted in one that runs here.
 """
 
 import asyncio
@@ -46,9 +46,13 @@ DISCONNECTS = 1_000
 #: An agent may have 200.
 AGENTS = 52
 AT_ONCE = 25
+#: That one agent may have.
+STREAMS = 16
 GROWTH_KIB = 16 * 1024
 SETTLE_S = 30
 RUNNING, HELD = "read_note", "write_note"
+#: No tool: a stream that ends when its reader does.
+LISTENING = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +95,13 @@ class Door:
     async def vanish(self, tool: str, count: int) -> None:
         """Callers leave in the middle of the answer; where none has begun, of the call."""
         ran, turns = len(self.tools.ran()), cycle(self.tokens)
-        for share in shares(count, count // AT_ONCE):
+        for share in shares(count, -(-count // AT_ONCE)):
             ran += share
             async with AsyncExitStack() as callers:
                 for token in islice(turns, share):
                     reader, writer = await callers.enter_async_context(self._entered())
                     writer.write(self._call(token, tool))
-                    if tool == HELD:
+                    if tool != RUNNING:
                         assert b"text/event-stream" in await reader.readuntil(b"\r\n\r\n")
                 if tool == RUNNING:
                     await until_true(self._have_run(ran), seconds=SETTLE_S)
@@ -129,7 +133,11 @@ class Door:
                 await reader.readexactly(int(length))
 
     def _call(self, token: str, tool: str) -> bytes:
-        body, headers = modern_request("tools/call", {"name": tool, "arguments": {}}, {}, {})
+        if tool == LISTENING:
+            wanted = {"notifications": {"toolsListChanged": True}}
+            body, headers = modern_request("subscriptions/listen", wanted, {}, {})
+        else:
+            body, headers = modern_request("tools/call", {"name": tool, "arguments": {}}, {}, {})
         return self._request("notes", token, body, headers)
 
     def _request(self, slug: str, token: str, body: Any, headers: dict[str, str]) -> bytes:
@@ -243,14 +251,14 @@ async def test_what_clients_abandon_costs_next_to_nothing(
         await fake.approve("notes", RUNNING, HELD)
         first = left(pid)
         await door.abandon(AGENTS)
-        await door.vanish(HELD, 2 * AT_ONCE)
-        await door.vanish(RUNNING, 2 * AT_ONCE)
+        for what in (HELD, RUNNING, LISTENING):
+            await door.vanish(what, 2 * AT_ONCE)
         settled = replace(left(pid), descriptors=first.descriptors)  # threads stay for the next
         await as_before(pid, settled)
         before = rss_kib(pid)
         await door.abandon(SESSIONS)
-        await door.vanish(HELD, DISCONNECTS // 2)
-        await door.vanish(RUNNING, DISCONNECTS // 2)
+        for what, count in zip((HELD, RUNNING, LISTENING), shares(DISCONNECTS, 3), strict=True):
+            await door.vanish(what, count)
         await as_before(pid, settled)
         grown = rss_kib(pid) - before
 
@@ -266,13 +274,13 @@ async def test_whoever_vanishes_leaves_no_task(tmp_path: Path, tools: ToolServer
         await proxy.offered("notes", RUNNING, HELD)
         door = Door(proxy.url, [proxy.issuer.token()], tools)
         before = len(asyncio.all_tasks())
-        for tool in (HELD, RUNNING):
-            await door.vanish(tool, AT_ONCE)
+        for tool in (HELD, RUNNING, LISTENING):
+            await door.vanish(tool, STREAMS)
 
         async def gone() -> bool:
             return len(asyncio.all_tasks()) <= before
 
         await until_true(gone, seconds=SETTLE_S)
-        ended = [record["status"] for record in proxy.records("call.outcome")]
+        ended = [one["status"] for one in await proxy.recorded("call.outcome", count=STREAMS)]
 
-    assert ["cancelled"] * AT_ONCE == ended
+    assert ["cancelled"] * STREAMS == ended
