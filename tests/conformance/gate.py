@@ -193,24 +193,24 @@ def count(report: Report, place: Installed, leg: Leg) -> None:
     """As many records as governed requests: nothing passes beside the pipeline."""
     sent = place.shim.noted(leg.slug)
     wanted = leg.records(sent)
+
+    def all_there() -> bool:
+        found = place.recorded(leg.slug)
+        return found.total >= wanted and not found.unended
+
     try:
-        until(
-            lambda: sum(place.recorded(leg.slug).values()) >= wanted,
-            "every record is in the chain",
-            CHAINED_TIMEOUT_S,
-            look_again_s=0.5,
-        )
+        until(all_there, "every record is in the chain", CHAINED_TIMEOUT_S, look_again_s=0.5)
     except TimeoutError:
         report.detail("the chain stays behind")
-    recorded = place.recorded(leg.slug)
-    total = sum(recorded.values())
+    found = place.recorded(leg.slug)
     report.say(
         f"through {leg.revision} ({leg.era}), records",
-        f"{total} of {wanted} for {sum(sent.values())} governed requests",
-        good=total == wanted,
+        f"{found.total} of {wanted} for {sum(sent.values())} governed requests, "
+        f"{found.unended} without outcome",
+        good=found.total == wanted and not found.unended,
     )
-    if total != wanted:
-        report.detail(f"sent {dict(sent)}, recorded {dict(recorded)}")
+    if found.total != wanted:
+        report.detail(f"sent {dict(sent)}, recorded {dict(found.decided)}")
 
 
 def _side_by_side(

@@ -88,21 +88,41 @@ class Shim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What the chain says of one leg's agent."""
+
+    decided: Counter[str]
+    """By type and method: the records that a request was decided or refused."""
+
+    unended: int
+    """How many allowed calls have not exactly one outcome."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.decided.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
     stack: Stack
     shim: Shim
     agents: Mapping[str, Agent]
 
-    def recorded(self, slug: str) -> Counter[str]:
-        """How many records, by type and method, say that a request was decided or refused."""
-        found: Counter[str] = Counter()
+    def recorded(self, slug: str) -> Recorded:
+        decided: Counter[str] = Counter()
+        outcomes: Counter[str] = Counter()
+        intents: set[str] = set()
         for record in self.stack.chain_of(self.agents[slug].id):
             kind, method = record["type"], record.get("method")
             if kind in DECIDED:
-                found[f"{kind} {method}"] += 1
+                decided[f"{kind} {method}"] += 1
             elif kind == REJECTED and (method in GOVERNED or not method) and not early(record):
-                found[f"{kind} {method} {record['reason']}"] += 1
-        return found
+                decided[f"{kind} {method} {record['reason']}"] += 1
+            if kind == "call.intent":
+                intents.add(record["decision"])
+            elif kind == "call.outcome":
+                outcomes[record.get("decision", "")] += 1  # some answers need no decision
+        return Recorded(decided=decided, unended=sum(outcomes[one] != 1 for one in intents))
 
 
 def early(record: Mapping[str, Any]) -> bool:
