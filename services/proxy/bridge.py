@@ -50,6 +50,8 @@ _NOT_PASSED: Final = frozenset({"_meta", "inputResponses", "requestState"})
 _NOTHING: Final[Mapping[str, Any]] = {}
 _MODERN_ONLY: Final = ("resultType", "ttlMs", "cacheScope")
 _OFFERED: Final = ("tools", "resources", "prompts")
+#: Relayed, with nothing more to say of them.
+_BARE: Final = ("logging", "completions")
 _TOLD: Final = ("listChanged", "subscribe")
 
 
@@ -83,10 +85,12 @@ def outgoing(
     decided: dict[str, Any] | None = None,
     approved: bool = False,
     told: Mapping[str, Any] = _NOTHING,
+    level: str = "",
 ) -> dict[str, Any]:
     """Params for the tool server. `decided` is what was decided and digested, and then nothing else
     goes there but `_meta`. `approved`: people looked at the call, and not at the agent's `_meta`.
-    `told`: the agent's capabilities, as far as they are granted.
+    `told`: the agent's capabilities, as far as they are granted. `level`: how loud log messages
+    must be, where its session says so.
     """
     made = decided
     if made is None:
@@ -98,12 +102,17 @@ def outgoing(
         if type(given) is dict:
             if type(given.get(CLIENT_META)) is dict:
                 meta[CLIENT_META] = raw(given[CLIENT_META])
-            level = given.get(LEVEL_META)
-            if type(level) is str and level in _LEVELS:
-                meta[LEVEL_META] = level
+            level = level or given.get(LEVEL_META, "")
+        if is_level(level):
+            meta[LEVEL_META] = level
     if meta:
         made["_meta"] = meta
     return made
+
+
+def is_level(value: Any) -> bool:
+    """Whether it says how loud a log message is."""
+    return type(value) is str and value in _LEVELS
 
 
 def modern_meta(version: str, *, told: Mapping[str, Any] = _NOTHING) -> dict[str, Any]:
@@ -210,7 +219,7 @@ def _capabilities(facts: Facts) -> dict[str, Any]:
             continue
         told = {member: True for member in _TOLD if has.get(member) is True}
         made[name] = {"listChanged": True} if name == "tools" else told
-    return made
+    return made | {name: {} for name in _BARE if type(facts.capabilities.get(name)) is dict}
 
 
 def _server_info(facts: Facts) -> dict[str, Any]:

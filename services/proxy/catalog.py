@@ -1,45 +1,35 @@
 """What tool servers offer and what each agent sees of it (mcp.md 6).
 
-Decides the digest that pins a definition (core.md 7) and when a list is fetched again: after the
-time that the server gave it, at most 5 minutes, and so seldom that fetching takes a twentieth of
-the time at most. Which tools an agent may see is the authorizer's answer; without one there is no
-view, never the raw list.
+Decides the digest that pins a definition (core.md 7), and what control is told of. Which tools an
+agent may see is the authorizer's answer; without one there is no view, never the raw list. How a
+list is fetched is pages.py's, how long it is kept kept.py's business.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from services.common.clock import Clock
 from services.common.ids import AgentId, ServerSlug, TenantId
-from services.proxy import bridge, headers, messages
-from services.proxy.backends.upstream import MAX_ANSWER, Backend, Request, UpstreamFailed
+from services.proxy import bridge, headers, messages, pages
+from services.proxy.backends.upstream import Backend
 from services.proxy.bridge import Facts
 from services.proxy.calls import Decider, Offered, Visit
+from services.proxy.kept import Kept, Place, place
+from services.proxy.lists import Lists
+from services.proxy.pages import FRESH_NS, NAME
 from services.proxy.snapshot import Server
 
-NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 PINNED: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
-MAX_LISTS: Final = 1_000
-MAX_TOOLS: Final = 5_000
-MAX_PAGES: Final = 100
 MAX_DEFINITION: Final = 64 * 1024
-FRESH_NS: Final = 300 * 1_000_000_000
-#: A server that gives its list no time to live is asked again after this, not at every call.
-SHORTEST_NS: Final = 1_000_000_000
-#: A list that takes long to fetch lives this many times as long.
-PER_FETCH: Final = 20
 SEARCH_NS: Final = 30 * 1_000_000_000
 MAX_VIEWS: Final = 10_000
-LIST_S: Final = 30.0
+MAX_REPORTED: Final = 10_000
 
-#: Tenant, server, and the agent where the server knows it by a credential of its own.
-_Place = tuple[TenantId, ServerSlug, str]
 _Owner = tuple[TenantId, AgentId, ServerSlug]
 
 
@@ -78,14 +68,11 @@ class View:
     encoded: dict[bool, bytes] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Cached:
-    listing: Listing
+@dataclass(frozen=True, slots=True)
+class _Reported:
     server: Server
-    began_ns: int
+    digest: str
     at_ns: int
-    life_ns: int
-    reported_ns: int
 
 
 Report = Callable[[Visit, Listing], None]
@@ -100,8 +87,10 @@ class Catalog:
         self._clock = clock
         self._report = report
         self._served = served
-        self._cached: dict[_Place, _Cached] = {}
-        self._fetching: dict[_Place, asyncio.Lock] = {}
+        #: Prompts and resource templates.
+        self.lists = Lists(clock)
+        self._listings: Kept[Listing] = Kept(clock, lambda listing: listing.ttl_ns)
+        self._reported: dict[Place, _Reported] = {}
         self._views: dict[tuple[TenantId, AgentId, ServerSlug, str, str], View] = {}
         self._last_served: dict[_Owner, str] = {}
         #: Digests of the views that agents were given or told of.
@@ -109,13 +98,13 @@ class Catalog:
 
     async def listing(self, visit: Visit, backend: Backend) -> Listing:
         """Raises UpstreamFailed."""
-        cached = self._fresh(visit)
-        return cached if cached is not None else await self._refresh(visit, backend)
+        known = self._listings.fresh(visit)
+        return known if known is not None else await self._refresh(visit, backend)
 
     async def find(self, visit: Visit, backend: Backend, name: str) -> Tool | None:
         """The tool as it is offered now; a name that is not listed is looked for once per 30 s."""
         listing = await self.listing(visit, backend)
-        if name not in listing.tools and self._fresh(visit, SEARCH_NS) is None:
+        if name not in listing.tools and self._listings.fresh(visit, SEARCH_NS) is None:
             listing = await self._refresh(visit, backend, SEARCH_NS)
         return listing.tools.get(name)
 
@@ -171,15 +160,9 @@ class Catalog:
 
     def forget(self) -> None:
         """Every list is fetched, and so reported, anew."""
-        self._cached.clear()
-
-    def _fresh(self, visit: Visit, age_ns: int = FRESH_NS) -> Listing | None:
-        cached = self._cached.get(_place(visit))
-        # A server whose entry changed is another server.
-        if cached is None or (cached.server is not visit.server and cached.server != visit.server):
-            return None
-        young = self._clock.monotonic_ns() - cached.at_ns < min(cached.life_ns, age_ns)
-        return cached.listing if young else None
+        self._listings.clear()
+        self._reported.clear()
+        self.lists.clear()
 
     async def _refresh(
         self,
@@ -189,46 +172,23 @@ class Catalog:
         *,
         since_ns: int | None = None,
     ) -> Listing:
-        """Single flight: who waited for another's fetch takes its result, if it began after
-        `since_ns`.
-        """
-        place = _place(visit)
-        async with self._fetching.setdefault(place, asyncio.Lock()):
-            known = self._fresh(visit, age_ns)
-            if known is not None and (since_ns is None or self._cached[place].began_ns >= since_ns):
-                return known
-            began_ns = self._clock.monotonic_ns()
-            listing = await fetch(visit, backend)
-            at_ns = self._clock.monotonic_ns()
-            news = self._is_news(visit, listing, at_ns)
-            while len(self._cached) >= MAX_LISTS and place not in self._cached:
-                del self._cached[next(iter(self._cached))]  # the oldest; it is fetched again
-            self._cached[place] = _Cached(
-                listing=listing,
-                server=visit.server,
-                began_ns=began_ns,
-                at_ns=at_ns,
-                life_ns=_life_ns(listing.ttl_ns, took_ns=at_ns - began_ns),
-                reported_ns=at_ns if news else self._cached[place].reported_ns,
-            )
-        if news:
+        fetched = partial(fetch, visit, backend)
+        listing, new = await self._listings.renewed(visit, fetched, age_ns, since_ns=since_ns)
+        if new and self._is_news(visit, listing):
             self._report(visit, listing)
         return listing
 
-    def _is_news(self, visit: Visit, listing: Listing, now_ns: int) -> bool:
+    def _is_news(self, visit: Visit, listing: Listing) -> bool:
         """Control is told of what changed, and of all every 5 minutes: a report may be lost."""
-        before = self._cached.get(_place(visit))
-        return (
-            before is None
-            or before.server != visit.server
-            or before.listing.digest != listing.digest
-            or now_ns - before.reported_ns >= FRESH_NS
-        )
-
-
-def _place(visit: Visit) -> _Place:
-    own = visit.server.credential.per_agent
-    return visit.caller.tenant, visit.slug, visit.caller.agent if own else ""
+        here, now_ns = place(visit), self._clock.monotonic_ns()
+        told = self._reported.get(here)
+        known = told is not None and (told.server, told.digest) == (visit.server, listing.digest)
+        if told is not None and known and now_ns - told.at_ns < FRESH_NS:
+            return False
+        if len(self._reported) >= MAX_REPORTED:
+            self._reported.clear()
+        self._reported[here] = _Reported(visit.server, listing.digest, now_ns)
+        return True
 
 
 def _owner(visit: Visit) -> _Owner:
@@ -237,42 +197,14 @@ def _owner(visit: Visit) -> _Owner:
 
 async def fetch(visit: Visit, backend: Backend) -> Listing:
     """All pages. Raises UpstreamFailed."""
-    facts = await backend.facts(visit)
+    whole = await pages.fetch(visit, backend, "tools/list")
     tools: dict[str, Tool] = {}
-    cursor: str | None = None
-    size = 0
-    ttl_ns = FRESH_NS
-    for _ in range(MAX_PAGES):
-        params: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
-        request = Request(
-            method="tools/list", params=bridge.outgoing(params, facts), timeout_s=LIST_S
-        )
-        reply = await backend.ask(visit, request)
-        found = reply.result.get("tools") if reply.result is not None else None
-        if type(found) is not list:
-            raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
-        for raw in found:
-            tool = define(raw)
-            if tool is not None:
-                size += len(tool.definition)
-                tools.setdefault(tool.name, tool)
-        ttl_ns = min(ttl_ns, _ttl_ns(reply.result or {}))
-        if len(tools) > MAX_TOOLS or size > MAX_ANSWER:
-            raise UpstreamFailed("upstream_protocol", ran=False)
-        cursor = reply.result.get("nextCursor") if reply.result is not None else None
-        if type(cursor) is not str:
-            digest = _digest("\n".join(tool.schema_hash for tool in tools.values()).encode())
-            return Listing(tools=tools, digest=digest, facts=facts, ttl_ns=ttl_ns)
-    raise UpstreamFailed("upstream_protocol", ran=False)
-
-
-def _ttl_ns(page: dict[str, Any]) -> int:
-    ttl_ms = page.get("ttlMs")
-    return ttl_ms * 1_000_000 if type(ttl_ms) is int and ttl_ms > 0 else 0
-
-
-def _life_ns(ttl_ns: int, *, took_ns: int) -> int:
-    return min(max(ttl_ns, SHORTEST_NS, took_ns * PER_FETCH), FRESH_NS)
+    for raw in whole.entries:
+        tool = define(raw)
+        if tool is not None:
+            tools.setdefault(tool.name, tool)
+    digest = _digest("\n".join(tool.schema_hash for tool in tools.values()).encode())
+    return Listing(tools=tools, digest=digest, facts=whole.facts, ttl_ns=whole.ttl_ns)
 
 
 def define(raw: Any) -> Tool | None:

@@ -181,6 +181,7 @@ def _request(call: Call, facts: Facts) -> Request:
         decided=asked.params(),
         approved=approved,
         told=told(call),
+        level="" if call.session is None else call.session.level,
     )
     extra = tuple(headers.param_headers(tool.params, asked.arguments)) if tool else ()
     if not approved:  # who approved a call did not see these

@@ -28,9 +28,10 @@ from services.proxy.calls import (
     Visit,
     denied,
 )
-from services.proxy.catalog import NAME, Catalog
+from services.proxy.catalog import Catalog
 from services.proxy.governed import Call, Incoming, Live, Question
 from services.proxy.local import Refused
+from services.proxy.pages import NAME
 from services.proxy.records import Subject
 from services.proxy.snapshot import Snapshot
 from services.proxy.waiting import Wait

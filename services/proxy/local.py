@@ -1,7 +1,8 @@
 """Requests that the proxy answers without asking for a decision (mcp.md 4, class cheap).
 
-Lifecycle is made here, `tools/list` is the agent's view, other lists are relayed page by page with
-cursors of our own. None of these runs anything.
+Lifecycle is made here. `tools/list` is the agent's view, prompts and templates are whole lists that
+all agents share, resources are relayed page by page with cursors of our own. None of these runs
+anything.
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from services.common.errors import BehavryError
-from services.proxy import answers, bridge, messages
+from services.proxy import answers, bridge, completing, messages
 from services.proxy.answers import Answer, Rejection
 from services.proxy.asking import grants
 from services.proxy.backends.upstream import Backend, Request, Session, UpstreamFailed
 from services.proxy.bridge import Untranslatable
 from services.proxy.calls import Visit
-from services.proxy.catalog import LIST_S, Catalog
+from services.proxy.catalog import Catalog
+from services.proxy.completing import Completing
 from services.proxy.eras import Route
+from services.proxy.lists import WHOLE
 from services.proxy.messages import INVALID_PARAMS, METHOD_NOT_FOUND, Message
+from services.proxy.pages import LIST_S, NoSuchList
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session as AgentSession
 from services.proxy.sessions import Sessions, TooMany
 
-RELAYED_LISTS: Final = frozenset({"prompts/list", "resources/list", "resources/templates/list"})
-_MODERN: Final = frozenset({"server/discover", "tools/list"}) | RELAYED_LISTS
-_LEGACY: Final = frozenset({"initialize", "ping", "tools/list"}) | RELAYED_LISTS
+RESOURCES: Final = "resources/list"
+SET_LEVEL: Final = "logging/setLevel"
+_BOTH: Final = frozenset({"tools/list", RESOURCES, completing.METHOD}) | WHOLE
+_MODERN: Final = _BOTH | {"server/discover"}
+_LEGACY: Final = _BOTH | {"initialize", "ping", SET_LEVEL}
 SESSION_HEADER: Final = b"mcp-session-id"
 
 
@@ -43,6 +49,7 @@ class Local:
     catalog: Catalog
     sessions: Sessions
     seals: Seals
+    completing: Completing
     backend: Callable[[Visit], Backend]
 
     def knows(self, method: str, route: Route) -> bool:
@@ -64,8 +71,15 @@ class Local:
                     return answers.result(message.id, messages.encode(bridge.discovered(facts)))
                 case "tools/list":
                     return await self._tools(visit, message, route, backend)
-                case _:
+                case "resources/list":
                     return await self._page(visit, message, route, backend, session)
+                case completing.METHOD:
+                    upstream = upstream_session(session)
+                    return await self.completing.answer(visit, message, route, backend, upstream)
+                case "logging/setLevel":
+                    return await self._set_level(visit, message, route, backend, session)
+                case _:
+                    return await self._whole(visit, message, route, backend)
         except UpstreamFailed as failure:
             raise Refused(failed(failure.reason)) from None
         except Untranslatable as odd:
@@ -106,6 +120,42 @@ class Local:
         except BehavryError:
             raise Refused(failed("policy_unavailable")) from None
         return answers.result(message.id, self.catalog.result(listing, view, modern=route.modern))
+
+    async def _whole(
+        self, visit: Visit, message: Message, route: Route, backend: Backend
+    ) -> Answer:
+        if message.params.get("cursor") is not None:
+            raise Refused(bad_cursor())  # it is one page: no cursor was ever given
+        try:
+            encoded = await self.catalog.lists.result(
+                visit, backend, message.method, modern=route.modern
+            )
+        except NoSuchList as refused:
+            return relay_error(message, refused.error, METHOD_NOT_FOUND)
+        return answers.result(message.id, encoded)
+
+    async def _set_level(
+        self,
+        visit: Visit,
+        message: Message,
+        route: Route,
+        backend: Backend,
+        session: AgentSession | None,
+    ) -> Answer:
+        """A legacy agent's. Modern servers are told with each request."""
+        level = message.params.get("level")
+        if session is None or type(level) is not str or not bridge.is_level(level):
+            raise Refused(answers.bad_params("unknown level"))
+        facts = await backend.facts(visit)
+        if type(facts.capabilities.get("logging")) is not dict:
+            raise Refused(not_found(message, route))
+        if not facts.modern:
+            request = Request(method=SET_LEVEL, params={"level": level}, timeout_s=LIST_S)
+            reply = await backend.ask(visit, request, upstream_session(session))
+            if reply.result is None:
+                return relay_error(message, reply.error or {}, METHOD_NOT_FOUND)
+        self.sessions.set_level(session, level)
+        return answers.result(message.id, b"{}")
 
     async def _page(
         self,

@@ -42,6 +42,7 @@ from services.proxy.calls import (
     Visit,
 )
 from services.proxy.catalog import Catalog
+from services.proxy.completing import Completing
 from services.proxy.continuing import Carried
 from services.proxy.encodings import Row
 from services.proxy.eras import Route
@@ -128,6 +129,9 @@ class Pipeline:
             catalog=self.catalog,
             sessions=self.sessions,
             seals=self.seals,
+            completing=Completing(
+                recorder=self.recorder, digester=self.digester, clock=self.clock, log=self.log
+            ),
             backend=lambda visit: self.backends.of(visit.server),
         )
         self.tasks = Tasks(

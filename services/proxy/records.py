@@ -103,6 +103,36 @@ def outcome(
     return _record("call.outcome", subject.visit, fields, clock)
 
 
+def completed(
+    subject: Subject,
+    *,
+    status: str,
+    error: str | None,
+    upstream_status: int | None,
+    result_digest: str | None,
+    result_size: int,
+    took_us: int,
+    clock: Clock,
+) -> Record:
+    """The outcome of what needs no decision, so that there is no intent that it ends."""
+    fields: dict[str, Any] = {
+        **_call(subject),
+        "status": status,
+        "error": error,
+        "upstream_status": upstream_status,
+        "arguments": {
+            "digest": subject.arguments_digest,
+            "size": subject.arguments_size,
+            **PAYLOAD,
+        },
+        "result": {"digest": result_digest, "size": result_size, **PAYLOAD}
+        if result_digest
+        else None,
+        "latency_us": {"upstream": took_us, "total": took_us},
+    }
+    return _record("call.outcome", subject.visit, fields, clock)
+
+
 def rejected(visit: Visit, *, method: str, code: int, reason: str, clock: Clock) -> Record:
     """An authenticated request that never became a question."""
     fields = {

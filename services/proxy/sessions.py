@@ -38,6 +38,8 @@ class Session(Struct, frozen=True, array_like=True):
     upstream_url: str = ""
     #: What the agent declared when it opened it, as far as it matters here.
     capabilities: dict[str, Any] = {}
+    #: How loud log messages must be for the agent; empty where it did not say, and in every seal.
+    level: str = ""
 
     @property
     def elicits(self) -> bool:
@@ -65,6 +67,8 @@ class Sessions:
         self._clock = clock
         self._live: dict[tuple[TenantId, AgentId], dict[str, _Live]] = {}
         self._ended: dict[str, int] = {}
+        #: What sessions said since they were sealed; of this worker.
+        self._levels: dict[str, str] = {}
         #: Told the id of each session that ends.
         self.when_ended: Callable[[str], None] = _nobody
 
@@ -104,11 +108,17 @@ class Sessions:
             self._live[_owner(visit)][session.id] = _Live(visit, session, now_s)
         else:
             live.used_s = now_s
-        return session
+        level = self._levels.get(session.id)
+        return session if level is None else msgspec.structs.replace(session, level=level)
+
+    def set_level(self, session: Session, level: str) -> None:
+        """From here on, until it ends."""
+        self._levels[session.id] = level
 
     def end(self, visit: Visit, session: Session) -> None:
         self._ended[session.id] = session.opened_s + LIFE_S
         self._live.get(_owner(visit), {}).pop(session.id, None)
+        self._levels.pop(session.id, None)
         self.when_ended(session.id)
 
     def touch(self, visit: Visit, session: Session) -> None:
@@ -127,6 +137,7 @@ class Sessions:
                 idle.append((live.visit, live.session))
                 self._ended[live.session.id] = live.session.opened_s + LIFE_S
                 del sessions[live.session.id]
+                self._levels.pop(live.session.id, None)
                 self.when_ended(live.session.id)
             if not sessions:
                 del self._live[owner]

@@ -29,6 +29,16 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     sessions: bool = False
     """Legacy: gives a session id, and answers 404 to requests without it."""
 
+    prompts: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    """What else it offers, by name; templates and resources have URIs `note:NAME`."""
+    page: int = 100
+    """So many entries of these come at once."""
+    logs: bool = False
+    completes: bool = False
+    """Whether it has these capabilities."""
+
     # Over HTTP alone:
     refuses: bool = False
     """Answers who speaks a dialect that it does not with 400, as strangers' servers do."""

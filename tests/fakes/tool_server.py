@@ -134,15 +134,18 @@ class Desk:
             case "tools/list":
                 return wire.listed(message, _tools(told), ttl_ms=told.ttl_ms)
             case "server/discover":
-                return wire.discovered(message, NAME)
+                return _with_capabilities(wire.discovered(message, NAME), told)
             case "initialize" if "legacy" in told.eras:
-                return wire.initialized(message, NAME)
+                return _with_capabilities(wire.initialized(message, NAME), told)
             case "initialize":
                 supported = {"supported": [wire.MODERN]}
                 return wire.error(message, wire.UNSUPPORTED_VERSION, "modern only", supported)
             case "ping":
                 return wire.result(message, {})
             case method if "id" in message:
+                body = _beside(message, str(method), told)
+                if body is not None:
+                    return wire.result(message, body)
                 return wire.error(message, wire.METHOD_NOT_FOUND, f"no method {method}")
             case _:
                 return None
@@ -163,6 +166,46 @@ class Desk:
                 return {"jsonrpc": "2.0", "id": message.get("id")}
             case _:
                 return reply
+
+
+def _with_capabilities(reply: dict[str, Any], told: Behaviour) -> dict[str, Any]:
+    has = {"prompts": told.prompts, "resources": told.resources or told.templates}
+    more: dict[str, Any] = {name: {"listChanged": True} for name in has if has[name]}
+    more |= {"logging": {}} if told.logs else {}
+    more |= {"completions": {}} if told.completes else {}
+    result = reply["result"]
+    return {**reply, "result": {**result, "capabilities": {**result["capabilities"], **more}}}
+
+
+def _beside(message: dict[str, Any], method: str, told: Behaviour) -> dict[str, Any] | None:
+    """What it does beside its tools; None where it does not know the method."""
+    if method == "completion/complete" and told.completes:
+        typed = message["params"]["argument"]["value"]
+        return {"completion": {"values": [f"{typed}e", typed]}}
+    if method == "logging/setLevel" and told.logs and not wire.is_modern(message):
+        return {}
+    if method in {"prompts/list", "resources/list", "resources/templates/list"}:
+        return _page(message, method, told)
+    return None
+
+
+def _page(message: dict[str, Any], method: str, told: Behaviour) -> dict[str, Any]:
+    names, member, key = {
+        "prompts/list": (told.prompts, "prompts", ""),
+        "resources/list": (told.resources, "resources", "uri"),
+        "resources/templates/list": (told.templates, "resourceTemplates", "uriTemplate"),
+    }[method]
+    start = int(message.get("params", {}).get("cursor", 0))
+    end = start + told.page
+    entries = [
+        {"name": name, **({key: f"note:{name}"} if key else {})} for name in names[start:end]
+    ]
+    body: dict[str, Any] = {member: entries}
+    if end < len(names):
+        body["nextCursor"] = str(end)
+    if wire.is_modern(message):
+        body |= {"ttlMs": told.ttl_ms, "cacheScope": "public"}
+    return body
 
 
 def _tools(told: Behaviour) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -232,9 +233,10 @@ class Feeds:
         if method == TOOLS:
             self.views.list_changed(visit, None if mine or call.route.modern else call.stream)
         elif mine:
-            self._tell(owner(visit), method)
+            self.views.other_changed(visit, method, lambda: self._tell(owner(visit), method))
         elif not call.route.modern:
-            call.stream.push(notification(method, {}))
+            tell = partial(call.stream.push, notification(method, {}))
+            self.views.other_changed(visit, method, tell)
 
     # --- what ends them -------------------------------------------------------------------------
 
@@ -361,7 +363,7 @@ class Feeds:
         elif method == TOOLS:
             self.views.list_changed(feed.visit)
         elif method in feed.wanted.lists:
-            feed.push(method, {})
+            self.views.other_changed(feed.visit, method, lambda: feed.push(method, {}))
         elif method == UPDATED:
             self._updated(feed, heard)
         elif feed.session is not None and method in _OF_A_SESSION:

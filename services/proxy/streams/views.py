@@ -1,7 +1,7 @@
 """Whether what an agent sees has changed: a list is said to have, or policy has (mcp.md 7).
 
-Decides who is told that a list of tools changed: an agent whose own view did. Other lists have no
-view of an agent's own, so that the server's word is enough.
+Decides who is told that a list of tools changed: an agent whose own view did. Prompts are the same
+for all agents, and compared once; of resources, which nobody keeps, the server's word is enough.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from services.common.ids import AgentId, ServerSlug, TenantId
 from services.proxy.backends.upstream import Backends, UpstreamFailed
 from services.proxy.calls import Spawn, Stream, Visit
 from services.proxy.catalog import Catalog
+from services.proxy.lists import CHANGED, PROMPTS
 from services.proxy.streams.relay import notification
 
 TOOLS: Final = "notifications/tools/list_changed"
@@ -51,6 +52,25 @@ class Views:
             self._look((visit.caller.tenant, visit.slug), visit)
         else:
             self._spawn("views", lambda: self._told(visit, stream))
+
+    def other_changed(self, visit: Visit, method: str, tell: Callable[[], None]) -> None:
+        """A list of the same server that is not tools, says the server."""
+        listed = CHANGED[method]
+        lists = self._catalog.lists
+        if listed != PROMPTS:
+            lists.forget(visit, listed)
+            tell()
+            return
+
+        async def compare() -> None:
+            try:
+                changed = await lists.changed(visit, self._backends.of(visit.server), listed)
+            except UpstreamFailed:
+                changed = True  # nobody can tell, but the server said so
+            if changed:
+                tell()
+
+        self._spawn("lists", compare)
 
     def policy_changed(self) -> None:
         self._look(None, None)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
-from services.proxy import catalog
+from services.proxy import kept
 from services.proxy.backends.upstream import Hear, Listening, Reply, Request, Session
 from services.proxy.bridge import Facts
 from services.proxy.calls import Ask, Caller, Decision, Offered, Visit, denied
@@ -178,7 +178,7 @@ async def test_an_agent_that_the_server_knows_has_a_list_of_its_own(
 
 async def test_so_many_lists_are_kept_and_no_more(desk: Desk) -> None:
     desk.server.hints = {"ttlMs": 300_000}
-    many = [replace(VISIT.caller, tenant=TenantId(f"t{n}")) for n in range(catalog.MAX_LISTS + 1)]
+    many = [replace(VISIT.caller, tenant=TenantId(f"t{n}")) for n in range(kept.MAX_KEPT + 1)]
     for caller in many:
         await desk.catalog.listing(replace(VISIT, caller=caller), desk.server)
     await desk.catalog.listing(replace(VISIT, caller=many[-1]), desk.server)
