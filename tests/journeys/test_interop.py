@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -46,20 +47,26 @@ LIBRARIES = (
 )
 
 
-def printed(stack: Stack, client: str) -> str:
-    """What a person is shown, by the command itself."""
-    told = subprocess.run(
+def connect(
+    stack: Stack, client: str, *more: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [
             *(sys.executable, "-m", "services.cli", "connect", client),
-            *("--server", "git", "--state", stack.up.state_dir),
+            *("--server", "git", "--state", stack.up.state_dir, *more),
         ],
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
         capture_output=True,
         text=True,
         check=True,
         timeout=TIMEOUT_S,
     )
-    return told.stdout
+
+
+def printed(stack: Stack, client: str) -> str:
+    """What a person is shown, by the command itself."""
+    return connect(stack, client).stdout
 
 
 def drive(environment: str, client: str, stack: Stack, agent: Agent) -> dict[str, Any]:
@@ -126,14 +133,20 @@ async def test_what_is_printed_for_a_client_connects(
 
 
 @promise("clients:others")
-async def test_what_is_printed_for_claude_desktop_starts_and_connects(
-    running_stack: Stack, agent: Agent
+async def test_what_is_written_for_claude_desktop_starts_and_connects(
+    running_stack: Stack, agent: Agent, tmp_path: Path
 ) -> None:
-    entry = json.loads(printed(running_stack, "claude-desktop"))["mcpServers"]["git"]
-    assert {"BEHAVRY_AGENT_KEY": "..."} == entry["env"]
-    started = StdioServerParameters(
-        command=entry["command"], args=entry["args"], env={"BEHAVRY_AGENT_KEY": key(agent)}
+    file = tmp_path / "claude_desktop_config.json"
+    told = connect(
+        running_stack,
+        "claude-desktop",
+        *("--write", "--yes", "--file", str(file)),
+        environment={"BEHAVRY_AGENT_KEY": key(agent)},
     )
+    assert key(agent) not in told.stdout + told.stderr
+    assert 0o600 == file.stat().st_mode & 0o777
+    entry = json.loads(file.read_text())["mcpServers"]["git"]
+    started = StdioServerParameters(command=entry["command"], args=entry["args"], env=entry["env"])
     repository = str(Path(running_stack.up.state_dir) / "demo-repo")
 
     async with Client(stdio_client(started), mode=LEGACY) as client:
