@@ -16,9 +16,10 @@ from services.common.clock import rfc3339
 from services.proxy import answers, bridge, encodings, messages
 from services.proxy.answers import Answer, Rejection
 from services.proxy.asking.nobody import Nobody
+from services.proxy.asking.their_tasks import TheirTasks, not_found
 from services.proxy.bridge import TASKS
 from services.proxy.calls import Spawn, Visit
-from services.proxy.continuing import Carried, Task
+from services.proxy.continuing import Carried, Task, TheirTask
 from services.proxy.governed import Call, Incoming, Question
 from services.proxy.local import Refused
 from services.proxy.messages import Message
@@ -74,8 +75,11 @@ class TaskWait(Wait):
 class Tasks:
     """One per worker."""
 
-    def __init__(self, *, waits: Waits, carried: Carried, govern: Govern, spawn: Spawn) -> None:
+    def __init__(
+        self, *, waits: Waits, carried: Carried, theirs: TheirTasks, govern: Govern, spawn: Spawn
+    ) -> None:
         self._waits = waits
+        self._theirs = theirs
         self._carried = carried
         self._govern = govern
         self._spawn = spawn
@@ -122,9 +126,12 @@ class Tasks:
         }
         return answers.result(call.message.id, messages.encode(made))
 
-    async def answer(self, visit: Visit, message: Message) -> Answer:
-        """`tasks/get` and `tasks/cancel`. Raises Refused."""
+    async def answer(self, incoming: Incoming) -> Answer:
+        """`tasks/get` and `tasks/cancel`, of tool servers' tasks too. Raises Refused."""
+        visit, message = incoming.visit, incoming.message
         task = self._open(visit, message)
+        if isinstance(task, TheirTask):
+            return await self._theirs.answer(incoming, task)
         wait = self._kept.get(task.id)
         if message.method == "tasks/cancel":
             await self._cancel(visit, task, wait)
@@ -138,8 +145,16 @@ class Tasks:
         made = {**self._state(task, sealed, wait, ended), "resultType": "complete"}
         return answers.result(message.id, messages.encode(made))
 
+    def update(self, incoming: Incoming) -> Question:
+        """`tasks/update`: an approval is nobody's to answer here. Raises Refused."""
+        task = self._open(incoming.visit, incoming.message)
+        if not isinstance(task, TheirTask):
+            raise not_found()
+        return self._theirs.update(incoming, task)
+
     def sweep(self) -> None:
         """Forgets what nobody may ask for any more, and results after 10 minutes."""
+        self._theirs.sweep()
         now_ms = self._carried.now_ms()
         for task_id, wait in list(self._kept.items()):
             until_ms = wait.task.until_ms if wait.task is not None else 0
@@ -150,7 +165,7 @@ class Tasks:
                 self._over[task_id] = now_ms + LONGEST_MS
         self._over = {one: until for one, until in self._over.items() if until > now_ms}
 
-    def _open(self, visit: Visit, message: Message) -> Task:
+    def _open(self, visit: Visit, message: Message) -> Task | TheirTask:
         """1. the extension is declared  2. a task of this agent's at this server, not too old."""
         if not bridge.knows_tasks(encodings.declared_by(message.params)):  # 1
             raise Refused(
@@ -165,9 +180,9 @@ class Tasks:
         try:
             task = self._carried.open_task(visit, str(message.params.get("taskId", "")))  # 2
         except Unsealed:
-            raise _not_found() from None
+            raise not_found() from None
         if task.id in self._over:
-            raise _not_found()
+            raise not_found()
         return task
 
     async def _poll(self, visit: Visit, wait: TaskWait) -> None:
@@ -248,7 +263,3 @@ def _lost(task: Task, visit: Visit) -> dict[str, Any]:
     )
     text = "This call can no longer be run: call again with the same arguments."
     return {"status": "completed", "result": answers.tool_error(text, data, modern=True)}
-
-
-def _not_found() -> Refused:
-    return Refused(answers.bad_params("Task not found"))

@@ -6,7 +6,7 @@ capabilities is decided in asking/grants.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -181,13 +181,16 @@ def initialized(facts: Facts, version: str) -> dict[str, Any]:
     return made
 
 
-def discovered(facts: Facts) -> dict[str, Any]:
-    """The answer to `server/discover`, made here."""
+def discovered(facts: Facts, enabled: Sequence[str] = ()) -> dict[str, Any]:
+    """The answer to `server/discover`, made here. `enabled`: extensions that it is granted."""
+    theirs = facts.capabilities.get("extensions")
+    theirs = theirs if facts.modern and type(theirs) is dict else {}
+    extensions = {name: theirs[name] for name in enabled if type(theirs.get(name)) is dict}
     made: dict[str, Any] = {
         "resultType": "complete",
         "supportedVersions": list(KNOWN),
         # What waits for a person may become a task, whatever the tool server can do.
-        "capabilities": {**_capabilities(facts), "extensions": {TASKS: {}}},
+        "capabilities": {**_capabilities(facts), "extensions": {TASKS: {}} | extensions},
         "ttlMs": MAX_TTL_MS,
         "cacheScope": "private",
         "_meta": {SERVER_META: _server_info(facts)},

@@ -68,8 +68,8 @@ class Posed(Struct, frozen=True, array_like=True, tag="upstream"):
     until_ms: int
 
 
-class Task(Struct, frozen=True, array_like=True):
-    """`taskId`. The escalation that it began with; the task may outlive it."""
+class Task(Struct, frozen=True, array_like=True, tag="approval"):
+    """`taskId` of ours. The escalation that it began with; the task may outlive it."""
 
     id: str
     tool: str
@@ -80,10 +80,20 @@ class Task(Struct, frozen=True, array_like=True):
     until_ms: int
 
 
-_Carried = TypeVar("_Carried", Round | Relayed, Shown | Posed, Task)
+class TheirTask(Struct, frozen=True, array_like=True, tag="upstream"):
+    """`taskId` of a tool server's task. `id` is the decision that let its call run."""
+
+    id: str
+    tool: str
+    digest: str
+    theirs: str
+    until_ms: int
+
+
+_Carried = TypeVar("_Carried", Round | Relayed, Shown | Posed, Task | TheirTask)
 _STATE: Final = Decoder[Round | Relayed](Round | Relayed)
 _REQUEST: Final = Decoder[Shown | Posed](Shown | Posed)
-_TASK: Final = Decoder[Task](Task)
+_TASK: Final = Decoder[Task | TheirTask](Task | TheirTask)
 
 
 class Carried:
@@ -115,11 +125,12 @@ class Carried:
         opened: Shown | Posed = self._open("request", _in(visit, session), value, _REQUEST)
         return opened
 
-    def seal_task(self, visit: Visit, content: Task) -> str:
+    def seal_task(self, visit: Visit, content: Task | TheirTask) -> str:
         return self._seal("task", holder(visit), content)
 
-    def open_task(self, visit: Visit, value: str) -> Task:
-        return self._open("task", holder(visit), value, _TASK)
+    def open_task(self, visit: Visit, value: str) -> Task | TheirTask:
+        opened: Task | TheirTask = self._open("task", holder(visit), value, _TASK)
+        return opened
 
     def _seal(self, purpose: Purpose, owner: Sequence[str], content: Struct) -> str:
         return self._seals.seal(purpose, owner, msgspec.msgpack.encode(content))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from services.proxy import answers, bridge, messages
 from services.proxy.answers import Answer
 from services.proxy.eras import CAPABILITIES_META
-from services.proxy.governed import Call, Incoming, Question
+from services.proxy.governed import METHODS, Call, Incoming, Question
 
 HIDDEN: Final = frozenset({"tool_hidden", "tool_schema_changed"})
 #: The one thing that an agent is asked for.
@@ -37,7 +37,7 @@ def row(incoming: Incoming, asked: Question) -> Row:
     if not incoming.route.modern:
         return Row.PUSHED if session is not None and session.elicits else Row.HELD
     declared = declared_by(incoming.message.params)
-    if bridge.shows_urls(declared) and asked.portable:
+    if bridge.shows_urls(declared) and asked.method in METHODS and asked.portable:
         return Row.INPUT_REQUIRED
     return Row.TASK if asked.is_tool and bridge.knows_tasks(declared) else Row.HELD
 

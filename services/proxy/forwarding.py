@@ -17,6 +17,7 @@ from services.proxy import answers, bridge, encodings, headers, local, messages,
 from services.proxy.answers import Answer
 from services.proxy.asking.requests import Questions, Unanswered
 from services.proxy.asking.rounds import Asks, Rounds, told
+from services.proxy.asking.their_tasks import TheirTasks
 from services.proxy.backends.upstream import Reply, Request, SessionGone, UpstreamFailed
 from services.proxy.bridge import Facts, Untranslatable
 from services.proxy.calls import Recorder
@@ -47,6 +48,7 @@ class Forwarding:
     sessions: Sessions
     rounds: Rounds
     questions: Questions
+    tasks: TheirTasks
     relays: Relays
     given_up: Abandonments
     subscriptions: Subscriptions
@@ -54,15 +56,16 @@ class Forwarding:
     clock: Clock
     log: Log
 
-    async def run(self, call: Call) -> tuple[Answer | None, Question | None]:
+    async def run(self, call: Call, since: int) -> tuple[Answer | None, Question | None]:
         """1. the tool server  2. its answer in the agent's dialect  3. the outcome's record,
         whatever happens  4. the answer; or, where the tool server needs to know more first, the
-        question with what the agent said to that: it is decided anew.
+        question with what the agent said to that: it is decided anew. `since` is the mark from
+        before the decision.
         """
         outcome = _Outcome("indeterminate", "internal")
         sent_ns = self.clock.monotonic_ns()
         try:
-            outcome = await self._forward(call)  # 1, 2
+            outcome = await self._forward(call, since)  # 1, 2
         finally:
             now_ns = self.clock.monotonic_ns()
             self.questions.over(call.subject.id)
@@ -79,7 +82,7 @@ class Forwarding:
             return answers.result(call.message.id, outcome.encoded), None
         return encodings.failure(call, outcome.error), None
 
-    async def _forward(self, call: Call) -> _Outcome:
+    async def _forward(self, call: Call, since: int) -> _Outcome:
         asked, facts, backend = call.asked, call.live.facts, call.live.backend
         if facts is None or backend is None:
             return _Outcome("upstream_error", "upstream_unreachable")
@@ -97,7 +100,7 @@ class Forwarding:
                     local.upstream_session(call.session),
                     self.relays.of(call).hear,
                 )
-            return self._translated(call, reply, facts)
+            return self._translated(call, reply, facts, since)
         except GivenUp:
             return _Outcome("cancelled", "", answer=answers.SILENT)
         except SessionGone:
@@ -113,7 +116,7 @@ class Forwarding:
         except Untranslatable as odd:
             return _Outcome("upstream_error", odd.reason)
 
-    def _translated(self, call: Call, reply: Reply, facts: Facts) -> _Outcome:
+    def _translated(self, call: Call, reply: Reply, facts: Facts, since: int) -> _Outcome:
         method, modern = call.asked.method, call.route.modern
         if reply.result is None:
             error = dict(reply.error or {})
@@ -131,7 +134,9 @@ class Forwarding:
                 asks = self.rounds.asks(call, reply.result)
                 return _Outcome("ok", bridge.INPUT_REQUIRED, reply.status, asks=asks)
             case bridge.TASK:
-                raise Untranslatable("upstream_protocol")
+                result = self.tasks.created(call, reply.result, since)
+            case _ if call.asked.task is not None:
+                result = self.tasks.shown(call, reply.result, since)
             case _:
                 result = bridge.result(reply.result, method, facts, to_modern=modern)
         if method == SUBSCRIBE:

@@ -20,6 +20,7 @@ from services.proxy.backends.upstream import Backend
 from services.proxy.bridge import Facts
 from services.proxy.calls import Ask, Decision, Resource, Stream, Visit
 from services.proxy.catalog import Tool
+from services.proxy.continuing import TheirTask
 from services.proxy.eras import Route
 from services.proxy.messages import Message
 from services.proxy.records import Subject
@@ -29,6 +30,7 @@ TOOL: Final = "tools/call"
 #: Of a legacy agent; a modern one names resources in a listening request.
 SUBSCRIBE: Final = "resources/subscribe"
 METHODS: Final = frozenset({TOOL, "resources/read", "prompts/get"})
+MODERN_METHODS: Final = METHODS | {"tasks/update"}
 LEGACY_METHODS: Final = METHODS | {SUBSCRIBE}
 MAX_ARGUMENTS: Final = 64 * 1024
 MAX_URI: Final = 8 * 1024
@@ -71,6 +73,8 @@ class Question:
     base: bytes = b""
     #: An answer goes back to who asked, and is no request of its own.
     deliver: Callable[[], Awaitable[None]] | None = None
+    #: A tool server's task that it is about.
+    task: TheirTask | None = None
 
     @property
     def is_tool(self) -> bool:
@@ -194,7 +198,7 @@ _encoder: Final = msgspec.json.Encoder()
 
 def methods(*, modern: bool) -> frozenset[str]:
     """What is decided on by the authorizer, each time."""
-    return METHODS if modern else LEGACY_METHODS
+    return MODERN_METHODS if modern else LEGACY_METHODS
 
 
 def question(message: Message, *, modern: bool) -> Question | Rejection:
@@ -226,6 +230,20 @@ def answer(method: str, message: Message, deliver: Deliver) -> Question:
         encoded=messages.encode(told, sort=True),
         canonical=canonical,
         deliver=lambda: deliver(body),
+    )
+
+
+def about_task(method: str, arguments: dict[str, Any], task: TheirTask) -> Question:
+    """Of a tool server's task; `arguments` name it as the server does."""
+    encoded = messages.encode(arguments, sort=True)
+    return Question(
+        method=method,
+        tool="",
+        name=task.theirs,
+        arguments=arguments,
+        encoded=encoded,
+        canonical=encoded,
+        task=task,
     )
 
 

@@ -31,6 +31,7 @@ from services.proxy.answers import Answer, Rejection
 from services.proxy.approval_tasks import Tasks
 from services.proxy.asking.requests import Questions
 from services.proxy.asking.rounds import Rounds
+from services.proxy.asking.their_tasks import UPDATE, TheirTasks
 from services.proxy.backends.upstream import Backends
 from services.proxy.calls import (
     Caller,
@@ -134,9 +135,20 @@ class Pipeline:
             ),
             backend=lambda visit: self.backends.of(visit.server),
         )
+        theirs = TheirTasks(
+            carried=self.carried,
+            catalog=self.catalog,
+            backends=self.backends,
+            holds=self.waits.holds,
+            recorder=self.recorder,
+            govern=self.govern,
+            clock=self.clock,
+            log=self.log,
+        )
         self.tasks = Tasks(
             waits=self.waits,
             carried=self.carried,
+            theirs=theirs,
             govern=self.govern,
             spawn=self.spawn,
         )
@@ -193,6 +205,7 @@ class Pipeline:
             sessions=self.sessions,
             rounds=self._rounds,
             questions=self._questions,
+            tasks=theirs,
             relays=Relays(
                 asked=self._questions.heard,
                 changed=self.feeds.changed,
@@ -317,7 +330,7 @@ class Pipeline:
                     answer = await wait.next(call, since)
                 case Result.ALLOW:
                     self._allowed.value += 1
-                    answer, more = await self._forwarding.run(call)  # 8-11
+                    answer, more = await self._forwarding.run(call, since)  # 8-11
                     if more is not None:
                         asked, wait = more, None
                 case _:
@@ -423,7 +436,8 @@ class Pipeline:
         if message.kind is Kind.NOTIFICATION:
             return await self._noting.noted(visit, message, session)
         method, modern = message.method, route.modern
-        if message.kind is Kind.RESPONSE or method in governed.methods(modern=modern):
+        tasks = modern and method in approval_tasks.METHODS
+        if tasks or message.kind is Kind.RESPONSE or method in governed.methods(modern=modern):
             incoming = Incoming(
                 visit=visit,
                 message=message,
@@ -432,18 +446,19 @@ class Pipeline:
                 headers=arrival.headers,
                 stream=arrival.stream,
             )
+            if tasks:
+                if not visit.let_in:
+                    raise Refused(local.failed("agent_suspended"))
+                return await self.tasks.answer(incoming)
             if message.kind is Kind.RESPONSE:
                 return await self._questions.answered(incoming)
             self._calls.value += 1
             return await self.govern(incoming)
-        tasks = modern and method in approval_tasks.METHODS
         listens = self.feeds.knows(method, modern=modern)
-        if not (tasks or listens or self._local.knows(method, route)):
+        if not (listens or self._local.knows(method, route)):
             raise Refused(local.not_found(message, route))
         if not visit.let_in:
             raise Refused(local.failed("agent_suspended"))
-        if tasks:
-            return await self.tasks.answer(visit, message)
         if listens:
             return await self.feeds.answer(visit, message, route, session, arrival.stream)
         return await self._local.answer(visit, message, route, session)
@@ -466,6 +481,8 @@ class Pipeline:
     # --- steps of govern ------------------------------------------------------------------------
 
     def _question(self, incoming: Incoming) -> Question:
+        if incoming.message.method == UPDATE:
+            return self.tasks.update(incoming)
         asked = governed.question(incoming.message, modern=incoming.route.modern)
         if isinstance(asked, Rejection):
             raise Refused(asked)

@@ -177,6 +177,20 @@ def served(visit: Visit, *, visible: int, offered: int, digest: str, clock: Cloc
     return _record("catalog.served", visit, fields, clock)
 
 
+def task_changed(visit: Visit, *, task_id: str, tool: str, status: str, clock: Clock) -> Record:
+    """A tool server's task is further than when it was last asked for. `parent`: what let its call
+    run.
+    """
+    fields = {
+        **_common(visit),
+        "parent": task_id,
+        "method": "tasks/get",
+        "tool": tool[:128],
+        "status": status,
+    }
+    return _record("call.task", visit, fields, clock)
+
+
 def auth_failed(
     *,
     tenant: TenantId | None,

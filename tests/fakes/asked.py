@@ -25,7 +25,7 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 ALL: dict[str, Any] = {
     "elicitation_form": True, "elicitation_hosts": ["login.example.com"], "sampling": True,
-    "roots": True, "extensions": [],
+    "roots": True, "extensions": ["io.modelcontextprotocol/tasks"],
 }  # fmt: skip
 YES: dict[str, Any] = {"action": "accept", "content": {"name": "Ada"}}
 

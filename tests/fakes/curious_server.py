@@ -2,8 +2,9 @@
 
 One tool, `ask`, in both eras, over Streamable HTTP in the test's own loop. A legacy call names
 `asks`, requests that go out on its answer stream; a modern one names `rounds`, each the members of
-an `input_required` result. The result's text tells what came back. It keeps everything that it was
-sent; what should have been sent is the test's work.
+an `input_required` result, or `task`, what the task that it becomes says to each poll. The
+result's text tells what came back. It keeps everything that it was sent; what should have been sent
+is the test's work.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from tests.fakes import mcp_wire as wire
 
 NAME: Final = "curious"
 ANY: Final = {"type": "array"}
-TOOLS: Final = (wire.tool("ask", "Asks.", {"asks": ANY, "rounds": ANY}),)
+TOOLS: Final = (wire.tool("ask", "Asks.", {"asks": ANY, "rounds": ANY, "task": ANY}),)
 
 
 class Curious:
@@ -34,11 +35,13 @@ class Curious:
         self.seen: list[dict[str, Any]] = []
         #: Answers to its requests, by id.
         self.answers: dict[Any, Any] = {}
+        #: By task: what its next polls are told, the last one for good.
+        self.tasks: dict[str, list[dict[str, Any]]] = {}
         self._waiting: dict[Any, asyncio.Future[None]] = {}
 
     def forget(self) -> None:
         self.eras = ("modern", "legacy")
-        for kept in (self.told, self.seen, self.answers, self._waiting):
+        for kept in (self.told, self.seen, self.answers, self.tasks, self._waiting):
             kept.clear()
 
     def calls(self) -> list[dict[str, Any]]:
@@ -75,6 +78,10 @@ class Curious:
                 return wire.discovered(message, NAME)
             case "tools/list":
                 return wire.listed(message, TOOLS)
+            case "tasks/get" | "tasks/update" | "tasks/cancel":
+                return self._task(message)
+            case "tools/call" if "task" in message["params"].get("arguments", {}):
+                return self._begun(message)
             case "tools/call" | "prompts/get" | "resources/read":
                 return self._round(message)
             case _ if "id" in message:
@@ -95,6 +102,23 @@ class Curious:
         body = wire.content(said) if message["method"] == "tools/call" else {"messages": []}
         return wire.result(message, body)
 
+    def _begun(self, message: dict[str, Any]) -> dict[str, Any]:
+        task_id = f"their-{len(self.tasks) + 1}"
+        first, *later = message["params"]["arguments"]["task"]
+        self.tasks[task_id] = later or [first]
+        body = {"resultType": "task", "taskId": task_id, "ttlMs": 60_000, **first}
+        return {"jsonrpc": "2.0", "id": message["id"], "result": body}
+
+    def _task(self, message: dict[str, Any]) -> dict[str, Any]:
+        task_id = message["params"]["taskId"]
+        states = self.tasks.get(task_id)
+        if states is None:
+            return wire.error(message, wire.INVALID_PARAMS, "Task not found")
+        if message["method"] != "tasks/get":
+            return wire.result(message, {"taskId": task_id} if not states else {})
+        state = states.pop(0) if len(states) > 1 else states[0]
+        return wire.result(message, {"taskId": task_id, "ttlMs": 60_000, **state})
+
     async def _stream(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
         arguments = message["params"].get("arguments") or {}
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -112,6 +136,10 @@ class Curious:
             await asyncio.wait(waiting, timeout=5)
         said = {str(ask["id"]): self.answers.get(ask["id"]) for ask in asks if "id" in ask}
         text = orjson.dumps(said).decode()
+        if "error" in arguments:
+            reply = {"jsonrpc": "2.0", "id": message["id"], "error": arguments["error"]}
+            await response.write(_event(reply))
+            return response
         await response.write(_event(wire.result(message, wire.content(text))))
         await response.write_eof()
         return response

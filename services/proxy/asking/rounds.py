@@ -20,9 +20,10 @@ from services.proxy.asking.requests import Questions, Unanswered, place_of
 from services.proxy.asking.screening import Unwanted, screened, url
 from services.proxy.bridge import Untranslatable
 from services.proxy.continuing import RELAYED_S, Carried, Relayed, Round
-from services.proxy.governed import RESPONSES, STATE, Call, Incoming, Question
+from services.proxy.governed import METHODS, RESPONSES, STATE, Call, Incoming, Question
 from services.proxy.local import Refused
 from services.proxy.seals import MAX_STATE, Unsealed
+from services.proxy.snapshot import Grants
 
 REQUESTS: Final = "inputRequests"
 MAX_REQUESTS: Final = 8
@@ -98,38 +99,26 @@ class Rounds:
     def asks(self, call: Call, found: dict[str, Any]) -> Asks:
         """1. well-formed, not too much  2. each is granted. Raises Untranslatable."""
         given, state = found.get(REQUESTS, {}), found.get(STATE)
+        if call.asked.method not in METHODS:
+            raise Untranslatable("upstream_protocol")
         if type(given) is not dict or len(given) > MAX_REQUESTS:  # 1
             raise Untranslatable("upstream_protocol")
         if (state is not None and type(state) is not str) or (not given and state is None):
             raise Untranslatable("upstream_protocol")
         if not call.route.modern and call.asked.turn >= MAX_TURNS:
             raise Untranslatable("upstream_protocol")
-        return Asks(self.screened(call, given), state)
-
-    def screened(self, call: Call, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Questions as the agent may be shown them. Raises Untranslatable."""
-        capabilities, granted = told(call), call.subject.visit.server.grants
-        made: dict[str, dict[str, Any]] = {}
-        for name, one in given.items():
-            if type(one) is not dict or type(one.get("method")) is not str:
-                raise Untranslatable("upstream_protocol")
-            try:
-                params = screened(one["method"], one.get("params", {}), capabilities, granted)  # 2
-            except Unwanted as unwanted:
-                raise Untranslatable(unwanted.reason) from None
-            made[name] = {**one, "params": params}
-        return made
+        granted = call.subject.visit.server.grants
+        return Asks(screened_all(given, told(call), granted), state)  # 2
 
     async def ask(self, call: Call, asks: Asks) -> Question:
         """On the open stream of a legacy agent; the question, answered. Raises Unanswered."""
         place, loop = place_of(call), asyncio.get_running_loop()
         until_s = loop.time() + ANSWER_S
+        posed: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        responses: dict[str, Any] = {}
         try:
-            posed = {
-                name: self.questions.pose(place, one["method"], _identified(one["params"]))
-                for name, one in asks.requests.items()
-            }
-            responses = {}
+            for name, one in asks.requests.items():
+                posed[name] = self.questions.pose(place, one["method"], _identified(one["params"]))
             for name, answer in posed.items():
                 async with asyncio.timeout_at(until_s):
                     responses[name] = _response(asks.requests[name]["method"], await answer)
@@ -139,6 +128,8 @@ class Rounds:
             raise Unanswered(unwanted.reason) from None
         finally:
             self.questions.over(place.id)
+            for answer in posed.values():
+                answer.cancel()
         return call.asked.answering(responses, asks.state, turn=call.asked.turn + 1)
 
     def sent_elsewhere(self, call: Call, error: dict[str, Any]) -> None:
@@ -157,6 +148,22 @@ class Rounds:
                 url(one.get("url"), call.subject.visit.server.grants)
             except Unwanted as unwanted:
                 raise Untranslatable(unwanted.reason) from None
+
+
+def screened_all(
+    given: dict[str, Any], capabilities: dict[str, Any], granted: Grants
+) -> dict[str, dict[str, Any]]:
+    """Questions as an agent may be shown them. Raises Untranslatable."""
+    made: dict[str, dict[str, Any]] = {}
+    for name, one in given.items():
+        if type(one) is not dict or type(one.get("method")) is not str:
+            raise Untranslatable("upstream_protocol")
+        try:
+            params = screened(one["method"], one.get("params", {}), capabilities, granted)
+        except Unwanted as unwanted:
+            raise Untranslatable(unwanted.reason) from None
+        made[name] = {**one, "params": params}
+    return made
 
 
 def told(call: Call) -> dict[str, Any]:

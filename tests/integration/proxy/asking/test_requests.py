@@ -14,6 +14,7 @@ from tests.fakes.authorizer import OTHER_AGENT
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway, until
 
+META = "com.behavry/decision"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -229,3 +230,26 @@ async def test_a_modern_agent_declares_nothing_to_a_legacy_server(
     assert {} == legacy.told[-1]
     (refused,) = proxy.records("call.rejected")
     assert "capability_not_granted" == refused["reason"]
+
+
+PAGES: dict[str, tuple[Any, Any, bool]] = {
+    "a host that is granted": (EVERYTHING, {"elicitations": [LOGIN]}, True),
+    "another host": (EVERYTHING, {"elicitations": [LOGIN, FOREIGN]}, False),
+    "an agent without pages": ({"elicitation": {}}, {"elicitations": [LOGIN]}, False),
+    "no page": (EVERYTHING, {}, False),
+}
+
+
+@pytest.mark.parametrize(("capabilities", "data", "passes"), PAGES.values(), ids=PAGES)
+async def test_an_error_that_sends_the_user_to_a_page_is_a_question_too(
+    proxy: Gateway, legacy: Curious, capabilities: Any, data: Any, passes: bool
+) -> None:  # fmt: skip
+    error = {"code": -32042, "message": "sign in first", "data": data}
+    params = {"name": "ask", "arguments": {"error": error}}
+    body = {"jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": params}
+    _, answer = await proxy.post(body, headers=await session(proxy, capabilities))
+
+    if passes:
+        assert error == answer["error"]
+    else:
+        assert "capability_not_granted" == answer["result"]["_meta"][META]["reason"]

@@ -14,7 +14,7 @@ from tests.fakes import mcp_wire as wire
 from tests.fakes.asked import EVERYTHING, FORM, LOGIN, SAMPLE, SECRET, YES, Asked, session
 from tests.fakes.authorizer import OTHER_AGENT
 from tests.fakes.curious_server import Curious
-from tests.fakes.gateway import Gateway, until
+from tests.fakes.gateway import Gateway, until, until_true
 from tests.fakes.people import TASKS, URLS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -46,6 +46,20 @@ async def retry(
 ) -> Any:
     more = {"inputResponses": responses, "requestState": asked["result"]["requestState"]}
     return await ask(proxy, arguments, more=more, **options)
+
+
+async def end_of(proxy: Gateway, created: Any, capabilities: Any) -> Any:
+    """The task when it has ended."""
+    task = {"taskId": created["result"]["taskId"]}
+    found: Any = {}
+
+    async def ended() -> bool:
+        nonlocal found
+        _, found = await proxy.modern("tasks/get", task, capabilities=capabilities)
+        return bool(found["result"]["status"] != "working")
+
+    await until_true(ended)
+    return found
 
 
 def said(answer: Any) -> Any:
@@ -284,8 +298,7 @@ async def test_what_runs_for_a_task_asks_nobody(proxy: Gateway, server: Curious)
     capabilities = {**TASKS, "elicitation": {"form": {}}}
     created = await ask(proxy, rounds(), capabilities=capabilities)
     proxy.authorizer.settle(next(iter(proxy.authorizer.tickets)), "approved")
-    task = {"taskId": created["result"]["taskId"]}
-    _, ended = await proxy.modern("tasks/get", task, capabilities=capabilities)
+    ended = await end_of(proxy, created, capabilities)
 
     assert ("task", "completed") == (created["result"]["resultType"], ended["result"]["status"])
     result = ended["result"]["result"]
@@ -303,8 +316,7 @@ async def test_an_answered_call_that_becomes_a_task_runs_with_its_answer(
     proxy.authorizer.rules.verdicts["notes", "ask"] = ("intercept", "four_eyes")
     created = await retry(proxy, asked, arguments, capabilities=capabilities)
     proxy.authorizer.settle(next(iter(proxy.authorizer.tickets)), "approved")
-    task = {"taskId": created["result"]["taskId"]}
-    _, ended = await proxy.modern("tasks/get", task, capabilities=capabilities)
+    ended = await end_of(proxy, created, capabilities)
 
     assert {"responses": ANSWER, "state": "1:own"} == said(ended["result"])
 
