@@ -68,7 +68,8 @@ class Local:
                     return await self._initialize(visit, message, route, backend)
                 case "server/discover":
                     facts = await backend.facts(visit)
-                    return answers.result(message.id, messages.encode(bridge.discovered(facts)))
+                    made = bridge.discovered(facts, visit.server.grants.extensions)
+                    return answers.result(message.id, messages.encode(made))
                 case "tools/list":
                     return await self._tools(visit, message, route, backend)
                 case "resources/list":
