@@ -55,10 +55,10 @@ class Witness:
         self.others[method] += 1
         if "id" not in message or "method" not in message:
             return None, False
-        return orjson.dumps(_lifecycle(message, method, era)), False
+        return orjson.dumps(lifecycle(message, method, era)), False
 
 
-def _lifecycle(message: dict[str, Any], method: str, era: str) -> dict[str, Any]:
+def lifecycle(message: dict[str, Any], method: str, era: str) -> dict[str, Any]:
     if method == "tools/list":
         return wire.listed(message, TOOLS, ttl_ms=300_000)
     if method == "server/discover" and era == "modern":

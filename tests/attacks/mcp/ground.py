@@ -7,6 +7,7 @@ Decides what counts as a crash: an answer or a log line that speaks of one, or a
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -114,8 +115,10 @@ def message(reply: Reply) -> Any:
 
 
 @asynccontextmanager
-async def prepared(tmp_path: Path, seed: int) -> AsyncIterator[Ground]:
-    """Serving; when the block ends, the proxy must have lived until then and have had no crash."""
+async def prepared(tmp_path: Path, seed: int, *, children: bool = False) -> AsyncIterator[Ground]:
+    """Serving; when the block ends, the proxy must have lived until then and have had no crash.
+    With `children`, the tool servers are hostile ones of the proxy's own.
+    """
     address = f"127.0.0.1:{_free_port()}"
     env = environment(
         tmp_path / "s",
@@ -129,6 +132,10 @@ async def prepared(tmp_path: Path, seed: int) -> AsyncIterator[Ground]:
         servers = {
             "new": http_server(new, grants=GRANTS), "old": http_server(old, id="", grants=GRANTS),
         }  # fmt: skip
+        if children:
+            _command_lines(settings.stdio_file, seed)
+            stdio = {"transport": "stdio", "urls": []}
+            servers = {name: {**one, **stdio, "stdio": name} for name, one in servers.items()}
         fake = FakeAuthorizer(snapshot(servers), issuer.jwks())
         async with (
             serving(fake, settings.authorizer_address, settings.peers_dir),
@@ -146,6 +153,16 @@ async def prepared(tmp_path: Path, seed: int) -> AsyncIterator[Ground]:
             yield ground
     said = (tmp_path / "log").read_text().splitlines()
     assert [] == [line for line in said if any(crash in line for crash in _CRASHES)]
+
+
+def _command_lines(file: Path, seed: int) -> None:
+    for name, era in zip(SERVERS, ("modern", "legacy"), strict=True):
+        arguments = ["-m", "tests.attacks.mcp.hostile_child", era, str(seed)]
+        entry = {"command": sys.executable, "args": arguments, "cwd": str(ROOT)}
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in entry.items()]
+        with file.open("a") as made:
+            made.write(f"[{name}]\n{''.join(lines)}")
+    file.chmod(0o600)
 
 
 @asynccontextmanager

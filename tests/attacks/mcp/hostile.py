@@ -65,7 +65,7 @@ def answer(seed: int, number: int, honest: bytes) -> Pieces | None:
         _asks(rng, tree)
         return _as_json(rng, json.dumps(tree).encode()), False
     if chance < 0.65:
-        return _as_json(rng, _wrong(rng, honest)), False
+        return _as_json(rng, wrong(rng, honest)), False
     if chance < 0.9:
         return _as_events(rng, honest)
     return _no_http(rng, honest)
@@ -76,7 +76,7 @@ def stream(seed: int, number: int) -> Pieces:
     rng = random.Random(f"stream:{seed}:{number}")
     said = []
     for _ in range(300):
-        content = spelled(rng, _heard(rng), odd=False).encode("utf-8", "surrogatepass")
+        content = spelled(rng, heard(rng), odd=False).encode("utf-8", "surrogatepass")
         said.append(event(rng, bent(rng, content) if rng.random() < 0.3 else content))
     if rng.random() < 0.3:
         said.insert(rng.randrange(300), bent(rng, said[0]))
@@ -88,7 +88,7 @@ def stream(seed: int, number: int) -> Pieces:
 # --- values -------------------------------------------------------------------------------------
 
 
-def _wrong(rng: random.Random, honest: bytes) -> bytes:
+def wrong(rng: random.Random, honest: bytes) -> bytes:
     """The answer with something in it that nobody would expect there."""
     tree = json.loads(honest)
     for _ in range(rng.choice((1, 1, 2))):
@@ -175,13 +175,13 @@ def _as_json(rng: random.Random, body: bytes) -> list[bytes]:
 
 def _as_events(rng: random.Random, honest: bytes) -> Pieces:
     """Requests and notes before the answer, and then the answer, or a wrong one, or none."""
-    said = [_heard(rng) for _ in range(rng.randrange(6))]
+    said = [heard(rng) for _ in range(rng.randrange(6))]
     parts = [event(rng, spelled(rng, one, odd=False).encode()) for one in said]
     chance = rng.random()
     if chance < 0.5:
         parts.append(events(rng, honest))
     elif chance < 0.8:
-        parts.append(event(rng, _wrong(rng, honest)))
+        parts.append(event(rng, wrong(rng, honest)))
     stream = b"".join(parts)
     if rng.random() < 0.3:
         stream = bent(rng, stream)
@@ -192,7 +192,7 @@ def _as_events(rng: random.Random, honest: bytes) -> Pieces:
     return [head, *chunks, b"0\r\n\r\n"], False
 
 
-def _heard(rng: random.Random) -> dict[str, Any]:
+def heard(rng: random.Random) -> dict[str, Any]:
     """A request or a note; half of the requests are as they should be."""
     if rng.random() < 0.4:
         made = {"jsonrpc": "2.0", "method": rng.choice(_NOTES), "params": tree_of(rng, 2)}

@@ -184,22 +184,44 @@ async def test_whatever_becomes_of_a_body_what_runs_is_what_was_decided(
 async def test_whatever_a_tool_server_says_its_callers_get_one_answer_each_in_time(
     tmp_path: Path, seed: int
 ) -> None:
-    count = CASES // 5
-    kinds: Counter[str] = Counter()
     async with prepared(tmp_path, seed) as ground:
         ground.witness.hostility = lambda number, honest: hostile.answer(seed, number, honest)
         ground.witness.stream = lambda number: hostile.stream(seed, number)
-        asked = Asked(ground, count)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(CALLERS):
-                group.create_task(asked.caller())
-        for answer in asked.answers:
-            kinds["served" if _number(answer) is not None else _reason(answer)] += 1
+        asked = await _asked(ground, CASES // 5)
 
-    print(f"seed {seed}: {dict(kinds)}, {dict(asked.seen)}, {dict(ground.witness.others)}")
-    assert count == sum(kinds.values())
-    assert kinds["served"] > count // 5
+    _is_whole(ground, asked)
+
+
+@pytest.mark.parametrize("seed", [SEED])
+async def test_whatever_a_child_says_its_callers_get_one_answer_each_in_time(
+    tmp_path: Path, seed: int
+) -> None:
+    async with prepared(tmp_path, seed, children=True) as ground:
+        asked = await _asked(ground, CASES // 20)
+
+    _is_whole(ground, asked)
+
+
+async def _asked(ground: Ground, count: int) -> Asked:
+    asked = Asked(ground, count)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CALLERS):
+            group.create_task(asked.caller())
+    return asked
+
+
+def _is_whole(ground: Ground, asked: Asked) -> None:
+    """Each call has its answer and its records, and many of them got what they called for."""
+    numbers = [_number(answer) for answer in asked.answers]
+    kinds = Counter(
+        "served" if number is not None else _reason(answer)
+        for number, answer in zip(numbers, asked.answers, strict=True)
+    )
+    others = dict(ground.witness.others)
+    print(f"seed {ground.seed}: {dict(kinds)}, {dict(asked.seen)}, {others}")
+    assert asked.count == len(asked.answers)
+    assert kinds["served"] > asked.count // 5
     intents = Counter(one["id"] for one in ground.records("call.intent"))
     outcomes = Counter(one["decision"] for one in ground.records("call.outcome"))
-    assert count <= len(intents)
+    assert asked.count <= len(intents)
     assert intents == outcomes
