@@ -37,6 +37,17 @@ def test_a_check_that_only_a_failure_makes_appear_is_lost() -> None:
     assert ["setup"] == [loss.check for loss in losses(direct, through)]
 
 
+def test_what_a_server_may_leave_may_be_left_but_not_fail() -> None:
+    scenario, check = "server-sse-multiple-streams", "server-sse-streams-functional"
+    direct = run(**{scenario: {check: GOOD}})
+
+    (left,) = losses(direct, run())
+    (failed,) = losses(direct, run(**{scenario: {check: BAD}}))
+
+    assert left.allowed
+    assert not failed.allowed
+
+
 def test_failing_alike_both_times_loses_nothing() -> None:
     assert [] == list(losses(run(one={"a": BAD}), run(one={"a": BAD})))
 
