@@ -156,6 +156,14 @@ class Escalations(Protocol):
         """The state that it has now, empty if there is none. Raises BehavryError."""
 
 
+class Kept(Protocol):
+    """What an agent may come back for."""
+
+    def add(self, message: bytes) -> None: ...
+
+    def end(self, answer: bytes) -> None: ...
+
+
 class Stream(Protocol):
     """The way back to an agent whose request is still open."""
 
@@ -173,6 +181,11 @@ class Stream(Protocol):
     def push(self, message: bytes, event_id: str = "") -> None:
         """The same without waiting, opening the stream if need be. Messages leave in the order of
         `send` and `push`. A reader with more than 1 MiB queued is gone.
+        """
+
+    def pause(self, tail: Kept, last: bytes) -> None:
+        """The stream ends with this event, the request goes on: what is said from here on, and the
+        answer, are kept.
         """
 
 

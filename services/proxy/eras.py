@@ -20,6 +20,8 @@ MODERN: Final = ("2026-07-28",)
 LEGACY: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
 #: Legacy versions in which a server may show an agent's user a URL.
 ELICITING: Final = frozenset({"2025-11-25"})
+#: Those in which a stream may be ended early and taken up again (SEP-1699).
+RESUMING: Final = frozenset({"2025-11-25"})
 NEWEST_MODERN: Final = MODERN[0]
 NEWEST_LEGACY: Final = LEGACY[0]
 KNOWN: Final = (*MODERN, *LEGACY)

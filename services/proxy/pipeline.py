@@ -122,6 +122,7 @@ class Pipeline:
     _forwarding: Forwarding = field(init=False)
     feeds: Feeds = field(init=False)
     _noting: Noting = field(init=False)
+    _subscriptions: Subscriptions = field(init=False)
     _questions: Questions = field(init=False)
     _rounds: Rounds = field(init=False)
 
@@ -186,12 +187,12 @@ class Pipeline:
         )
         self._rounds = Rounds(self._questions, self.carried, self.digester)
         given_up = Abandonments()
-        subscriptions = Subscriptions(self.govern, self.spawn)
+        self._subscriptions = Subscriptions(self.govern, self.spawn)
         self.feeds = Feeds(
             catalog=self.catalog,
             backends=self.backends,
             sessions=self.sessions,
-            subscriptions=subscriptions,
+            subscriptions=self._subscriptions,
             questions=self._questions,
             seals=self.seals,
             snapshot=lambda: self.snapshot,
@@ -209,10 +210,11 @@ class Pipeline:
             relays=Relays(
                 asked=self._questions.heard,
                 changed=self.feeds.changed,
+                paused=self.feeds.paused,
                 dropped=self.counters.counter("proxy.upstream.dropped"),
             ),
             given_up=given_up,
-            subscriptions=subscriptions,
+            subscriptions=self._subscriptions,
             digester=self.digester,
             clock=self.clock,
             log=self.log,
@@ -452,6 +454,8 @@ class Pipeline:
                 return await self.tasks.answer(incoming)
             if message.kind is Kind.RESPONSE:
                 return await self._questions.answered(incoming)
+            if method == governed.SUBSCRIBE and session is not None:
+                self._subscriptions.admit(session, message.params)
             self._calls.value += 1
             return await self.govern(incoming)
         listens = self.feeds.knows(method, modern=modern)

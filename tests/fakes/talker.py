@@ -63,6 +63,10 @@ class Exchange:
         self.raw(wire.result(self.message, result or wire.content("done")))
         self.said.put_nowait(None)
 
+    def prime(self, event_id: str, *, retry_ms: int) -> None:
+        """An event without data, by which the stream can be taken up again."""
+        self.said.put_nowait(f"id: {event_id}\nretry: {retry_ms}\ndata: \n\n".encode())
+
     def end(self) -> None:
         """The stream ends without an answer."""
         self.said.put_nowait(None)
@@ -191,7 +195,7 @@ async def talking() -> AsyncIterator[Talker]:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         assert site._server is not None  # the port is told nowhere else
-        port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]  # not told otherwise
         talker.url = f"http://127.0.0.1:{port}/mcp"
         yield talker
     finally:

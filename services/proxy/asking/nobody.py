@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from services.proxy.calls import Kept
+
 
 class Nobody:
     """It is never gone either: what runs for nobody runs to its end."""
@@ -20,4 +22,7 @@ class Nobody:
         pass
 
     def push(self, message: bytes, event_id: str = "") -> None:
+        pass
+
+    def pause(self, tail: Kept, last: bytes) -> None:
         pass

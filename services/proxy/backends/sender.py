@@ -28,8 +28,10 @@ from services.proxy.backends.exchange import Exchange
 from services.proxy.backends.sites import Door, Site
 from services.proxy.backends.upstream import (
     CALL_S,
+    PAUSED,
     PROBE_S,
     Hear,
+    Heard,
     Reply,
     Request,
     Session,
@@ -102,7 +104,7 @@ class Sender:
             head = way.door.post + way.lines
             response = await self.request(way, head, body, timeout_s, exchange.feed)  # 1
             if response.streams and exchange.answer is None and not way.modern:
-                response = await self._resumed(way, exchange, response, until)  # 2
+                response = await self._resumed(way, exchange, response, until, hear)  # 2
             reply = exchange.reply(response, modern=way.modern, in_session=way.in_session)  # 3
         except asyncio.CancelledError:
             self._give_up(way, number)
@@ -193,7 +195,12 @@ class Sender:
     # --- an answer's further way ----------------------------------------------------------------
 
     async def _resumed(
-        self, way: Way, exchange: Exchange, response: Response, until: float
+        self,
+        way: Way,
+        exchange: Exchange,
+        response: Response,
+        until: float,
+        hear: Hear | None,
     ) -> Response:
         """The stream that broke off without an answer, taken up after its last event as often as it
         takes: the last response.
@@ -204,6 +211,8 @@ class Sender:
             wait_s = min(max(2 * wait_s, exchange.retry_s), _LONGEST_S)
             if loop.time() + wait_s >= until:
                 raise UpstreamFailed("upstream_timeout", ran=None)
+            if hear is not None:
+                hear(Heard(method=PAUSED, params={"retryMs": int(wait_s * 1000)}))
             await asyncio.sleep(wait_s)
             events = exchange.events
             head = way.door.get + way.lines + _after(exchange.event_id)

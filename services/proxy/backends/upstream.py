@@ -58,6 +58,10 @@ class Heard:
     event_id: str = ""
 
 
+#: Heard where a legacy server ended the stream of a request before it answered: the backend takes
+#: it up again, after so many `retryMs`.
+PAUSED: Final = "paused"
+
 #: Called in the order of arrival, from the connection's reader: it must not block, nor raise.
 Hear = Callable[[Heard], None]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +35,7 @@ from services.proxy.backends.upstream import (
 from services.proxy.bridge import Facts, modern_meta
 from services.proxy.calls import Spawn, Stream, Visit
 from services.proxy.catalog import Catalog
-from services.proxy.eras import Route
+from services.proxy.eras import RESUMING, Route
 from services.proxy.governed import Call
 from services.proxy.holding import concerns
 from services.proxy.local import Refused
@@ -43,6 +43,7 @@ from services.proxy.messages import Message
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions, holder
 from services.proxy.snapshot import Snapshot
+from services.proxy.streams import tails
 from services.proxy.streams.relay import (
     CANCELLED,
     ELICITED,
@@ -62,6 +63,7 @@ from services.proxy.streams.subscriptions import (
     Wanted,
     asked_for,
 )
+from services.proxy.streams.tails import Tail, Tails
 from services.proxy.streams.views import TOOLS, Owner, Views, owner
 
 PER_AGENT: Final = 16
@@ -129,6 +131,7 @@ class Feeds:
         self._clock = clock
         self._spawn = spawn
         self._sources = Sources(spawn)
+        self._tails = Tails()
         self._open: dict[tuple[TenantId, AgentId], set[Feed]] = {}
         self._closed = False
         self.views = Views(
@@ -168,7 +171,9 @@ class Feeds:
         """A legacy session's stream, one at a time: a second one takes the place of the first.
         Raises Refused.
         """
-        event = self._resumed(visit, session, last_event_id) if last_event_id else ""
+        event, tail = self._resumed(visit, session, last_event_id)
+        if tail is not None:
+            return await self._rest(visit, session, stream, *tail)
         for other in self._of_session(session.id):
             other.end()
             await other.left.wait()
@@ -181,7 +186,7 @@ class Feeds:
             except UpstreamFailed as failure:
                 raise Refused(local.failed(failure.reason)) from None
             await stream.open()
-            await self._fed(feed, backend, facts, event)
+            await self._fed(feed, self._feed(feed, backend, facts, event))
         self._subscriptions.tidy(session)
         return answers.SILENT
 
@@ -204,7 +209,7 @@ class Feeds:
             await stream.open()
             feed.push(ACKNOWLEDGED, {"notifications": feed.wanted.acknowledged()})
             try:
-                await self._fed(feed, backend, facts, "")
+                await self._fed(feed, self._feed(feed, backend, facts, ""))
             finally:
                 self._let_go(feed, backend, facts)
         ended = {"resultType": "complete", "_meta": {SUBSCRIPTION_META: named}}
@@ -298,12 +303,10 @@ class Feeds:
 
     # --- what feeds them ------------------------------------------------------------------------
 
-    async def _fed(self, feed: Feed, backend: Backend, facts: Facts, event: str) -> None:
+    async def _fed(self, feed: Feed, work: Coroutine[Any, Any, None]) -> None:
         """Until it ends."""
-        if feed.stream.gone.is_set():
-            return
         async with asyncio.TaskGroup() as group:
-            feeding = group.create_task(self._feed(feed, backend, facts, event))
+            feeding = group.create_task(work)
             await feed.ended.wait()
             feeding.cancel()
 
@@ -421,17 +424,60 @@ class Feeds:
 
     # --- where a legacy stream broke off --------------------------------------------------------
 
+    def paused(self, call: Call, retry_ms: int) -> None:
+        """The server ended a call's stream early: the agent's ends, too, if it knows how to come
+        back.
+        """
+        session = call.session
+        if session is None or session.version not in RESUMING:
+            return
+        tail = self._tails.begin()
+        event_id = self._seal(call.subject.visit, session, tails.place(tail, 0))
+        call.stream.pause(tail, b"id: %s\nretry: %d\ndata: \n\n" % (event_id.encode(), retry_ms))
+
+    async def _rest(
+        self, visit: Visit, session: Session, stream: Stream, tail: Tail, number: int
+    ) -> Answer:
+        """What was said since, and the answer."""
+        nothing = Wanted(lists=frozenset(), uris=self._subscriptions.of(session))
+        feed = Feed(visit=visit, stream=stream, session=session, wanted=nothing)
+
+        async def deliver() -> None:
+            said = number
+            while True:
+                tail.news.clear()
+                for at, message in tail.after(said):
+                    stream.push(message, self._seal(visit, session, tails.place(tail, at)))
+                    said = at
+                if tail.ended:
+                    feed.end()
+                    return
+                await tail.news.wait()
+
+        with self._place(feed):
+            await stream.open()
+            await self._fed(feed, deliver())
+        return answers.SILENT
+
     def _sealed(self, feed: Feed, heard: Heard) -> str:
         """The server's event id in ours; a long one cannot be resumed at."""
         if feed.session is None or not 0 < len(heard.event_id) <= MAX_EVENT_ID:
             return ""
-        whose = (*holder(feed.visit), feed.session.id)
-        return self._seals.seal("event", whose, heard.event_id.encode())
+        return self._seal(feed.visit, feed.session, f"upstream:{heard.event_id}")
 
-    def _resumed(self, visit: Visit, session: Session, last_event_id: str) -> str:
+    def _seal(self, visit: Visit, session: Session, place: str) -> str:
+        return self._seals.seal("event", (*holder(visit), session.id), place.encode())
+
+    def _resumed(
+        self, visit: Visit, session: Session, last_event_id: str
+    ) -> tuple[str, tuple[Tail, int] | None]:
+        """The server's event id, or a place in what is kept here."""
+        if not last_event_id:
+            return "", None
         try:
             whose = (*holder(visit), session.id)
-            return self._seals.open("event", whose, last_event_id).decode()
+            place = self._seals.open("event", whose, last_event_id).decode()
+            return place.partition(":")[2], self._tails.find(place)
         except (Unsealed, ValueError):
             raise Refused(answers.bad_request("unknown Last-Event-ID")) from None
 

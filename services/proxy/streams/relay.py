@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from services.common.telemetry.counters import Counter
 from services.proxy import answers, local, messages
-from services.proxy.backends.upstream import Heard, UpstreamFailed
+from services.proxy.backends.upstream import PAUSED, Heard, UpstreamFailed
 from services.proxy.calls import Spawn
 from services.proxy.eras import LEVEL_META
 from services.proxy.governed import Call
@@ -46,6 +46,8 @@ class Relays:
 
     asked: Asked
     changed: Changed
+    #: The server ended the call's stream for so many milliseconds.
+    paused: Callable[[Call, int], None]
     dropped: Counter
 
     def of(self, call: Call) -> Relay:
@@ -67,6 +69,8 @@ class Relay:
             self._desk.asked(self._call, heard)
         elif method in LISTS:
             self._desk.changed(self._call, method)
+        elif method == PAUSED:
+            self._desk.paused(self._call, heard.params["retryMs"])
         elif self._passes(heard):
             self._call.stream.push(notification(method, heard.params))
         else:

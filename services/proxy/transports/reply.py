@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from services.proxy.answers import Answer
+from services.proxy.calls import Kept
 from services.proxy.pipeline import TooLarge
 
 #: Who reads is watched from here on: most answers have left before.
@@ -52,6 +53,7 @@ class Reply:
         self._heard_out = False
         self._watch_due = False
         self._ending = False
+        self._tail: Kept | None = None
         self.gone = asyncio.Event()
         self.when_gone: Callable[[], None] | None = None
 
@@ -71,7 +73,9 @@ class Reply:
             answer = await work
             self._ending = True
             self._timer.cancel()
-            if self._writer is None:
+            if self._tail is not None:
+                self._tail.end(answer.body)
+            elif self._writer is None:
                 await send_answer(self._send, answer)
             else:
                 await self._last(self._writer, answer)
@@ -91,6 +95,9 @@ class Reply:
         self.push(message)
 
     def push(self, message: bytes, event_id: str = "") -> None:
+        if self._tail is not None:
+            self._tail.add(message)
+            return
         if self._ending:
             return
         self._begin()
@@ -99,6 +106,12 @@ class Reply:
             self._abort()
             return
         self._put(_event(message, event_id))
+
+    def pause(self, tail: Kept, last: bytes) -> None:
+        if self._tail is None and not self._ending:
+            self._begin()
+            self._put(last)
+            self._tail = tail
 
     # --- who writes -----------------------------------------------------------------------------
 
@@ -115,7 +128,7 @@ class Reply:
         await self._send({"type": "http.response.start", "status": 200, "headers": _SSE})
         self._queue.appendleft(_COMMENT)
         while not self.gone.is_set():
-            chunk, last = b"".join(self._queue), self._ending
+            chunk, last = b"".join(self._queue), self._ending or self._tail is not None
             self._queue.clear()
             await self._send({"type": "http.response.body", "body": chunk, "more_body": not last})
             self._queued = sum(map(len, self._queue))
@@ -157,7 +170,7 @@ class Reply:
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._ending:
+        if not self._ending and self._tail is None:
             self._lost()
 
     def _lost(self) -> None:

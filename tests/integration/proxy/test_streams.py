@@ -43,12 +43,12 @@ async def ready(proxy: Gateway, talker: Talker, upstream: str) -> None:
     proxy.forget_records()
 
 
-async def session(proxy: Gateway, **options: Any) -> dict[str, str]:
-    params = {"protocolVersion": "2025-11-25", "capabilities": {},
+async def session(proxy: Gateway, *, version: str = "2025-11-25", **options: Any) -> dict[str, str]:
+    params = {"protocolVersion": version, "capabilities": {},
               "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
     body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
     await proxy.post(body, **options)
-    return {"mcp-session-id": proxy.session, "mcp-protocol-version": "2025-11-25"}
+    return {"mcp-session-id": proxy.session, "mcp-protocol-version": version}
 
 
 async def pinned_anew(proxy: Gateway, *tools: str) -> None:
@@ -376,3 +376,56 @@ async def test_calls_go_on_beside_sixteen_streams(proxy: Gateway, talker: Talker
     async with got(proxy, sent) as stream, calling(proxy, body, sent) as ping:
         await stream.opened()
         assert {} == (await ping.next()).message["result"]
+
+
+# --- streams that the server ends early ---------------------------------------------------------
+
+
+async def test_a_call_whose_stream_the_server_ended_is_come_back_for(
+    proxy: Gateway, talker: Talker
+) -> None:
+    await ready(proxy, talker, "legacy")
+    sent, other = await session(proxy), await session(proxy)
+    params = {"name": "talk", "arguments": {}, "_meta": {"progressToken": "p"}}
+    body = {"jsonrpc": "2.0", "id": "c1", "method": "tools/call", "params": params}
+    async with calling(proxy, body, sent) as stream:
+        call = await talker.call()
+        call.prime("up-1", retry_ms=100)
+        call.end()
+        first, *more = await stream.rest()
+    again = await talker.listen()
+    async with got(proxy, other, last=first.id) as foreign:
+        refused = await foreign.opened()
+    async with got(proxy, sent, last=first.id) as stream:
+        await stream.opened()
+        token = call.meta["progressToken"]
+        again.note("notifications/progress", {"progressToken": token, "progress": 1})
+        told = await stream.next()
+        again.raw({"jsonrpc": "2.0", "id": call.message["id"], "result": {"content": []}})
+        again.end()
+        answer, *rest = await stream.rest()
+    async with got(proxy, sent, last=told.id) as stream:
+        repeated = await stream.rest()
+
+    assert (None, []) == (first.message, more)
+    assert "up-1" == again.headers["last-event-id"]
+    assert 400 == refused
+    assert "p" == told.message["params"]["progressToken"]
+    assert ("c1", {"content": []}) == (answer.message["id"], answer.message["result"])
+    assert ([], [answer.message]) == (rest, [one.message for one in repeated])
+    assert ["ok"] == [one["status"] for one in proxy.records("call.outcome")]
+
+
+async def test_who_does_not_know_how_to_come_back_waits(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "legacy")
+    params = {"name": "talk", "arguments": {}}
+    body = {"jsonrpc": "2.0", "id": "c1", "method": "tools/call", "params": params}
+    async with calling(proxy, body, await session(proxy, version="2025-06-18")) as stream:
+        call = await talker.call()
+        call.prime("up-1", retry_ms=100)
+        call.end()
+        again = await talker.listen()
+        again.raw({"jsonrpc": "2.0", "id": call.message["id"], "result": {"content": []}})
+        again.end()
+
+        assert ["c1"] == [one.message["id"] for one in await stream.rest()]
