@@ -75,7 +75,8 @@ class CappedProtocol(HttpToolsProtocol):
         self._unheard = 0
         self._in_head = False
         if not self.transport.is_closing():
-            self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            abort = self.transport.abort
+            self.scope[ABORT] = abort  # type: ignore[typeddict-unknown-key]  # our own
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
