@@ -45,7 +45,7 @@ class Check(msgspec.Struct, frozen=True):
 
     id: str
     status: str
-    errorMessage: str = ""  # noqa: N815 (the suite's name for it)
+    errorMessage: str = ""  # noqa: N815  # the suite's name for it
     name: str = ""
     details: Any = None
 

@@ -195,7 +195,8 @@ async def talking() -> AsyncIterator[Talker]:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         assert site._server is not None  # the port is told nowhere else
-        port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]  # not told otherwise
+        sockets = site._server.sockets  # type: ignore[attr-defined]  # not told otherwise
+        port = sockets[0].getsockname()[1]
         talker.url = f"http://127.0.0.1:{port}/mcp"
         yield talker
     finally:

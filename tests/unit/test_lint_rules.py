@@ -25,8 +25,9 @@ BROAD_HANDLERS = {
     "services/control/api/edge.py",
     "services/proxy/transports/entry.py",
 }
-# Where a test may let time pass: what waits for a condition, and what measures time itself.
-SLEEPERS = ("tests/fakes/", "tests/perf/")
+# Where a test may let time pass: what waits for a condition, what measures time itself, and a tool
+# that takes its time because that is what it is called for.
+SLEEPERS = ("tests/fakes/", "tests/perf/", "tests/conformance/fixture_tools.py")
 # A lock file is made by its tool, addresses and all.
 MADE_BY_TOOLS = {"uv.lock"}
 # Policies and their cases speak about other machines' paths: that is what they are for.
