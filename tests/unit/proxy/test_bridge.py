@@ -173,7 +173,10 @@ def test_only_what_is_relayed_is_offered() -> None:
     introduced = bridge.initialized(facts, "2025-06-18")
     discovered = bridge.discovered(facts)
 
-    offered: dict[str, Any] = {"tools": {"listChanged": True}, "resources": {"subscribe": True}}
+    offered: dict[str, Any] = {
+        "tools": {"listChanged": True}, "resources": {"subscribe": True}, "logging": {},
+        "completions": {},
+    }  # fmt: skip
     ours: dict[str, Any] = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
     assert offered == introduced["capabilities"]
     assert {**offered, **ours} == discovered["capabilities"]

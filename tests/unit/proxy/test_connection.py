@@ -1,6 +1,7 @@
 """What a connection to a tool server keeps of an exchange that is over: nothing."""
 
 import asyncio
+import contextlib
 import gc
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -45,18 +46,23 @@ async def connected(answer: bytes) -> AsyncIterator[tuple[Connection, Owner]]:
     """To a server that answers with these bytes, as soon as it is asked."""
 
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        await reader.read()
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await reader.read()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        over.set()
 
-    owner = Owner()
+    owner, over = Owner(), asyncio.Event()
     async with await asyncio.start_server(served, "127.0.0.1", 0) as server:
         where = server.sockets[0].getsockname()
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: Connection(owner), *where)
         yield connection, owner
         connection.close()
+        await asyncio.wait_for(over.wait(), 5)
 
 
 async def test_an_abandoned_exchange_leaves_nothing() -> None:
