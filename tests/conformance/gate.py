@@ -39,7 +39,7 @@ from tests.fakes.stack import until
 from tests.journeys.agents import register
 
 AT_ONCE: Final = 2
-CHAINED_TIMEOUT_S: Final = 10
+CHAINED_TIMEOUT_S: Final = 20
 UPSTREAM: Final = {
     "2025-11-25": (
         "initialize",

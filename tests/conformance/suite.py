@@ -20,7 +20,7 @@ from tests.fakes.children import ROOT
 
 SUITE: Final = ROOT / ".tools" / "bin" / "mcp-conformance"
 RUN_TIMEOUT_S: Final = 240
-CASE_TIMEOUT_S: Final = 30
+CASE_TIMEOUT_S: Final = 60
 SCORED: Final = {"2025-11-25": 30, "2026-07-28": 37}
 REVISIONS: Final = tuple(SCORED)
 

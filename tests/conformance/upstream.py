@@ -161,7 +161,7 @@ def _asked(stack: Stack, slug: str, token: str) -> bool:
     try:
         return "result" in stack.ask(slug, token, "tools/list", {})
     except Refused as refused:
-        if refused.status == 404:
+        if refused.status in {404, 503}:
             return False
         raise
 
