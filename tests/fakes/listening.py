@@ -125,7 +125,7 @@ def listening(
 
 
 def calling(
-    proxy: Gateway, body: Any, headers: dict[str, str], *, token: str | None = None
+    proxy: Gateway, body: Any, headers: dict[str, str], **options: Any
 ) -> AbstractAsyncContextManager[Stream]:
     """Any request, whatever its answer is."""
-    return reading(proxy.sending(body, headers=headers, token=token))
+    return reading(proxy.sending(body, headers=headers, **options))

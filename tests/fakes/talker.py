@@ -7,7 +7,7 @@ its stream, answer it, or see that it was given up. What passes from it to whom 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,21 @@ class Talker:
         self.ended: list[str] = []
         self.sessions: set[str] = set()
         self._news = asyncio.Condition()
+        self._serve: Callable[[Exchange], Coroutine[Any, Any, None]] | None = None
+        self._serving: set[asyncio.Future[None]] = set()
+
+    def serve(self, answer: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
+        """From here on calls are answered by this, and not by hand."""
+        self._serve = answer
+
+    async def cancelled(self, id: Any) -> None:
+        """When the request has been given up."""
+        async with asyncio.timeout(5), self._news:
+            await self._news.wait_for(
+                lambda: any(
+                    one["params"]["requestId"] == id for one in self.of("notifications/cancelled")
+                )
+            )
 
     async def call(self) -> Exchange:
         """The next call that came."""
@@ -135,7 +150,12 @@ class Talker:
         exchange = Exchange(message, _headers(request))
         match message["method"]:
             case "tools/call":
-                self.calls.put_nowait(exchange)
+                if self._serve is None:
+                    self.calls.put_nowait(exchange)
+                else:
+                    serving = asyncio.ensure_future(self._serve(exchange))
+                    self._serving.add(serving)
+                    serving.add_done_callback(self._serving.discard)
                 return await self._streamed(request, exchange)
             case "subscriptions/listen":
                 said = {"notifications": message["params"]["notifications"],
