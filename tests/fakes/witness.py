@@ -24,6 +24,29 @@ TOOLS: Final = tuple(
     wire.tool(name, f"Will {name}.", {"call": TEXT})
     for name in ("read_note", "write_note", "drop_notes")
 )
+#: What is answered to other methods than calls, and where their numbers begin.
+ANSWERS: Final[dict[str, dict[str, Any]]] = {
+    "prompts/list": {"prompts": [{"name": "p", "arguments": [{"name": "a"}]}]},
+    "prompts/get": {"messages": [{"role": "user", "content": {"type": "text", "text": "t"}}]},
+    "resources/list": {"resources": [{"uri": "file:///a", "name": "a"}], "nextCursor": "c"},
+    "resources/templates/list": {
+        "resourceTemplates": [{"uriTemplate": "file:///{a}", "name": "t"}]
+    },
+    "resources/read": {"contents": [{"uri": "file:///a", "text": "t"}]},
+    "resources/subscribe": {},
+    "resources/unsubscribe": {},
+    "completion/complete": {"completion": {"values": ["x"], "total": 1, "hasMore": False}},
+    "logging/setLevel": {},
+    "tasks/get": {"taskId": "t", "status": "completed", "result": wire.content("done")},
+    "tasks/update": {},
+    "tasks/cancel": {},
+}
+OTHERS: Final = 10_000_000
+CAPABILITIES: Final = {
+    "tools": {"listChanged": True}, "prompts": {"listChanged": True}, "completions": {},
+    "resources": {"listChanged": True, "subscribe": True}, "logging": {},
+    "extensions": {"io.modelcontextprotocol/tasks": {}},
+}  # fmt: skip
 HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n%s\r\n"
 
 #: What is sent instead of the answer to a call, by its number and its bytes: pieces of HTTP, and
@@ -44,27 +67,34 @@ class Witness:
         self.stream: Callable[[int], tuple[list[bytes], bool]] | None = None
         self.streams = 0
 
-    def answer(self, body: bytes, era: str) -> tuple[bytes | None, bool]:
-        """The answer, and whether it may come as events; None for what has no answer."""
+    def answer(self, body: bytes, era: str) -> tuple[bytes | None, int | None]:
+        """The answer, or None for what has none; and a number, if it may come as events or be a
+        hostile one.
+        """
         message = orjson.loads(body)
         method = message.get("method", "")
         if method == "tools/call":
             self.calls.append(body)
-            said = wire.result(message, wire.content(f"#{len(self.calls) - 1}"))
-            return orjson.dumps(said), True
+            number = len(self.calls) - 1
+            return orjson.dumps(wire.result(message, wire.content(f"#{number}"))), number
         self.others[method] += 1
         if "id" not in message or "method" not in message:
-            return None, False
-        return orjson.dumps(lifecycle(message, method, era)), False
+            return None, None
+        if method in ANSWERS:
+            number = OTHERS + sum(self.others.values())
+            return orjson.dumps(wire.result(message, ANSWERS[method])), number
+        return orjson.dumps(lifecycle(message, method, era)), None
 
 
 def lifecycle(message: dict[str, Any], method: str, era: str) -> dict[str, Any]:
     if method == "tools/list":
         return wire.listed(message, TOOLS, ttl_ms=300_000)
     if method == "server/discover" and era == "modern":
-        return wire.discovered(message, "witness")
+        found = wire.discovered(message, "witness")
+        return {**found, "result": {**found["result"], "capabilities": CAPABILITIES}}
     if method == "initialize" and era == "legacy":
-        return wire.initialized(message, "witness")
+        found = wire.initialized(message, "witness")
+        return {**found, "result": {**found["result"], "capabilities": CAPABILITIES}}
     return wire.error(message, wire.METHOD_NOT_FOUND, "unknown method")
 
 
@@ -109,16 +139,15 @@ class _Connection(asyncio.Protocol):
         if not posted:
             self._transport.write(b"HTTP/1.1 405 No\r\ncontent-length: 0\r\n\r\n")
             return
-        answer, is_call = witness.answer(bytes(self._body), self._era)
+        answer, number = witness.answer(bytes(self._body), self._era)
         if answer is None:
             self._transport.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n")
             return
-        number = len(witness.calls) - 1
         rng = random.Random(f"{witness.seed}:{number}")
-        hostile = witness.hostility(number, answer) if is_call else None
+        hostile = witness.hostility(number, answer) if number is not None else None
         if hostile is not None:
             self._say(*hostile)
-        elif is_call and rng.random() < 0.5:
+        elif number is not None and rng.random() < 0.5:
             pieces = cut(rng, events(rng, answer))
             chunks = [b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces if piece]
             head = HEAD % (b"text/event-stream", b"transfer-encoding: chunked\r\n")

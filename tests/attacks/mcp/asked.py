@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 
+from services.proxy.headers import encode
 from tests.attacks.mcp import mutations
 from tests.attacks.mcp.ground import SERVERS, Ground, message
 from tests.attacks.mcp.mutations import EVERYTHING, META, Case, bent, tree_of
@@ -40,6 +41,7 @@ class Asked:
     #: What they were asked and told, beside their answers.
     seen: Counter[str] = field(default_factory=Counter)
     _next: int = 0
+    _listened: bool = False
 
     async def caller(self) -> None:
         ground = self.ground
@@ -50,9 +52,12 @@ class Asked:
             }
             answering = _Answering(self, asyncio.Queue())
             beside = [asyncio.create_task(answering.run())]
-            beside += [
-                asyncio.create_task(self._listen(server, sessions[server])) for server in SERVERS
-            ]
+            if not self._listened:  # an agent has sixteen streams, and some are to come back to
+                self._listened = True
+                beside += [
+                    asyncio.create_task(self._listen(server, sessions[server]))
+                    for server in SERVERS
+                ]
             try:
                 while self._next < self.count:
                     case = mutations.good(ground.seed, self._next, SERVERS)
@@ -60,9 +65,11 @@ class Asked:
                     session = "" if case.modern else sessions[case.server]
                     hear = _Hearing(answering, case, session)
                     reply = await ground.ask(http, case, session, hear=hear.part)
+                    reply = await self._rest(case, reply, hear, http)
                     self._one(case, reply)
                     if case.modern:
                         await self._retried(case, message(reply), session, http)
+                        await self._polled(case, message(reply), http)
                     self.answers.append(message(reply))
                     if beside[0].done():
                         beside[0].result()  # what went wrong there
@@ -71,10 +78,23 @@ class Asked:
                     task.cancel()
                 await asyncio.gather(*beside, return_exceptions=True)
 
+    async def _rest(self, case: Case, reply: Reply, hear: _Hearing, http: Any) -> Reply:
+        """A stream that ended early is taken up again where it ended."""
+        ground = self.ground
+        while (place := _left_at(reply)) is not None:
+            self.seen["resumed"] += 1
+            lines = [*ground.lines(session=hear.session), ("last-event-id", place)]
+            sent = request(ground.where(case.server), lines, verb="GET")
+            try:
+                reply = await http.ask(sent, hear=hear.part)
+            except TimeoutError:
+                raise AssertionError(ground.named(case, "hangs where it broke off")) from None
+        return reply
+
     def _one(self, case: Case, reply: Reply) -> None:
         answer = message(reply)
         named = self.ground.named(case, f"{reply.status} {reply.body!r:.2000}")
-        assert reply.status == 200, named
+        assert reply.status in {200, 404}, named
         assert (case.number, "2.0") == (answer["id"], answer["jsonrpc"]), named
         assert ("result" in answer) != ("error" in answer), named
 
@@ -102,6 +122,26 @@ class Asked:
             reply = await self.ground.ask(http, replace(case, body=body), session)
             answer = message(reply)
 
+    async def _polled(self, case: Case, answer: Any, http: Any) -> None:
+        """What became a task is asked for, answered, given up."""
+        rng = random.Random(f"poll:{self.ground.seed}:{case.number}")
+        match answer:
+            case {"result": {"resultType": "task", "taskId": str(task)}}:
+                self.seen["task"] += 1
+            case _:
+                return
+        given = orjson.loads(case.body)["params"]["_meta"]
+        for method in ("tasks/get", "tasks/update", "tasks/get", "tasks/cancel", "tasks/get"):
+            named = task if rng.random() < 0.9 else bent(rng, task.encode()).decode("latin-1")
+            params: dict[str, Any] = {"taskId": named, "_meta": given}
+            if method == "tasks/update":
+                params["inputResponses"] = {"q0": _content(rng)}
+            tree = {"jsonrpc": "2.0", "id": case.number, "method": method, "params": params}
+            headers = mutations.routing(method, {"taskId": encode(named)})
+            body = orjson.dumps(tree)
+            reply = await self.ground.ask(http, replace(case, headers=headers, body=body), "")
+            self._one(case, reply)
+
     async def _listen(self, server: str, session: str) -> None:
         """A GET stream and one of `subscriptions/listen`, until this is cancelled."""
         ground = self.ground
@@ -122,6 +162,17 @@ class Asked:
         self.seen["told"] += part.count(b"data: ")
 
 
+def _left_at(reply: Reply) -> str | None:
+    """The id of the last event, if nothing else is in it."""
+    if not reply.headers.get("content-type", "").startswith("text/event-stream"):
+        return None
+    *_, last, _ = [b"", *reply.body.split(b"\n\n")]
+    lines = last.split(b"\n")
+    if b"data: " not in lines:
+        return None
+    return next(line.removeprefix(b"id: ").decode() for line in lines if line.startswith(b"id: "))
+
+
 @dataclass(slots=True)
 class _Hearing:
     """Of one call's answer stream: the questions in it."""
@@ -135,7 +186,7 @@ class _Hearing:
         *events, self._rest = (self._rest + part).split(b"\n\n")
         for event in events:
             for line in event.split(b"\n"):
-                if line.startswith(b"data: "):
+                if line.startswith(b"data: {"):
                     asked = orjson.loads(line.removeprefix(b"data: "))
                     if "method" in asked and "id" in asked:
                         question = (self.case, self.session, asked)

@@ -60,9 +60,9 @@ def answer(seed: int, number: int, honest: bytes) -> Pieces | None:
     chance = rng.random()
     if chance < 0.3:
         return None
-    if chance < 0.45:
+    if chance < 0.5:
         tree = json.loads(honest)
-        _asks(rng, tree)
+        rng.choice((_asks, _becomes_a_task))(rng, tree)
         return _as_json(rng, json.dumps(tree).encode()), False
     if chance < 0.65:
         return _as_json(rng, wrong(rng, honest)), False
@@ -146,6 +146,22 @@ def _asks(rng: random.Random, tree: dict[str, Any]) -> None:
         "inputRequests": rng.choice((asked, asked, asked, asked, tree_of(rng, 1))),
         "requestState": rng.choice(("s", "s", "s", "", None, 1, "x" * 10_000)),
     }
+
+
+def _becomes_a_task(rng: random.Random, tree: dict[str, Any]) -> None:
+    """Or one goes on."""
+    status: Any = rng.choice((
+        "working", "working", "input_required", "completed", "failed", "cancelled", "x", None, {},
+        [], 1,
+    ))  # fmt: skip
+    made = {
+        "resultType": "task", "taskId": rng.choice((*["t"] * 9, "", 1, None, "x" * 3000)),
+        "status": status, "ttlMs": rng.choice((60_000, 60_000, 0, -1, None, "1", 2**70, 1.5, {})),
+        "pollIntervalMs": rng.choice((5000, None, "x")), "createdAt": tree_of(rng, 1),
+    }  # fmt: skip
+    if rng.random() < 0.3:
+        made[rng.choice(("inputRequests", "result", "error", "statusMessage"))] = tree_of(rng, 2)
+    tree["result"] = made
 
 
 _CHANGES: Final[tuple[Callable[[random.Random, dict[str, Any]], None], ...]] = (

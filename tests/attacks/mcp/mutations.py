@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from services.proxy.headers import NAMED
 from tests.fakes import mcp_wire as wire
 
 TOOLS: Final = ("read_note", "write_note")
@@ -25,8 +26,16 @@ META: Final = {
 #: What an agent may declare that it can be asked.
 EVERYTHING: Final[dict[str, Any]] = {
     "elicitation": {"form": {}, "url": {}}, "sampling": {"tools": {}, "context": {}},
-    "roots": {"listChanged": True},
+    "roots": {"listChanged": True}, "extensions": {"io.modelcontextprotocol/tasks": {}},
 }  # fmt: skip
+_OTHERS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("prompts/list", {}), ("resources/list", {}), ("resources/templates/list", {}),
+    ("prompts/get", {"name": "p", "arguments": {"a": "x"}}), ("resources/read", {"uri": "file:///a"}),
+    ("completion/complete", {"ref": {"type": "ref/prompt", "name": "p"},
+                             "argument": {"name": "a", "value": "x"}}),
+    ("logging/setLevel", {"level": "debug"}), ("resources/subscribe", {"uri": "file:///a"}),
+    ("resources/unsubscribe", {"uri": "file:///a"}), ("tools/list", {}), ("server/discover", {}),
+)  # fmt: skip
 _INTEGERS: Final = (
     0, 1, -1, 2**31, 2**53 - 1, 2**53, -(2**53), 2**63 - 1, 2**63, -(2**63), -(2**63) - 1,
     2**64 - 1, 2**64, 10**30, -(10**40), 7 * 10**300,
@@ -86,27 +95,35 @@ def case(seed: int, number: int, servers: tuple[str, ...]) -> Case:
 
 
 def good(seed: int, number: int, servers: tuple[str, ...]) -> Case:
-    """A call that runs, of an agent that declares more or less."""
+    """A call that runs, of an agent that declares more or less; now and then another request."""
     rng = random.Random(f"good:{seed}:{number}")
     modern = rng.random() < 0.6
+    method = "tools/call"
     params: dict[str, Any] = {"name": rng.choice(TOOLS), "arguments": {"call": str(number)}}
+    if rng.random() < 0.2:
+        method, params = rng.choice(_OTHERS)
+        params = dict(params)
     if modern:
         declared: dict[str, Any] = rng.choice(({}, EVERYTHING, EVERYTHING, {"sampling": {}}))
         params["_meta"] = {**META, wire.CAPABILITIES_META: declared}
     if rng.random() < 0.3:
         params.setdefault("_meta", {})["progressToken"] = rng.choice((number, f"t{number}"))
-    headers = (
-        ("mcp-protocol-version", wire.MODERN), ("mcp-method", "tools/call"),
-        ("mcp-name", params["name"]),
-    )  # fmt: skip
-    tree = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+    tree = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
     return Case(
         number=number,
         server=rng.choice(servers),
         modern=modern,
-        headers=headers if modern else (),
+        headers=routing(method, params) if modern else (),
         body=json.dumps(tree).encode(),
     )
+
+
+def routing(method: str, params: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The headers of a modern request."""
+    lines = [("mcp-protocol-version", wire.MODERN), ("mcp-method", method)]
+    if method in NAMED:
+        lines.append(("mcp-name", params[NAMED[method]]))
+    return tuple(lines)
 
 
 def _call(rng: random.Random, number: int, *, modern: bool) -> dict[str, Any]:
