@@ -37,6 +37,8 @@ class Curious:
         self.answers: dict[Any, Any] = {}
         #: By task: what its next polls are told, the last one for good.
         self.tasks: dict[str, list[dict[str, Any]]] = {}
+        #: Of sessions, beside their calls.
+        self.streams: list[asyncio.Queue[dict[str, Any]]] = []
         self._waiting: dict[Any, asyncio.Future[None]] = {}
 
     def forget(self) -> None:
@@ -49,6 +51,8 @@ class Curious:
         return [one["params"] for one in self.seen if one.get("method") == "tools/call"]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "GET":
+            return await self._listen(request)
         if request.method != "POST":
             return web.Response(status=405)
         message = orjson.loads(await request.read())
@@ -65,6 +69,22 @@ class Curious:
         return web.Response(
             body=orjson.dumps(reply), content_type="application/json", headers=opened
         )
+
+    def say(self, message: dict[str, Any]) -> None:
+        """On every stream that is kept open beside calls."""
+        for stream in self.streams:
+            stream.put_nowait({"jsonrpc": "2.0", **message})
+
+    async def _listen(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        stream: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.streams.append(stream)
+        try:
+            while True:
+                await response.write(_event(await stream.get()))
+        finally:
+            self.streams.remove(stream)
 
     def _reply(self, message: dict[str, Any]) -> dict[str, Any] | None:
         method, modern = message["method"], wire.is_modern(message)

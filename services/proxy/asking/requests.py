@@ -35,6 +35,8 @@ from services.proxy.sessions import Session
 MAX_OPEN: Final = 8
 #: Of one stream, refusals beyond these are counted and not recorded.
 MAX_RECORDED: Final = 16
+#: And beyond these the server is not even told.
+MAX_REFUSED: Final = 256
 CANCELLED: Final = "notifications/cancelled"
 
 Govern = Callable[[Incoming, Question], Awaitable[Answer]]
@@ -262,6 +264,8 @@ class Questions:
         self._refused.value += 1
         opened = self._places.setdefault(place.id, _Open())
         opened.refused += 1
+        if opened.refused > MAX_REFUSED:
+            return
         recorded = opened.refused <= MAX_RECORDED
 
         async def refuse() -> None:

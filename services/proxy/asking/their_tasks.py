@@ -97,7 +97,7 @@ class TheirTasks:
         if TASKS not in told(call).get("extensions", {}):
             raise Untranslatable("capability_not_granted")
         theirs, status = found.get("taskId"), found.get("status")
-        if type(theirs) is not str or not 1 <= len(theirs) <= MAX_ID or status not in STATUSES:
+        if type(theirs) is not str or not 1 <= len(theirs) <= MAX_ID or not _is_status(status):
             raise Untranslatable("upstream_protocol")
         now_ms, ttl_ms = self._carried.now_ms(), _ttl(found)
         task = TheirTask(
@@ -164,7 +164,7 @@ class TheirTasks:
 
     def state(self, poll: _Poll, found: dict[str, Any]) -> dict[str, Any]:
         """A task as its agent sees it. Raises Untranslatable."""
-        if found.get("status") not in STATUSES:
+        if not _is_status(found.get("status")):
             raise Untranslatable("upstream_protocol")
         made = bridge.unmarked(found)
         made.pop(STATE, None)
@@ -249,6 +249,10 @@ class TheirTasks:
 
 def not_found() -> Refused:
     return Refused(answers.bad_params("Task not found"))
+
+
+def _is_status(status: Any) -> bool:
+    return type(status) is str and status in STATUSES
 
 
 def _ttl(found: Mapping[str, Any]) -> int:

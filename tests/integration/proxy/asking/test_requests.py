@@ -2,6 +2,7 @@
 is decided and recorded.
 """
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -210,6 +211,47 @@ async def test_nobody_is_asked_more_than_eight_things_at_once(
     assert -32601 == said.pop("9")["error"]["code"]
     assert {json_id: {"result": YES} for json_id in map(str, range(1, 9))} == said
     assert ["capacity"] == [one["reason"] for one in proxy.records("call.rejected")]
+
+
+async def test_answers_to_many_calls_never_cross(proxy: Gateway, legacy: Curious) -> None:
+    headers = await session(proxy)
+    calls = {
+        f"q{n}": Asked(proxy, headers, asks=[elicit(f"q{n}", {**FORM, "message": f"q{n}"})])
+        for n in range(12)
+    }
+
+    async def answer(asked: Asked) -> Any:
+        request = await asked.next()
+        content = {"action": "accept", "content": {"name": request["params"]["message"]}}
+        await asked.answer(request["id"], body={"result": content})
+        return await asked.said()
+
+    said = await asyncio.gather(*(answer(asked) for asked in calls.values()))
+
+    wanted = {name: {"action": "accept", "content": {"name": name}} for name in calls}
+    assert [{name: {"result": wanted[name]}} for name in calls] == said
+
+
+async def test_what_is_asked_beside_any_call_reaches_the_open_stream(
+    proxy: Gateway, legacy: Curious
+) -> None:
+    headers = await session(proxy)
+    token = {"authorization": f"Bearer {proxy.issuer.token()}", "accept": "text/event-stream"}
+    async with proxy.http.get(proxy.mcp(), headers={**headers, **token}) as stream:
+        await until(lambda: len(legacy.streams) == 1)
+        legacy.say(elicit("beside"))
+        legacy.say({"id": "roots", "method": "tasks/list", "params": {}})
+        async with asyncio.timeout(5):
+            while b'"id":' not in (line := await stream.content.readline()):
+                pass
+        request = orjson.loads(line[6:])
+        body = {"jsonrpc": "2.0", "id": request["id"], "result": YES}
+        status, _ = await proxy.post(body, headers=headers)
+        await until(lambda: len(legacy.answers) == 2)
+
+    assert (202, FORM) == (status, request["params"])
+    assert {"result": YES} == legacy.answers["beside"]
+    assert -32601 == legacy.answers["roots"]["error"]["code"]
 
 
 async def test_an_older_agent_is_not_told_of_pages(proxy: Gateway, legacy: Curious) -> None:

@@ -407,6 +407,22 @@ async def test_a_retry_that_is_denied_does_not_run(proxy: Gateway, server: Curio
     assert ["tools/call"] == [one["method"] for one in proxy.records("call.denied")]
 
 
+async def test_a_retry_that_waits_for_a_person_shows_the_page_on_the_same_stream(
+    proxy: Gateway, server: Curious
+) -> None:
+    asked = Asked(proxy, await session(proxy), **rounds())
+    request = await asked.next()
+    proxy.authorizer.rules.verdicts["notes", "ask"] = ("intercept", "four_eyes")
+    await asked.answer(request["id"])
+    page = await asked.next()
+    assert 1 == len(server.calls())
+    proxy.authorizer.settle(next(iter(proxy.authorizer.tickets)), "approved")
+
+    assert {"responses": ANSWER, "state": "1:own"} == await asked.said()
+    assert "url" == page["params"]["mode"]
+    assert ["intercept"] == [one["verdict"] for one in proxy.records("call.held")]
+
+
 async def test_a_server_that_asks_without_end_is_ended(proxy: Gateway, server: Curious) -> None:
     asked = Asked(proxy, await session(proxy), **rounds(MAX_TURNS + 1))
     for _ in range(MAX_TURNS):
