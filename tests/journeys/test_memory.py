@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,12 @@ class Left:
     """What a process has at a moment."""
 
     descriptors: int
-    threads: int
     processes: int
 
 
 def left(pid: int) -> Left:
     return Left(
         descriptors=len(list(Path(f"/proc/{pid}/fd").iterdir())),
-        threads=len(list(Path(f"/proc/{pid}/task").iterdir())),
         processes=len(family(pid, parents())),
     )
 
@@ -213,11 +211,7 @@ async def as_before(pid: int, settled: Left) -> None:
 
     async def checked() -> bool:
         now = left(pid)
-        return (
-            now.descriptors <= settled.descriptors
-            and now.threads <= settled.threads
-            and now.processes <= settled.processes
-        )
+        return now.descriptors <= settled.descriptors and now.processes <= settled.processes
 
     try:
         await until_true(checked, seconds=SETTLE_S)
@@ -249,11 +243,10 @@ async def test_what_clients_abandon_costs_next_to_nothing(
         door = Door(url, tokens, tools)
         await door.look()
         await fake.approve("notes", RUNNING, HELD)
-        first = left(pid)
+        settled = left(pid)
         await door.abandon(AGENTS)
         for what in (HELD, RUNNING, LISTENING):
             await door.vanish(what, 2 * AT_ONCE)
-        settled = replace(left(pid), descriptors=first.descriptors)  # threads stay for the next
         await as_before(pid, settled)
         before = rss_kib(pid)
         await door.abandon(SESSIONS)
