@@ -234,6 +234,6 @@ def _action(responses: Any) -> str:
     """Raises Refused unless it answers the one thing that was asked for."""
     given = responses.get(encodings.APPROVAL) if type(responses) is dict else None
     action = given.get("action") if type(given) is dict else None
-    if action not in encodings.ACTIONS or len(responses) != 1:
+    if type(action) is not str or action not in encodings.ACTIONS or len(responses) != 1:
         raise Refused(answers.bad_params(f"{RESPONSES} must answer what was asked for"))
-    return str(action)
+    return action

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError
@@ -251,7 +251,7 @@ def not_found() -> Refused:
     return Refused(answers.bad_params("Task not found"))
 
 
-def _is_status(status: Any) -> bool:
+def _is_status(status: Any) -> TypeGuard[str]:
     return type(status) is str and status in STATUSES
 
 

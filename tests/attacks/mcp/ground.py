@@ -77,11 +77,13 @@ class Ground:
         }  # fmt: skip
         body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": asked}
         sent = request(self.where(server), self.lines(), orjson.dumps(body))
+        said = []
         for _ in range(5):  # a busy machine may need more than a handshake's time
             reply = await http.ask(sent)
             if "mcp-session-id" in reply.headers:
                 return reply.headers["mcp-session-id"]
-        raise AssertionError(server)
+            said.append(reply.body)
+        raise AssertionError(said)
 
     async def ask(self, http: RawHttp, case: Case, session: str, **options: Any) -> Reply:
         """Every request has its answer in time, and none is a crash."""

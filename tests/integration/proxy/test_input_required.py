@@ -171,6 +171,7 @@ async def test_a_state_serves_its_own_request_alone(proxy: Gateway, tools: ToolS
         "an answer to nothing": await retry(proxy, asked, {"other": {"action": "accept"}}),
         "one answer too many": await retry(proxy, asked, {**ACCEPT, "other": {}}),
         "no action": await retry(proxy, asked, {"approval": {"content": {}}}),
+        "an action that is no text": await retry(proxy, asked, {"approval": {"action": {}}}),
         "an unknown action": await retry(proxy, asked, {"approval": {"action": "approve"}}),
         "answers that are none": await ask(proxy, more={"inputResponses": None}),
         "no responses": await ask(proxy, more={"requestState": state}),
