@@ -70,9 +70,7 @@ def may(method: str, params: Mapping[str, Any], told: Mapping[str, Any]) -> bool
                 return True
             return type(mode) is str and mode in elicitation
         case "sampling/createMessage":
-            sampling = told.get("sampling")
-            wants_tools = "tools" in params or "toolChoice" in params
-            return sampling is not None and ("tools" in sampling or not wants_tools)
+            return _may_sample(params, told.get("sampling"))
         case "roots/list":
             return "roots" in told
         case _:
@@ -89,3 +87,12 @@ def _elicitation(declared: dict[str, Any], grants: Grants) -> dict[str, Any] | N
     if grants.elicitation_hosts and type(declared.get("url")) is dict:
         made["url"] = {}
     return made or None
+
+
+def _may_sample(params: Mapping[str, Any], told: dict[str, Any] | None) -> bool:
+    """What other servers said is context that an agent gives away only if it says so."""
+    wants_tools = "tools" in params or "toolChoice" in params
+    wants_context = params.get("includeContext", "none") != "none"
+    if told is None or (wants_tools and "tools" not in told):
+        return False
+    return "context" in told or not wants_context
