@@ -20,6 +20,7 @@ from services.proxy.pages import NAME
 
 PROMPTS: Final = "prompts/list"
 TEMPLATES: Final = "resources/templates/list"
+MAX_KNOWN: Final = 10_000
 WHOLE: Final = frozenset({PROMPTS, TEMPLATES})
 #: What a server says when one of them changed.
 CHANGED: Final[Mapping[str, str]] = {
@@ -47,6 +48,8 @@ class Lists:
         self._kept: dict[str, Kept[Listed]] = {
             method: Kept(clock, lambda listed: listed.ttl_ns) for method in WHOLE
         }
+        #: Digests of what agents were given, or told of.
+        self._known: dict[tuple[str, ...], str] = {}
 
     async def result(self, visit: Visit, backend: Backend, method: str, *, modern: bool) -> bytes:
         """The answer to the list's request, in one page. Raises UpstreamFailed."""
@@ -54,6 +57,7 @@ class Lists:
         if listed is None:
             fetch = partial(_fetch, visit, backend, method)
             listed, _ = await self._kept[method].renewed(visit, fetch)
+        self._knows(visit, method, listed)
         encoded = listed.encoded.get(modern)
         if encoded is None:
             result = {pages.MEMBERS[method]: listed.entries}
@@ -61,23 +65,31 @@ class Lists:
             encoded = listed.encoded[modern] = messages.encode(made)
         return encoded
 
+    async def differs(self, visit: Visit, backend: Backend, method: str) -> bool:
+        """The server says that it changed: whether it is another list than the one that the agent
+        knows of; whom this told, knows. Raises UpstreamFailed.
+        """
+        fetch = partial(_fetch, visit, backend, method)
+        since_ns = self._clock.monotonic_ns()
+        listed, _ = await self._kept[method].renewed(visit, fetch, since_ns=since_ns)
+        return self._knows(visit, method, listed) != listed.digest
+
     def forget(self, visit: Visit, method: str) -> None:
         """It is fetched anew when somebody asks for it."""
         self._kept[method].forget(visit)
 
-    async def changed(self, visit: Visit, backend: Backend, method: str) -> bool:
-        """The server says so: whether it is another list than the one that agents were given.
-        Raises UpstreamFailed.
-        """
-        kept = self._kept[method]
-        before = kept.last(visit)
-        fetch = partial(_fetch, visit, backend, method)
-        now, _ = await kept.renewed(visit, fetch, since_ns=self._clock.monotonic_ns())
-        return before is None or before.digest != now.digest
-
     def clear(self) -> None:
         for kept in self._kept.values():
             kept.clear()
+
+    def _knows(self, visit: Visit, method: str, listed: Listed) -> str | None:
+        """From now on this; before, that."""
+        who = (visit.caller.tenant, visit.caller.agent, visit.slug, method)
+        before = self._known.get(who)
+        if before is None and len(self._known) >= MAX_KNOWN:
+            self._known.clear()  # who is told once too often asks once too often
+        self._known[who] = listed.digest
+        return before
 
 
 async def _fetch(visit: Visit, backend: Backend, method: str) -> Listed:

@@ -63,10 +63,12 @@ async def fetch(visit: Visit, backend: Backend, method: str) -> Whole:
         size += len(messages.encode(found))
         ttl_ns = min(ttl_ns, _ttl_ns(reply.result))
         cursor = reply.result.get("nextCursor")
-        if len(entries) > MAX_ENTRIES or size > MAX_ANSWER or cursor in seen:
+        if len(entries) > MAX_ENTRIES or size > MAX_ANSWER:
             raise UpstreamFailed("upstream_protocol", ran=False)
         if type(cursor) is not str:
             return Whole(entries=entries, facts=facts, ttl_ns=ttl_ns)
+        if cursor in seen:
+            raise UpstreamFailed("upstream_protocol", ran=False)
         seen.add(cursor)
         params = {"cursor": cursor}
     raise UpstreamFailed("upstream_protocol", ran=False)

@@ -64,7 +64,7 @@ from services.proxy.streams.subscriptions import (
     asked_for,
 )
 from services.proxy.streams.tails import Tail, Tails
-from services.proxy.streams.views import TOOLS, Owner, Views, owner
+from services.proxy.streams.views import PROMPTS, TOOLS, Owner, Views, owner
 
 PER_AGENT: Final = 16
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
@@ -366,7 +366,9 @@ class Feeds:
         elif method == TOOLS:
             self.views.list_changed(feed.visit)
         elif method in feed.wanted.lists:
-            self.views.other_changed(feed.visit, method, lambda: feed.push(method, {}))
+            everywhere = partial(self._tell, owner(feed.visit), method)
+            here = partial(feed.push, method, {})
+            self.views.other_changed(feed.visit, method, everywhere if method == PROMPTS else here)
         elif method == UPDATED:
             self._updated(feed, heard)
         elif feed.session is not None and method in _OF_A_SESSION:

@@ -1,7 +1,8 @@
 """Whether what an agent sees has changed: a list is said to have, or policy has (mcp.md 7).
 
 Decides who is told that a list of tools changed: an agent whose own view did. Prompts are the same
-for all agents, and compared once; of resources, which nobody keeps, the server's word is enough.
+for all agents that a server does not tell apart; of resources, which nobody keeps, the server's
+word is enough.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Final
 
 from services.common.errors import BehavryError
 from services.common.ids import AgentId, ServerSlug, TenantId
+from services.proxy import lists
 from services.proxy.backends.upstream import Backends, UpstreamFailed
 from services.proxy.calls import Spawn, Stream, Visit
 from services.proxy.catalog import Catalog
-from services.proxy.lists import CHANGED, PROMPTS
 from services.proxy.streams.relay import notification
 
 TOOLS: Final = "notifications/tools/list_changed"
+PROMPTS: Final = "notifications/prompts/list_changed"
 
 Owner = tuple[TenantId, AgentId, ServerSlug]
 _Place = tuple[TenantId, ServerSlug]
@@ -54,17 +56,18 @@ class Views:
             self._spawn("views", lambda: self._told(visit, stream))
 
     def other_changed(self, visit: Visit, method: str, tell: Callable[[], None]) -> None:
-        """A list of the same server that is not tools, says the server."""
-        listed = CHANGED[method]
-        lists = self._catalog.lists
-        if listed != PROMPTS:
-            lists.forget(visit, listed)
+        """A list that is not of tools, says the server. Prompts are compared, and `tell` tells all
+        that the agent listens on.
+        """
+        known, listed = self._catalog.lists, lists.CHANGED[method]
+        if method != PROMPTS:
+            known.forget(visit, listed)
             tell()
             return
 
         async def compare() -> None:
             try:
-                changed = await lists.changed(visit, self._backends.of(visit.server), listed)
+                changed = await known.differs(visit, self._backends.of(visit.server), listed)
             except UpstreamFailed:
                 changed = True  # nobody can tell, but the server said so
             if changed:
