@@ -10,12 +10,23 @@ import hmac
 import re
 import secrets
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
 PREFIX: Final = "bhv_sk_"
 DEFAULT_LIFE_S: Final = 90 * 86_400
 MAX_LIFE_S: Final = 365 * 86_400
+#: How long a replaced key goes on beside its successor, at most.
+MAX_OVERLAP_S: Final = 86_400
+#: What a key may be confined to: a resource, or with `:read` the looking at it.
+RESOURCES: Final = (
+    "agents", "api-keys", "audit", "context-gate", "enrollment-tokens", "escalations", "invites",
+    "jobs", "kill-switch", "license", "plan-features", "policies", "roles", "servers", "settings",
+    "traces", "users",
+)  # fmt: skip
+SCOPES: Final = frozenset(RESOURCES) | {f"{name}:read" for name in RESOURCES}
+_RESOURCE: Final = re.compile(r"/api/v1/([a-z-]+)")
 _FORM: Final = re.compile(
     r"(bhv_sk_[a-z0-9-]{1,32})_([0-9a-f]{16})_([0-9a-f]{64})([0-9a-f]{8})", re.ASCII
 )
@@ -55,3 +66,16 @@ def parse(text: str) -> ApiKey | None:
         return None
     key = ApiKey(prefix=match[1], id=match[2], secret=match[3])
     return key if hmac.compare_digest(key.text, text) else None
+
+
+def scope_of(path: str) -> str:
+    """The resource that a route belongs to."""
+    match = _RESOURCE.match(path)
+    return match[1] if match else ""
+
+
+def within(scopes: Collection[str], resource: str, *, writes: bool) -> bool:
+    """Whether a key of these scopes is good for it. Everybody may ask who they are."""
+    if not scopes or resource in scopes or (resource == "me" and not writes):
+        return True
+    return not writes and f"{resource}:read" in scopes

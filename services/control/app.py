@@ -53,7 +53,7 @@ from services.control.sessions import Origins
 from services.control.settings import ControlSettings
 from services.control.signals import Signals
 from services.control.signed_decisions import DecisionKey
-from services.control.store import first_start
+from services.control.store import first_start, tenants
 from services.control.store.escalation_inbox import EscalationInbox
 from services.control.store.sightings import ToolInbox
 from services.control.store.tenants import Tenant
@@ -112,7 +112,13 @@ async def running(
         plans_link = await stack.enter_async_context(dial(settings.entitlements_address, us))
         features = Features(clock)
         feed = EntitlementsFeed(plans_link, features, counters)
-        supervisor.spawn("put-tenant", partial(_put_tenant, feed, tenant, clock))
+
+        def tell_of(id: TenantId, slug: str) -> None:
+            supervisor.once(f"put-tenant-{id}", partial(_put_tenant, feed, id, slug, clock))
+
+        async with pool.acquire() as connection:
+            for known in await tenants.every(connection):
+                tell_of(known.id, known.slug)
         supervisor.spawn("entitlements", partial(_watch_for_ever, feed))
         recorder = TableOutbox(  # 5
             schema="control",
@@ -185,6 +191,7 @@ async def running(
             catalogue=PlanCatalogue(plans_link, counters),
             verify_jobs=verifications,
             sender=sender,
+            new_tenant=tell_of,
         )
         tool_inbox = ToolInbox(pool, clock, signals, recorder, log)
         peers = ControlPeers(TokenPeers(settings.peers_dir), planes)
@@ -234,11 +241,11 @@ def _modes(features: Features, tenant: TenantId) -> dict[str, str] | None:
     return held.modes() if held else None
 
 
-async def _put_tenant(feed: EntitlementsFeed, tenant: Tenant, clock: Clock) -> None:
-    """Until entitlements knows the first tenant."""
+async def _put_tenant(feed: EntitlementsFeed, id: TenantId, slug: str, clock: Clock) -> None:
+    """Until entitlements knows the tenant."""
     while True:
         try:
-            await feed.put_tenant(tenant.id, tenant.slug, uuid7(clock.now_ns()))
+            await feed.put_tenant(id, slug, uuid7(clock.now_ns()))
         except BehavryError:
             await asyncio.sleep(RETRY_S)
         else:

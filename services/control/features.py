@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, assert_never
 
 from services.common.clock import Clock
+from services.common.errors import BehavryError
 from services.common.ids import TenantId
 
 #: A stream that is silent for this long is stale (Alive comes every 15 s).
@@ -39,6 +40,45 @@ class Entitlements:
 
     def modes(self) -> dict[str, str]:
         return {feature.key: feature.mode for feature in self.features}
+
+
+#: What a request does to the things of a feature. Read and write follow from its method; a route
+#: that deletes, disables, deactivates or renews says so.
+What = Literal["read", "write", "remove"]
+#: Modes under which existing things may still be taken away (entitlements.md 2).
+_REMOVABLE: Final = frozenset({"frozen", "tightened", "kept", "stopped"})
+
+
+def allows(mode: str, what: What) -> bool:
+    """Whether a mode lets such a request through. An unknown mode is as `off`."""
+    if mode == "on":
+        return True
+    match what:
+        case "read" | "remove":
+            return mode in _REMOVABLE
+        case "write":
+            return False
+    assert_never(what)
+
+
+def admit(features: Features, tenant: TenantId, feature: str, what: What) -> None:
+    """Raises FEATURE_NOT_INCLUDED, which names feature, mode and plans. What nobody has told us of
+    is not included: without any answer REST offers the core alone.
+    """
+    held = features.of(tenant)
+    answers = held.features if held else ()
+    answer = next((one for one in answers if one.key == feature), None)
+    mode = answer.mode if answer else "off"
+    if allows(mode, what):
+        return
+    raise BehavryError(
+        "FEATURE_NOT_INCLUDED",
+        "The plan does not include this feature.",
+        feature=feature,
+        mode=mode,
+        current_plan=held.plan if held else "",
+        required_plan=answer.required_plan if answer else "",
+    )
 
 
 class Features:

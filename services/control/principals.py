@@ -22,10 +22,18 @@ class Principal:
     tenant_slug: str
     #: A person's session, by the hash of its token; None for machines.
     session_sha256: bytes | None = field(default=None, repr=False)
-    #: When the password was last given in it.
+    session_id: str | None = None
+    #: When this person last proved who they are in it, and which second factors they have.
     proven_at: datetime | None = None
     #: Only a browser's session has one.
     csrf_token: str | None = field(default=None, repr=False)
+    factors: tuple[str, ...] = ()
+    #: Runs the installation; never true of a machine.
+    super_admin: bool = False
+    #: The own tenant of a super-admin who acts in another one.
+    home: TenantId | None = None
+    #: What a key is good for beside its role; empty: whatever the role may.
+    scopes: tuple[str, ...] = ()
 
     @property
     def is_human(self) -> bool:

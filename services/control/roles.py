@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
+
+#: Whoever runs the installation: no level of a tenant's, given on the host alone.
+SUPER_ADMIN: Final = "super_admin"
 
 
 class Role(IntEnum):

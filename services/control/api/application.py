@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from services.control.api import faults, openapi, replays
 from services.control.api.context import Control
 from services.control.api.edge import Edge
+from services.control.api.inside import InsideTenants
 from services.control.api.routers import ROUTERS
 
 _NO_TELEMETRY: dict[str, Any] = {
@@ -39,6 +40,7 @@ def build(control: Control) -> FastAPI:
     faults.install(app)
     app.add_exception_handler(replays.Replayed, replays.replay)
     app.add_middleware(replays.Replays)
+    app.add_middleware(InsideTenants)
     app.add_middleware(  # the last one added is the outermost
         Edge,
         clock=control.clock,

@@ -120,7 +120,7 @@ async def prove(visit: Visit, typed: str, password: str) -> tuple[Account, str]:
         account = await people.find_account(connection, username)
     stored = account.password_hash if account else None
     fits = await control.passwords.matches(stored, password)  # 2
-    if account is None or not fits or account.status != "active":
+    if account is None or not fits or not account.is_active:
         await _record_failure(visit, account)
         raise Refusal("UNAUTHENTICATED", "User name or password is wrong.")
     control.limits.sign_in.forget((username, visit.address))
@@ -140,6 +140,8 @@ async def open_session(visit: Visit, account: Account, username: str, kind: sess
             user_id=account.user_id,
             kind=kind,
             now=visit.now,
+            id=visit.control.new_id(),
+            client_ip=visit.address,
         )
         record = audit_records.user("user.signin", tenant, visit.came(actor))
         await visit.control.recorder.put(connection, record)

@@ -6,7 +6,7 @@ records of the change; listeners hear of it after the commit.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,6 +77,8 @@ class Control:
     catalogue: PlanCatalogue
     verify_jobs: VerifyJobs
     sender: Sender
+    #: Tells entitlements of a tenant, until it has heard.
+    new_tenant: Callable[[TenantId, str], None]
 
     def new_id(self) -> str:
         return uuid7(self.clock.now_ns())

@@ -1,84 +1,178 @@
 """Who may call a route. Each route has exactly one guard; what OpenAPI says of roles, people and
 keys is read from the guard itself, so the description cannot differ from what is enforced.
 
-Order (control.md 2.1): the credential, 401; the browser's CSRF proof, 403; the role, 403; that it
-is a person, 403; the idempotency key, 400. Bodies are read after that, by `bodies`, so that a
-broken one never answers before them.
+Order (control.md 2.1): the credential, 401; a tenant in the path that the sender may not see, 404;
+the browser's CSRF proof, 403; the role and a key's scopes, 403; that it is a person, 403; the
+feature, 403; the idempotency key and a super-admin's reason, 400. Bodies are read after that, by
+`bodies`, so that a broken one never answers before them.
 
 No deferred annotations here: the framework resolves them against a callable's globals, which an
 instance does not have.
 """
 
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 from fastapi import Depends
 from starlette.requests import Request
 
+from services.common.errors import BehavryError
 from services.common.ids import TenantId
 from services.common.postgres.pool import tenant_tx
-from services.control import api_keys, idempotency, sessions
+from services.control import api_keys, features, idempotency, sessions, tenancy
 from services.control.api import replays
 from services.control.api.context import Call, Control, Visit, control_of
+from services.control.features import What
 from services.control.principals import Principal
-from services.control.problems import Refusal
-from services.control.roles import Role
-from services.control.store import keys, people
+from services.control.problems import Refusal, not_found
+from services.control.roles import SUPER_ADMIN, Role
+from services.control.store import keys, people, tenants
 from services.control.store.moments import moment
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoleGuard:
     """Admits whoever has at least this role. `human`: in a session of a person; `keyed`: with an
-    Idempotency-Key.
+    Idempotency-Key; `feature`: where the plan has it; `removes`: it takes away what is there, which
+    a lapsed plan does not hinder; `operator`: super-admins alone, whatever their role.
     """
 
-    def __init__(self, role: Role, *, human: bool = False, keyed: bool = False) -> None:
-        self.role = role
-        self.human = human
-        self.keyed = keyed
+    role: Role
+    human: bool = False
+    keyed: bool = False
+    feature: str | None = None
+    removes: bool = False
+    operator: bool = False
+
+    @property
+    def required(self) -> str:
+        """As the description and refusals name it."""
+        return SUPER_ADMIN if self.operator else self.role.key
 
     async def __call__(self, request: Request) -> Call:
+        """The numbers are the module's order."""
         control = control_of(request)
-        principal = await authenticate(control, request)
-        if principal.role < self.role:
-            raise Refusal(
-                "ROLE_REQUIRED",
-                f"This needs the role {self.role.key}.",
-                required_role=self.role.key,
-            )
-        if self.human and not principal.is_human:
-            raise Refusal("HUMAN_REQUIRED", "Only a person can do this: sign in.")
-        if self.keyed and idempotency.HEADER not in request.headers:
-            raise Refusal("IDEMPOTENCY_KEY_REQUIRED", "Send an Idempotency-Key.")
-        request.state.admitted = True
+        sender = await authenticate(control, request)  # 1
+        principal = await self._in_tenant(control, request, sender)  # 2
+        if sender.csrf_token and request.method not in _SAFE:
+            _check_own_page(control, request, sender)  # 3
+        self._check_role(request, principal)  # 4
         call = Call(control=control, request=request, principal=principal)
+        self._check_person(principal)  # 5
+        await self._check_feature(call)  # 6
+        if self.keyed and idempotency.HEADER not in request.headers:  # 7
+            raise Refusal("IDEMPOTENCY_KEY_REQUIRED", "Send an Idempotency-Key.")
+        if principal.home is not None or "tenant_id" in request.path_params:
+            await _record_access(call)
+        request.state.admitted = True
         await replays.claim(call)
         return call
+
+    async def _in_tenant(self, control: Control, request: Request, sender: Principal) -> Principal:
+        """The sender as they are in the tenant that the path names; else in their own."""
+        wanted = request.path_params.get("tenant_id") or getattr(request.state, "inside", None)
+        if wanted is None:
+            return sender
+        if not sender.super_admin:
+            if str(wanted) != sender.tenant:
+                raise not_found("tenant")
+            raise _role_required(SUPER_ADMIN)
+        async with control.pool.acquire() as connection:
+            tenant = await tenants.find(connection, str(wanted))
+        if tenant is None:
+            raise not_found("tenant")
+        return replace(
+            sender, tenant=tenant.id, tenant_slug=tenant.slug, role=Role.ADMIN, home=sender.tenant
+        )
+
+    def _check_role(self, request: Request, principal: Principal) -> None:
+        if self.operator and not principal.super_admin:
+            raise _role_required(SUPER_ADMIN)
+        if principal.role < self.role:
+            raise _role_required(self.role.key)
+        writes = request.method not in _SAFE
+        scope = api_keys.scope_of(request.scope["route"].path)
+        if not api_keys.within(principal.scopes, scope, writes=writes):
+            raise Refusal("ROLE_REQUIRED", "This key is not good for that.", required_scope=scope)
+
+    def _check_person(self, principal: Principal) -> None:
+        if self.human and not principal.is_human:
+            raise Refusal("HUMAN_REQUIRED", "Only a person can do this: sign in.")
+        if self.human and principal.home is not None and not self.operator:
+            raise Refusal("HUMAN_REQUIRED", "Only a person of the tenant can do this.")
+
+    async def _check_feature(self, call: Call) -> None:
+        if self.feature is None:
+            return
+        what: What = "read" if call.request.method in _SAFE else "write"
+        if self.removes:
+            what = "remove"
+        try:
+            features.admit(call.control.features, call.tenant, self.feature, what)
+        except BehavryError:
+            if not call.principal.super_admin:
+                raise
 
 
 class OpenDoor:
     """Admits everybody: sign-in, tokens, public documents. What they ask for is checked there."""
 
     role = None
+    required = None
     human = False
     keyed = False
+    feature = None
 
     async def __call__(self, request: Request) -> Visit:
+        if getattr(request.state, "inside", None) is not None:
+            raise not_found("address")
         request.state.admitted = True
         return Visit(control=control_of(request), request=request)
 
 
-def needs(role: Role, *, human: bool = False, keyed: bool = False) -> Any:
+def needs(
+    role: Role,
+    *,
+    human: bool = False,
+    keyed: bool = False,
+    feature: str | None = None,
+    removes: bool = False,
+) -> Any:
     """The dependency that admits by role."""
-    return Depends(RoleGuard(role, human=human, keyed=keyed))
+    return Depends(RoleGuard(role=role, human=human, keyed=keyed, feature=feature, removes=removes))
+
+
+def operates(*, keyed: bool = False) -> Any:
+    """The dependency that admits super-admins alone."""
+    return Depends(RoleGuard(role=Role.VIEWER, human=True, keyed=keyed, operator=True))
 
 
 def anyone() -> Any:
     """The dependency that admits without a credential."""
     return Depends(OpenDoor())
+
+
+async def _record_access(call: Call) -> None:
+    """A super-admin's reason, in the admin chain of the tenant that they go into; it is there
+    before anything is done.
+    """
+    reason = tenancy.reason_of(call.request.headers.get(tenancy.REASON_HEADER, ""))
+    if reason is None:
+        raise Refusal(
+            "REASON_REQUIRED", f"Say why, in {tenancy.REASON_HEADER}: 8 to 500 characters."
+        )
+    async with call.change(desired=False) as change:
+        await change.record(
+            "admin.superadmin.access", resource="tenant", resource_id=call.tenant, reason=reason
+        )
+
+
+def _role_required(key: str) -> Refusal:
+    return Refusal("ROLE_REQUIRED", f"This needs the role {key}.", required_role=key)
 
 
 async def authenticate(control: Control, request: Request) -> Principal:
@@ -92,10 +186,7 @@ async def authenticate(control: Control, request: Request) -> Principal:
     token = request.cookies.get(control.origins.cookie)
     if not token:
         raise _unauthenticated()
-    principal = await by_session(control, token, "browser", now)
-    if request.method not in _SAFE:
-        _check_own_page(control, request, principal)
-    return principal
+    return await by_session(control, token, "browser", now)
 
 
 async def _by_bearer(control: Control, header: str, now: datetime) -> Principal:
@@ -125,6 +216,7 @@ async def _by_api_key(control: Control, text: str, now: datetime) -> Principal:
         role=Role.of(row.role),
         tenant=row.tenant,
         tenant_slug=row.tenant_slug,
+        scopes=row.scopes,
     )
 
 
@@ -150,6 +242,9 @@ async def by_session(control: Control, token: str, kind: sessions.Kind, now: dat
         tenant=row.tenant,
         tenant_slug=row.tenant_slug,
         session_sha256=digest,
+        session_id=row.session_id,
+        factors=row.factors,
+        super_admin=row.is_super_admin,
         proven_at=row.stepped_up_at,
         csrf_token=sessions.csrf_token(token) if kind == "browser" else None,
     )

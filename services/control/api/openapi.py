@@ -101,7 +101,9 @@ def _calls(dependant: Dependant) -> Iterator[Any]:
 
 def _complete(operation: dict[str, Any], route: APIRoute, names: dict[Any, Any]) -> None:
     guard = guard_of(route)
-    operation["x-required-role"] = guard.role.key if guard.role else None
+    operation["x-required-role"] = guard.required
+    if guard.feature:
+        operation["x-required-feature"] = guard.feature
     if guard.human:
         operation["x-requires-human"] = True
     if guard.keyed:

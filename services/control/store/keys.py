@@ -11,7 +11,8 @@ from services.common.postgres.connection import Connection
 from services.control.api_keys import ApiKey
 
 _FIND: Final = """
-SELECT tenant_id, tenant_slug, tenant_status, name, role, secret_sha256, expires_at, revoked_at
+SELECT tenant_id, tenant_slug, tenant_status, name, role, scopes, secret_sha256, expires_at,
+       revoked_at
 FROM control.find_api_key($1)"""
 _INSERT: Final = """
 INSERT INTO control.api_keys
@@ -31,6 +32,7 @@ class KeyRow:
     tenant_status: str
     name: str
     role: str
+    scopes: tuple[str, ...]
     secret_sha256: bytes = field(repr=False)
     expires_at: datetime
     revoked_at: datetime | None
@@ -41,7 +43,9 @@ async def find(connection: Connection, id: str) -> KeyRow | None:
     if row is None:
         return None
     found = dict(row)
-    return KeyRow(tenant=TenantId(str(found.pop("tenant_id"))), **found)
+    return KeyRow(
+        tenant=TenantId(str(found.pop("tenant_id"))), scopes=tuple(found.pop("scopes")), **found
+    )
 
 
 async def insert(

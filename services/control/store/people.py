@@ -9,30 +9,35 @@ from typing import Final
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
 
-_FIND_USER: Final = "SELECT tenant_id, user_id, password_hash, status FROM control.find_user($1)"
+_FIND_USER: Final = """
+SELECT tenant_id, tenant_status, user_id, password_hash, status, factors
+FROM control.find_user($1)"""
 _FIND_SESSION: Final = """
-SELECT tenant_id, tenant_slug, tenant_status, user_id, username, role, user_status, kind,
-       created_at, seen_at, stepped_up_at, ended_at
+SELECT tenant_id, tenant_slug, tenant_status, user_id, username, role, user_status, is_super_admin,
+       factors, session_id, kind, created_at, seen_at, stepped_up_at, ended_at
 FROM control.find_user_session($1)"""
 _INSERT_USER: Final = """
-INSERT INTO control.users (id, tenant_id, username, role, password_hash, status, created_at)
-VALUES ($1, $2, $3, $4, $5, 'active', $6)"""
+INSERT INTO control.users (id, tenant_id, username, role, password_hash, status, created_at, email)
+VALUES ($1, $2, $3, $4, $5, 'active', $6, $7)
+ON CONFLICT (username) DO NOTHING"""
 _IS_ACTIVE: Final = """
 SELECT EXISTS (SELECT 1 FROM control.users WHERE id = $1 AND status = 'active')"""
 _ANY_USER: Final = "SELECT EXISTS (SELECT 1 FROM control.users)"
 _INSERT_SESSION: Final = """
 INSERT INTO control.user_sessions
-    (token_sha256, tenant_id, user_id, kind, created_at, seen_at, stepped_up_at)
-VALUES ($1, $2, $3, $4, $5, $5, $5)"""
+    (token_sha256, tenant_id, user_id, kind, created_at, seen_at, stepped_up_at, id, client_ip,
+     method)
+VALUES ($1, $2, $3, $4, $5, $5, $5, $6, $7, $8)"""
 #: The session goes on under another token; it was opened when it was opened.
 _ROTATE_SESSION: Final = """
 WITH ended AS (
     UPDATE control.user_sessions SET ended_at = $3 WHERE token_sha256 = $1 AND ended_at IS NULL
-    RETURNING tenant_id, user_id, kind, created_at
+    RETURNING tenant_id, user_id, kind, created_at, id, client_ip
 )
 INSERT INTO control.user_sessions
-    (token_sha256, tenant_id, user_id, kind, created_at, seen_at, stepped_up_at)
-SELECT $2, tenant_id, user_id, kind, created_at, $3, $3 FROM ended"""
+    (token_sha256, tenant_id, user_id, kind, created_at, seen_at, stepped_up_at, id, client_ip,
+     method)
+SELECT $2, tenant_id, user_id, kind, created_at, $3, $3, id, client_ip, $4 FROM ended"""
 _TOUCH_SESSION: Final = """
 UPDATE control.user_sessions SET seen_at = $2 WHERE token_sha256 = $1 AND ended_at IS NULL"""
 _END_SESSION: Final = """
@@ -44,9 +49,17 @@ class Account:
     """What sign-in needs of a user."""
 
     tenant: TenantId
+    tenant_status: str
     user_id: str
-    password_hash: str = field(repr=False)
+    #: None: signs in elsewhere.
+    password_hash: str | None = field(repr=False)
     status: str
+    #: `totp`, `passkey`: what they have confirmed.
+    factors: tuple[str, ...] = ()
+
+    @property
+    def is_active(self) -> bool:
+        return self.status == "active" == self.tenant_status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +71,9 @@ class SessionRow:
     username: str
     role: str
     user_status: str
+    is_super_admin: bool
+    factors: tuple[str, ...]
+    session_id: str
     kind: str
     created_at: datetime
     seen_at: datetime
@@ -71,9 +87,11 @@ async def find_account(connection: Connection, username: str) -> Account | None:
         return None
     return Account(
         tenant=TenantId(str(row["tenant_id"])),
+        tenant_status=row["tenant_status"],
         user_id=str(row["user_id"]),
         password_hash=row["password_hash"],
         status=row["status"],
+        factors=tuple(row["factors"]),
     )
 
 
@@ -84,7 +102,11 @@ async def find_session(connection: Connection, token_sha256: bytes) -> SessionRo
         return None
     found = dict(row)
     return SessionRow(
-        tenant=TenantId(str(found.pop("tenant_id"))), user_id=str(found.pop("user_id")), **found
+        tenant=TenantId(str(found.pop("tenant_id"))),
+        user_id=str(found.pop("user_id")),
+        session_id=str(found.pop("session_id")),
+        factors=tuple(found.pop("factors")),
+        **found,
     )
 
 
@@ -95,10 +117,13 @@ async def insert_user(
     id: str,
     username: str,
     role: str,
-    password_hash: str,
+    password_hash: str | None,
     now: datetime,
-) -> None:
-    await connection.execute(_INSERT_USER, id, tenant, username, role, password_hash, now)
+    email: str = "",
+) -> bool:
+    """False when somebody has that name already, in whichever tenant."""
+    args = (id, tenant, username, role, password_hash, now, email)
+    return await connection.execute(_INSERT_USER, *args) == "INSERT 0 1"
 
 
 async def is_active(connection: Connection, id: str) -> bool:
@@ -118,15 +143,24 @@ async def start_session(
     user_id: str,
     kind: str,
     now: datetime,
+    id: str,
+    client_ip: str = "",
+    method: str = "password",
 ) -> None:
-    await connection.execute(_INSERT_SESSION, token_sha256, tenant, user_id, kind, now)
+    args = (token_sha256, tenant, user_id, kind, now, id, client_ip, method)
+    await connection.execute(_INSERT_SESSION, *args)
 
 
 async def rotate_session(
-    connection: Connection, *, old_sha256: bytes, new_sha256: bytes, now: datetime
+    connection: Connection,
+    *,
+    old_sha256: bytes,
+    new_sha256: bytes,
+    now: datetime,
+    method: str = "password",
 ) -> bool:
-    """The password was given again: a new token, and the old one ends. False when it had ended."""
-    done = await connection.execute(_ROTATE_SESSION, old_sha256, new_sha256, now)
+    """Proven again: a new token, and the old one ends. False when it had ended."""
+    done = await connection.execute(_ROTATE_SESSION, old_sha256, new_sha256, now, method)
     return done == "INSERT 0 1"
 
 
