@@ -202,6 +202,8 @@ async def test_a_legacy_session_hears_its_own_stream(proxy: Gateway, talker: Tal
         told = [(await mine.next()).message["method"] for _ in range(2)]
 
         assert ["notifications/message", PROMPTS] == told
+        # The list is the agent's, wherever it listens; the rest is the session's.
+        assert PROMPTS == (await other.next()).message["method"]
         assert [] == other.now()
 
 
