@@ -173,7 +173,9 @@ def _command_lines(file: Path, seed: int) -> None:
 
 @asynccontextmanager
 async def _proxy(env: dict[str, str], url: str, log: Path) -> AsyncIterator[None]:
-    everything = {**os.environ, **env, "PYTHONPATH": f"{ROOT}:{ROOT}/protos/gen"}
+    # As `behavry up` starts it: what gRPC does at a fork crashes children.
+    fork = {"GRPC_ENABLE_FORK_SUPPORT": "0"}
+    everything = {**os.environ, **env, **fork, "PYTHONPATH": f"{ROOT}:{ROOT}/protos/gen"}
     with log.open("wb") as said:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.proxy",
