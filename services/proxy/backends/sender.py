@@ -117,7 +117,7 @@ class Sender:
         way.door.circuit.succeeded()
         way.door.seen_ns = way.site.used_ns
         if exchange.era_shaped and way.settled:
-            way.site.forget()
+            way.site.doubt(self._clock.monotonic_ns())
             raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
         return reply, response
 
@@ -234,8 +234,8 @@ class Sender:
             way.door.circuit.failed(self._clock.monotonic_ns())
         elif failure.status is not None:
             way.door.circuit.succeeded()
-        if exchange.era_shaped:
-            way.site.forget()
+        if exchange.era_shaped and way.settled:
+            way.site.doubt(self._clock.monotonic_ns())
 
     def _give_up(self, way: Way, number: int) -> None:
         """A modern server sees that its stream is closed."""

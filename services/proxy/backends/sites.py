@@ -27,6 +27,9 @@ from services.proxy.bridge import NAME, VERSION, Facts
 from services.proxy.calls import Visit
 from services.proxy.snapshot import Server
 
+FACTS_NS: Final = 3_600 * 1_000_000_000
+#: Whom we just met is not doubted: some servers answer any odd request like that.
+DOUBT_NS: Final = 5 * 1_000_000_000
 _Place = tuple[TenantId, ServerSlug]
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]*")
@@ -65,6 +68,7 @@ class Site:
     visit: Visit
     facts: Facts | None = None
     until_ns: int = 0
+    met_ns: int = 0
     used_ns: int = 0
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
     pool: dict[AgentId, Pooled] = field(default_factory=dict)
@@ -118,6 +122,16 @@ class Site:
         if lock is None:
             lock = self._opening[agent] = asyncio.Lock()
         return lock
+
+    def learned(self, facts: Facts, now_ns: int) -> None:
+        if self.facts is not None and self.facts.era != facts.era:
+            self.pool.clear()
+        self.facts, self.met_ns, self.until_ns = facts, now_ns, now_ns + FACTS_NS
+
+    def doubt(self, now_ns: int) -> None:
+        """It answers as one of the other era would: it is met anew, unless it just was."""
+        if now_ns - self.met_ns >= DOUBT_NS:
+            self.until_ns = 0
 
     def forget(self) -> None:
         """It is met anew."""

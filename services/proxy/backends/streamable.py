@@ -18,7 +18,7 @@ from services.proxy.backends.conversation import LISTEN
 from services.proxy.backends.credentials import Credentials
 from services.proxy.backends.plain import PlainHttp
 from services.proxy.backends.sender import Sender, Way
-from services.proxy.backends.sites import Door, Pooled, Site, Sites
+from services.proxy.backends.sites import FACTS_NS, Door, Pooled, Site, Sites
 from services.proxy.backends.upstream import (
     PROBE_S,
     Hear,
@@ -37,7 +37,6 @@ from services.proxy.calls import Visit
 from services.proxy.eras import MODERN, NEWEST_LEGACY, NEWEST_MODERN
 from services.proxy.headers import encode
 
-FACTS_NS: Final = 3_600 * 1_000_000_000
 SESSION_IDLE_NS: Final = 1_800 * 1_000_000_000
 CHECK_NS: Final = 30 * 1_000_000_000
 #: A server that was asked within this time is in use.
@@ -150,7 +149,7 @@ class StreamableBackend:
             for agent, pooled in list(site.pool.items()):
                 if now_ns - pooled.used_ns > SESSION_IDLE_NS:
                     del site.pool[agent]
-                    self._spawn("end session", partial(self.close, pooled.visit, pooled.session))
+                    self._end_later(pooled)
             idle_ns = now_ns - site.used_ns
             if idle_ns < IN_USE_NS:
                 self._look_after(site, now_ns)
@@ -166,8 +165,8 @@ class StreamableBackend:
         async with site.probing:
             known = site.known(self._clock.monotonic_ns())
             if known is None:
-                known = site.facts = await self._probe(visit, site)
-                site.until_ns = self._clock.monotonic_ns() + FACTS_NS
+                known = await self._probe(visit, site)
+                site.learned(known, self._clock.monotonic_ns())
             return known
 
     async def _probe(self, visit: Visit, site: Site) -> Facts:
@@ -190,8 +189,7 @@ class StreamableBackend:
             if era == "modern":
                 raise UpstreamFailed("upstream_protocol", ran=False)
         session, facts = await self._initialize(visit, site, {})  # 3
-        now_ns = self._clock.monotonic_ns()
-        site.pool[visit.caller.agent] = Pooled(session, visit, now_ns)
+        self._pool(visit, site, session)
         return facts
 
     async def _discover(self, visit: Visit, site: Site, door: Door, version: str) -> Reply | None:
@@ -240,8 +238,17 @@ class StreamableBackend:
             found = self._usable(site, visit)
             if found is None:
                 found, _ = await self._initialize(visit, site, {})
-                site.pool[agent] = Pooled(found, visit, self._clock.monotonic_ns())
+                self._pool(visit, site, found)
             return found
+
+    def _pool(self, visit: Visit, site: Site, session: Session) -> None:
+        before = site.pool.get(visit.caller.agent)
+        site.pool[visit.caller.agent] = Pooled(session, visit, self._clock.monotonic_ns())
+        if before is not None:
+            self._end_later(before)
+
+    def _end_later(self, pooled: Pooled) -> None:
+        self._spawn("end session", partial(self.close, pooled.visit, pooled.session))
 
     def _usable(self, site: Site, visit: Visit) -> Session | None:
         pooled = site.pool.get(visit.caller.agent)
@@ -287,7 +294,7 @@ class StreamableBackend:
             if site.facts.modern:
                 reply = await self._discover(visit, site, door, site.facts.version)
                 if reply is None or discovered(reply) is None:
-                    site.forget()
+                    site.doubt(self._clock.monotonic_ns())
                 return
             ping = Request(method="ping", params={}, timeout_s=PROBE_S)
             for pooled in site.pool.values():

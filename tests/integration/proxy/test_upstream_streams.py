@@ -447,6 +447,7 @@ async def test_a_server_that_speaks_otherwise_now_is_met_anew(
 ) -> None:
     tools.behave(eras=(first,), refuses=True)
     assert first == (await leg.backend.facts(here)).era
+    leg.clock.advance(5)
     tools.behave(eras=(then,), refuses=True)
 
     await asyncio.gather(leg.call(here, "c1"), return_exceptions=True)  # refused
@@ -454,6 +455,23 @@ async def test_a_server_that_speaks_otherwise_now_is_met_anew(
     assert then == (await leg.backend.facts(here)).era
     assert ["c2 read_note"] == texts(await leg.call(here, "c2"))
     assert ["c2"] == tools.ran()
+
+
+async def test_odd_answers_do_not_make_it_a_stranger_each_time(
+    leg: Leg, tools: ToolServer, here: Visit
+) -> None:
+    tools.behave(eras=("legacy",), sessions=True)
+    await leg.call(here, "c1")
+    tools.behave(eras=("legacy",), sessions=True, methods_status={"tools/call": 400})
+
+    for number in range(10):
+        leg.clock.advance(1)
+        await asyncio.gather(leg.call(here, f"d{number}"), return_exceptions=True)
+    tools.behave(eras=("legacy",), sessions=True)
+    await leg.call(here, "c2")
+
+    assert len(sent(tools, "initialize")) <= 3
+    await until(lambda: tools.methods_seen().count("DELETE") == len(sent(tools, "initialize")) - 1)
 
 
 # --- limits -----------------------------------------------------------------------------------

@@ -372,7 +372,10 @@ async def test_a_server_that_names_only_legacy_versions_is_one(tmp_path: Path) -
         assert ["server/discover", "initialize", "notifications/initialized"] == methods[:3]
 
 
-async def test_a_version_refused_later_is_no_answer_for_the_agent(tmp_path: Path) -> None:
+async def test_a_version_refused_later_is_no_answer_for_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.backends.sites.DOUBT_NS", 0)
     async with scripted(tmp_path) as (proxy, server):
         await proxy.offered("notes", "read_note")
         server.rejects = 1
