@@ -90,8 +90,9 @@ class Model:
     def __init__(self, stream: bytes) -> None:
         self.events: list[bytes] = []
         self.ids: list[bytes] = []
+        self.types: list[bytes] = []
         self._data: list[bytes] = []
-        self._id = self._last_id = b""
+        self._id = self._last_id = self._type = b""
         self.retry: int | None = None
         line = b""
         at = 3 if stream[:3] == b"\xef\xbb\xbf" else 0
@@ -112,7 +113,8 @@ class Model:
             if self._data:
                 self.events.append(b"\n".join(self._data))
                 self.ids.append(self._last_id)
-            self._data = []
+                self.types.append(self._type or b"message")
+            self._data, self._type = [], b""
             return
         name, value = line, b""
         if b":" in line:
@@ -121,6 +123,8 @@ class Model:
             value = value[1:] if value[:1] == b" " else value
         if name == b"data":
             self._data.append(value)
+        elif name == b"event":
+            self._type = value
         elif name == b"id" and not any(one < 32 or one == 127 for one in value):
             self._id = value
         elif name == b"retry" and value and all(chr(one) in "0123456789" for one in value):
@@ -128,7 +132,7 @@ class Model:
 
 
 PIECES = st.sampled_from([
-    b"data: ", b"data", b"data:", b"id: ", b"id", b"event: message", b"retry: ", b"DATA: ", b"7",
+    b"data: ", b"data", b"data:", b"id: ", b"id", b"event: message", b"event: x", b"event", b"retry: ", b"DATA: ", b"7",
     b": ", b":", b" ", b"\n", b"\n", b"\n\n", b"\r", b"\r\n", b"\r\n\r\n", b"\xef\xbb\xbf", b"\xc3",
     b"\xa9", b"\0", b"\x7f", b'{"jsonrpc":"2.0"}', b"\x1f", b"\xe2\x80\xa8", b"\x0b", b"\x85",
 ])  # fmt: skip
@@ -143,12 +147,14 @@ def test_the_parser_and_a_naive_reader_agree(stream: bytes, cuts: list[int]) -> 
     model = Model(stream)
     parser = EventParser(10_000)
     ends = [*sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    found, ids = [], []
+    found, ids, types = [], [], []
     for start, end in zip([0, *ends[:-1]], ends, strict=True):
         for event in parser.feed(stream[start:end]):
             found.append(event)
             ids.append(parser.event_id)
+            types.append(parser.event_type)
 
     assert model.events == found
     assert [one.decode(errors="replace") for one in model.ids] == ids
+    assert [one.decode(errors="replace") for one in model.types] == types
     assert model.retry == parser.retry_ms
