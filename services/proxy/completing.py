@@ -53,13 +53,11 @@ class Completing:
         backend: Backend,
         session: Session | None,
     ) -> Answer:
-        """1. it names what is completed  2. the tool server  3. the outcome's record, whatever
+        """1. what is asked, well-formed  2. the tool server  3. the outcome's record, whatever
         happens  4. the answer. Raises UpstreamFailed, Untranslatable.
         """
-        if not well_formed(message.params):  # 1
-            return answers.rejected(message.id, answers.bad_params("ref and argument are needed"))
         facts = await backend.facts(visit)
-        params = bridge.outgoing(message.params, facts)
+        params = bridge.outgoing(message.params, facts)  # 1
         request = Request(method=METHOD, params=params, timeout_s=TIMEOUT_S)
         began_ns = self.clock.monotonic_ns()
         done = _Completed("indeterminate", "internal")

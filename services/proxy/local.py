@@ -75,6 +75,8 @@ class Local:
                 case "resources/list":
                     return await self._page(visit, message, route, backend, session)
                 case completing.METHOD:
+                    if not completing.well_formed(message.params):
+                        raise Refused(answers.bad_params("ref and argument are needed"))
                     upstream = upstream_session(session)
                     return await self.completing.answer(visit, message, route, backend, upstream)
                 case "logging/setLevel":

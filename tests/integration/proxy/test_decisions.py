@@ -258,6 +258,7 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], int]] = [
     ("tools/call", {"arguments": {}}, -32602),
     ("resources/read", {}, -32602),
     ("resources/subscribe", {"uri": "file:///a"}, -32601),
+    ("completion/complete", {}, -32602),
     ("tasks/get", {"taskId": "x"}, -32021),
     ("tasks/list", {}, -32601),
     ("tasks/update", {"taskId": "x"}, -32021),
