@@ -197,4 +197,5 @@ def _request(call: Call, facts: Facts) -> Request:
         name=asked.name,
         headers=extra,
         progress=encodings.progress_token(call.message.params),
+        traceparent=call.subject.traceparent,
     )

@@ -92,6 +92,7 @@ class Judging:
                 arguments_digest=digest,
                 arguments_size=len(asked.canonical),
                 trace_id=span.trace_id if span is not None else None,
+                traceparent=span.traceparent if span is not None else "",
             ),
             decision=decision,
             message=incoming.message,

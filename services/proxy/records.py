@@ -33,6 +33,8 @@ class Subject:
     arguments_digest: str = ""
     arguments_size: int = 0
     trace_id: str | None = None
+    #: Not recorded: what the tool server is told of the trace.
+    traceparent: str = ""
 
 
 def decided(

@@ -23,6 +23,12 @@ class CallSpan(Protocol):
     def trace_id(self) -> str | None:
         """32 hex digits, where somebody can look for it; None where nothing is recorded."""
 
+    @property
+    def traceparent(self) -> str:
+        """By which whoever is called further on joins the trace (W3C); empty where nothing is
+        recorded.
+        """
+
     def end(self, *, decision: str, reason: str, revision: str) -> None:
         """Once, when the answer is known."""
 

@@ -67,12 +67,13 @@ async def exporting(
 
 
 class CallSpan:
-    __slots__ = ("_span", "trace_id")
+    __slots__ = ("_span", "trace_id", "traceparent")
 
     def __init__(self, span: Span) -> None:
         context = span.get_span_context()
         self._span = span
         self.trace_id = f"{context.trace_id:032x}" if span.is_recording() else None
+        self.traceparent = f"00-{self.trace_id}-{context.span_id:016x}-01" if self.trace_id else ""
 
     def end(self, *, decision: str, reason: str, revision: str) -> None:
         self._span.set_attributes(

@@ -271,6 +271,8 @@ class StreamableBackend:
         self, visit: Visit, site: Site, request: Request, session: Session, hear: Hear | None
     ) -> Reply:
         way = self._in_session(visit, site, session)
+        if request.traceparent:
+            way.lines += b"traceparent: %s\r\n" % request.traceparent.encode()
         return (await self._sender.ask(way, request, hear))[0]
 
     def _in_session(self, visit: Visit, site: Site, session: Session) -> Way:
@@ -309,6 +311,8 @@ def _modern_headers(request: Request, version: str) -> bytes:
     if request.name is not None:
         lines.append(f"mcp-name: {encode(request.name)}\r\n")
     lines.extend(f"{name}: {value}\r\n" for name, value in request.headers)
+    if request.traceparent:
+        lines.append(f"traceparent: {request.traceparent}\r\n")
     return "".join(lines).encode("latin-1")
 
 

@@ -34,6 +34,8 @@ class Request:
     #: The agent's progress token. Upstream carries one of the backend's own in its place; what is
     #: heard of its progress carries the agent's again.
     progress: int | str | None = None
+    #: Over HTTP, in both eras.
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,25 @@ async def test_an_agents_trace_goes_on_and_stands_in_the_records(
     assert TRACE == intent["trace_id"]
 
 
-async def test_without_a_collector_records_name_no_trace(proxy: Gateway) -> None:
+@pytest.mark.parametrize("era", ["modern", "legacy"])
+async def test_a_tool_server_joins_the_trace_under_our_span(
+    traced: Gateway, collector: Collector, tools: ToolServer, era: str
+) -> None:
+    tools.behave(eras=(era,))
+    traced.forget_upstreams()
+    await call_with_meta(traced, {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "a=b"})
+    await collector.until(lambda: len(collector.spans) >= 1)
+    [span] = collector.spans
+
+    sent = tools.headers_seen()[-1]
+    assert f"00-{TRACE}-{span.span_id.hex()}-01" == sent["traceparent"]
+    assert "tracestate" not in sent
+    assert PARENT not in str(tools.bodies_seen()[-1])
+
+
+async def test_without_a_collector_records_name_no_trace(proxy: Gateway, tools: ToolServer) -> None:
     await call_with_meta(proxy, {"traceparent": f"00-{TRACE}-{PARENT}-01"})
     [intent] = await proxy.recorded("call.intent")
 
     assert "trace_id" not in intent
+    assert "traceparent" not in tools.headers_seen()[-1]
