@@ -157,6 +157,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             spans=spans,
         )
         holds.when_revoked = pipeline.feeds.revoked
+        holds.when_reconnected = pipeline.feeds.reconsider
         sessions.when_ended = pipeline.feeds.session_ended
 
         async with serve(

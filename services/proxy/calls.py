@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -12,7 +12,7 @@ from services.common.ids import AgentId, EventId, RequestId, ServerSlug, Session
 from services.common.outbox.parts import Part
 from services.common.outbox.record import Record
 from services.proxy.features import ResourceKind
-from services.proxy.snapshot import Agent, Server, Tenant
+from services.proxy.snapshot import Agent, Server, Snapshot, Tenant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,16 @@ class Visit:
     @property
     def let_in(self) -> bool:
         return self.agent.active and self.tenant.status == "active"
+
+    def renewed(self, snapshot: Snapshot) -> Visit | None:
+        """The same visit by another snapshot; None where it would be turned away."""
+        tenant = snapshot.tenants.get(self.caller.tenant)
+        agent = tenant.agents.get(self.caller.agent) if tenant else None
+        server = tenant.servers.get(self.slug) if tenant else None
+        if tenant is None or agent is None or server is None or self.slug not in agent.servers:
+            return None
+        revision = snapshot.revision
+        return replace(self, tenant=tenant, agent=agent, server=server, revision=revision)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

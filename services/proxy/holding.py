@@ -56,6 +56,7 @@ class Holds:
         self._closed = False
         #: Also told of what is revoked.
         self.when_revoked: Revoked | None = None
+        self.when_reconnected: Callable[[], None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -133,6 +134,8 @@ class Holds:
         self._general = self._number = self._number + 1
         for waiter in self._waiters:
             waiter.wake(Woken.CHANGED)
+        if self.when_reconnected is not None:
+            self.when_reconnected()
 
     def cancelled(self, request: tuple[str, int | str]) -> None:
         """The agent gave its own request up."""

@@ -63,6 +63,7 @@ from services.proxy.streams.feeds import Feeds
 from services.proxy.streams.noting import Noting
 from services.proxy.streams.relay import Relays
 from services.proxy.streams.subscriptions import Subscriptions
+from services.proxy.streams.tails import Resuming
 from services.proxy.waiting import Wait, Waits
 
 AT_ONCE: Final = 64
@@ -188,13 +189,14 @@ class Pipeline:
         self._rounds = Rounds(self._questions, self.carried, self.digester)
         given_up = Abandonments()
         self._subscriptions = Subscriptions(self.govern, self.spawn)
+        resuming = Resuming(self.seals)
         self.feeds = Feeds(
             catalog=self.catalog,
             backends=self.backends,
             sessions=self.sessions,
             subscriptions=self._subscriptions,
             questions=self._questions,
-            seals=self.seals,
+            resuming=resuming,
             snapshot=lambda: self.snapshot,
             dropped=self.counters.counter("proxy.upstream.dropped"),
             spawn=self.spawn,
@@ -210,7 +212,7 @@ class Pipeline:
             relays=Relays(
                 asked=self._questions.heard,
                 changed=self.feeds.changed,
-                paused=self.feeds.paused,
+                paused=resuming.paused,
                 dropped=self.counters.counter("proxy.upstream.dropped"),
             ),
             given_up=given_up,

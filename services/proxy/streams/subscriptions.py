@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
+from uuid import uuid4
 
 from services.proxy import answers, messages
 from services.proxy.answers import Answer, bad_params
@@ -47,6 +48,10 @@ class Uris:
         self.all[uri] = revision
         if new:
             self.changed.set()
+
+    def reconsider(self) -> None:
+        """Each is decided on again when it changes."""
+        self.all = dict.fromkeys(self.all, "")
 
     def drop(self, uri: str) -> None:
         if self.all.pop(uri, None) is not None:
@@ -110,7 +115,11 @@ class Subscriptions:
     def forget(self, session_id: str) -> None:
         self._sessions.pop(session_id, None)
 
-    async def ask(self, visit: Visit, uri: str, uris: Uris, *, id: int | str = 0) -> Answer | None:
+    def reconsider(self) -> None:
+        for uris in self._sessions.values():
+            uris.reconsider()
+
+    async def ask(self, visit: Visit, uri: str, uris: Uris, *, id: int | str) -> Answer | None:
         """A decision of its own, recorded like any other. None: the agent may hear of it."""
         message = Message(Kind.REQUEST, id, SUBSCRIBE, {"uri": uri}, has_params=True)
         incoming = Incoming(
@@ -139,7 +148,7 @@ class Subscriptions:
 
         async def ask() -> None:
             try:
-                refusal = await self.ask(visit, uri, uris)
+                refusal = await self.ask(visit, uri, uris, id=uuid4().hex)
             except Refused:
                 refusal = answers.ACCEPTED
             finally:

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 from uuid import uuid4
 
-from services.proxy.seals import Unsealed
+from services.proxy.answers import bad_request
+from services.proxy.backends.upstream import Heard
+from services.proxy.calls import Visit
+from services.proxy.eras import RESUMING
+from services.proxy.governed import Call
+from services.proxy.local import Refused
+from services.proxy.seals import Seals, Unsealed
+from services.proxy.sessions import Session, holder
 
 MOST: Final = 1_000
 MAX_KEPT: Final = 1024 * 1024
 KEPT_S: Final = 60.0
+MAX_EVENT_ID: Final = 1024
 _MARK: Final = "tail"
+
+#: Messages with the ids of their events.
+Rest = AsyncIterator[tuple[bytes, str]]
 
 
 class Tail:
@@ -82,6 +93,58 @@ class Tails:
 
     def _forget_later(self, tail: Tail) -> None:
         asyncio.get_running_loop().call_later(KEPT_S, self._kept.pop, tail.id, None)
+
+
+class Resuming:
+    """The ids of events, and what they stand for: a place in a tail, or the tool server's own."""
+
+    def __init__(self, seals: Seals) -> None:
+        self._seals = seals
+        self._tails = Tails()
+
+    def paused(self, call: Call, retry_ms: int) -> None:
+        """The server ended a call's stream early: the agent's ends, too, if it knows how to come
+        back.
+        """
+        session = call.session
+        if session is None or session.version not in RESUMING:
+            return
+        tail = self._tails.begin()
+        event_id = self._seal(call.subject.visit, session, place(tail, 0))
+        call.stream.pause(tail, b"id: %s\nretry: %d\ndata: \n\n" % (event_id.encode(), retry_ms))
+
+    def event_id(self, visit: Visit, session: Session, heard: Heard) -> str:
+        """The server's in ours; a long one cannot be resumed at."""
+        if not 0 < len(heard.event_id) <= MAX_EVENT_ID:
+            return ""
+        return self._seal(visit, session, f"upstream:{heard.event_id}")
+
+    def found(self, visit: Visit, session: Session, last_event_id: str) -> tuple[str, Rest | None]:
+        """The server's event id, or what is left in a tail. Raises Refused."""
+        if not last_event_id:
+            return "", None
+        try:
+            opened = self._seals.open("event", (*holder(visit), session.id), last_event_id)
+            named = opened.decode()
+            tail = self._tails.find(named)
+        except (Unsealed, ValueError):
+            raise Refused(bad_request("unknown Last-Event-ID")) from None
+        if tail is None:
+            return named.partition(":")[2], None
+        return "", self._rest(visit, session, *tail)
+
+    async def _rest(self, visit: Visit, session: Session, tail: Tail, number: int) -> Rest:
+        while True:
+            tail.news.clear()
+            for at, message in list(tail.after(number)):
+                yield message, self._seal(visit, session, place(tail, at))
+                number = at
+            if tail.ended:
+                return
+            await tail.news.wait()
+
+    def _seal(self, visit: Visit, session: Session, named: str) -> str:
+        return self._seals.seal("event", (*holder(visit), session.id), named.encode())
 
 
 def place(tail: Tail, number: int) -> str:
