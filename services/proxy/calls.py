@@ -25,6 +25,8 @@ class Caller:
     issued_at_s: int
     expires_at_s: int
     audiences: frozenset[str]
+    #: The token is for tools: it names no scopes, or the one that this takes.
+    scoped: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,9 @@ MAX_TOKEN: Final = 8 * 1024
 REFUSED_S: Final = 10
 MAX_CACHED: Final = 20_000
 _NS: Final = 1_000_000_000
+#: The one scope of this resource. A token that names scopes must name it.
+SCOPE: Final = "mcp"
+INSUFFICIENT_SCOPE: Final = "insufficient_scope"
 _JWK_MEMBERS: Final = ("kty", "n", "e", "kid", "alg", "use")
 
 
@@ -170,6 +173,7 @@ class Identity:
             issued_at_s=issued,
             expires_at_s=expires,
             audiences=frozenset(_same_loopback(a) for a in audiences if isinstance(a, str)),
+            scoped="scope" not in claims or SCOPE in str(claims["scope"]).split(),
         )
 
     def forget(self, credential: bytes) -> None:
@@ -179,10 +183,13 @@ class Identity:
         self._traded.pop(digest, None)
 
     def _check_audience(self, caller: Caller, resource: str) -> None:
-        if self._plane_audience in caller.audiences:
-            return
-        if _same_loopback(resource) not in caller.audiences:
+        if (
+            self._plane_audience not in caller.audiences
+            and _same_loopback(resource) not in caller.audiences
+        ):
             raise Unauthenticated("invalid_audience", claimed=caller.tenant)
+        if not caller.scoped:
+            raise Unauthenticated(INSUFFICIENT_SCOPE, claimed=caller.tenant)
 
     async def _prove_key(self, text: str) -> Caller:
         client_id, dot, secret = text.removeprefix(KEY_PREFIX).partition(".")

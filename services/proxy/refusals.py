@@ -18,7 +18,7 @@ from services.proxy import answers, records
 from services.proxy.answers import Answer, Rejection
 from services.proxy.calls import Caller, Recorder, Visit
 from services.proxy.failures import Failure, Failures
-from services.proxy.identity import Unauthenticated
+from services.proxy.identity import INSUFFICIENT_SCOPE, SCOPE, Unauthenticated
 from services.proxy.snapshot import Snapshot
 
 
@@ -86,18 +86,25 @@ class Refusals:
                 server=server,
             )
         )
-        challenge = "Bearer"
-        if metadata_url:
-            challenge += f' resource_metadata="{metadata_url}", scope="mcp"'
-        if failure.presented:
-            challenge += (", " if metadata_url else " ") + 'error="invalid_token"'
-        return answers.error(
-            None,
-            answers.CODES["unauthenticated"],
-            "unauthenticated",
-            status=401,
-            headers=((b"www-authenticate", challenge.encode("latin-1")),),
-        )
+        parts = [f'resource_metadata="{metadata_url}"'] if metadata_url else []
+        if failure.reason == INSUFFICIENT_SCOPE:
+            # Clients answer this, too, by asking for another token: only a token is to blame.
+            parts += [f'scope="{SCOPE}"', f'error="{INSUFFICIENT_SCOPE}"']
+            return _challenged(403, INSUFFICIENT_SCOPE, parts)
+        parts += [f'scope="{SCOPE}"'] if metadata_url else []
+        parts += ['error="invalid_token"'] if failure.presented else []
+        return _challenged(401, "unauthenticated", parts)
+
+
+def _challenged(status: int, reason: str, parts: list[str]) -> Answer:
+    challenge = f"Bearer {', '.join(parts)}".strip()
+    return answers.error(
+        None,
+        answers.CODES[reason],
+        reason,
+        status=status,
+        headers=((b"www-authenticate", challenge.encode("latin-1")),),
+    )
 
 
 def unavailable(reason: str) -> Answer:

@@ -14,7 +14,7 @@ from joserfc.jwk import RSAKey
 from services.proxy.failures import ALLOWED
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import OTHER_AGENT, OTHER_TENANT, SESSION
-from tests.fakes.gateway import BOTH, MODERN_META, Gateway
+from tests.fakes.gateway import BOTH, MODERN_META, Gateway, modern_request
 from tests.fakes.tool_server import ToolServer
 
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN_META}}
@@ -158,6 +158,21 @@ async def test_forged_and_foreign_tokens_are_nobody(
 
     assert 401 == status
     assert "auth.failed" in [one["type"] for one in await proxy.recorded("auth.failed")]
+
+
+async def test_a_token_without_the_scope_is_told_which_it_needs(proxy: Gateway) -> None:
+    async def challenge(scope: str, **claims: Any) -> tuple[int, str | None]:
+        token = proxy.issuer.token(scope=scope, **claims)
+        body, sent = modern_request("tools/list", {}, {}, {})
+        async with proxy.sending(body, headers=sent, token=token) as response:
+            return response.status, response.headers.get("www-authenticate")
+
+    where = f"{proxy.url}/.well-known/oauth-protected-resource/mcp/v1/notes"
+    wanted = f'Bearer resource_metadata="{where}", scope="mcp", error="insufficient_scope"'
+    assert (200, None) == await challenge("openid mcp")
+    assert (403, wanted) == await challenge("openid mcp.read")
+    assert 401 == (await challenge("openid", aud="behavry:dp:elsewhere"))[0]
+    assert "insufficient_scope" == (await proxy.recorded("auth.failed"))[0]["reason"]
 
 
 async def test_a_token_for_this_resource_serves_and_any_spelling_of_loopback(
