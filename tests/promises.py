@@ -11,6 +11,8 @@ import pytest
 PROMISES: Final[dict[str, str]] = {
     "agents:revocation-is-told": "Suspending an agent or ending a secret reaches planes at once.",
     "agents:secret-told-once": "An agent's secret is in one answer, and nowhere else.",
+    "answers:decided": "What an agent answers to a tool server goes up if it is allowed.",
+    "answers:asked-by-grant": "A tool server asks of agents what it is granted, and no more.",
     "api:done-once": "A request repeated under its idempotency key is done once.",
     "api:order-of-refusals": "401 and 403 come before anything is said of a body or a resource.",
     "api:pages-hold-still": "A list read page by page skips and repeats nothing.",

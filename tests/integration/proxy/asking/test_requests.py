@@ -14,6 +14,7 @@ from tests.fakes.asked import EVERYTHING, FORM, LOGIN, SAMPLE, SECRET, YES, Aske
 from tests.fakes.authorizer import OTHER_AGENT
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway, until
+from tests.promises import promise
 
 META = "com.behavry/decision"
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -77,6 +78,7 @@ async def test_an_error_for_an_answer_goes_up_too_and_is_decided(
     assert {"error": error} == orjson.loads(proxy.authorizer.asks[-1].arguments_json)
 
 
+@promise("answers:decided")
 @pytest.mark.parametrize("verdict", ["deny", "intercept"])
 async def test_an_answer_that_is_not_allowed_does_not_go_up(
     proxy: Gateway, legacy: Curious, verdict: str
@@ -183,6 +185,7 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@promise("answers:asked-by-grant")
 @pytest.mark.parametrize(("slug", "capabilities", "ask"), REFUSED.values(), ids=REFUSED)
 async def test_what_is_not_granted_reaches_nobody_and_is_recorded(
     proxy: Gateway, legacy: Curious, slug: str, capabilities: Any, ask: dict[str, Any]

@@ -16,6 +16,7 @@ from tests.fakes.authorizer import OTHER_AGENT
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway, until, until_true
 from tests.fakes.people import TASKS, URLS
+from tests.promises import promise
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -69,6 +70,7 @@ def said(answer: Any) -> Any:
 # A modern agent ---------------------------------------------------------------------------------
 
 
+@promise("answers:decided")
 async def test_a_modern_agent_is_shown_the_question_and_its_retry_is_a_decision(
     proxy: Gateway, server: Curious
 ) -> None:
@@ -177,6 +179,7 @@ REFUSED: dict[str, tuple[str, Any, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@promise("answers:asked-by-grant")
 @pytest.mark.parametrize("era", ["modern", "legacy"])
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 async def test_what_is_not_granted_reaches_nobody_and_is_recorded(
