@@ -85,6 +85,10 @@ FEATURE_CATALOG: Final = (
 )  # fmt: skip
 
 RANKS: Final = {plan.key: plan.rank for plan in PLANS}
+GRACE_S: Final = {plan.key: plan.grace_days * 86_400 for plan in PLANS}
+MIXES_MODELS: Final = {plan.key: plan.mixes_models for plan in PLANS}
+LOWEST_PLAN: Final = PLANS[0].key
+FEATURES: Final = {feature.key: feature for feature in FEATURE_CATALOG}
 
 
 def included(feature: Feature, plan: str) -> bool:

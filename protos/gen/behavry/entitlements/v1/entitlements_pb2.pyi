@@ -306,6 +306,8 @@ class TenantEntitlements(_message.Message):
     INSTALLATION_LICENSE_FIELD_NUMBER: _builtins.int
     FEATURE_OVERRIDES_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    CLOCK_SUSPECT_FIELD_NUMBER: _builtins.int
+    MIXES_MODELS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     plan: _builtins.str
     plan_expires_at: _builtins.int
@@ -317,6 +319,10 @@ class TenantEntitlements(_message.Message):
     """Unix seconds; 0 where there is no end."""
     deleted: _builtins.bool
     """The tenant was deleted: whoever holds it forgets it."""
+    clock_suspect: _builtins.bool
+    """The wall clock is far behind the latest that it has been; the latter counts."""
+    mixes_models: _builtins.bool
+    """Whether the plan allows planes of several deployment models."""
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureAnswer]: ...
     @_builtins.property
@@ -331,7 +337,7 @@ class TenantEntitlements(_message.Message):
 
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Deployment models that new planes may have; empty: all."""
+        """Deployment models that new planes may have; empty: all. `none` alone: none."""
 
     @_builtins.property
     def installation_license(self) -> Global___License:
@@ -358,10 +364,12 @@ class TenantEntitlements(_message.Message):
         installation_license: Global___License | None = ...,
         feature_overrides: _abc.Mapping[_builtins.str, _builtins.bool] | None = ...,
         deleted: _builtins.bool = ...,
+        clock_suspect: _builtins.bool = ...,
+        mixes_models: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["installation_license", b"installation_license", "license", b"license", "limits", b"limits", "scheduled", b"scheduled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "feature_overrides", b"feature_overrides", "features", b"features", "grace_ends_at", b"grace_ends_at", "installation_license", b"installation_license", "license", b"license", "limits", b"limits", "models", b"models", "plan", b"plan", "plan_expires_at", b"plan_expires_at", "revision", b"revision", "scheduled", b"scheduled", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_suspect", b"clock_suspect", "deleted", b"deleted", "feature_overrides", b"feature_overrides", "features", b"features", "grace_ends_at", b"grace_ends_at", "installation_license", b"installation_license", "license", b"license", "limits", b"limits", "mixes_models", b"mixes_models", "models", b"models", "plan", b"plan", "plan_expires_at", b"plan_expires_at", "revision", b"revision", "scheduled", b"scheduled", "status", b"status", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -672,7 +680,9 @@ class CheckFeatureResponse(_message.Message):
 
     ANSWER_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    plan: _builtins.str
     @_builtins.property
     def answer(self) -> Global___FeatureAnswer: ...
     def __init__(
@@ -680,10 +690,11 @@ class CheckFeatureResponse(_message.Message):
         *,
         answer: Global___FeatureAnswer | None = ...,
         revision: _builtins.int = ...,
+        plan: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "plan", b"plan", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -718,7 +729,9 @@ class BatchCheckFeaturesResponse(_message.Message):
 
     ANSWERS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    plan: _builtins.str
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___FeatureAnswer]: ...
     def __init__(
@@ -726,10 +739,11 @@ class BatchCheckFeaturesResponse(_message.Message):
         *,
         answers: _abc.Iterable[Global___FeatureAnswer] | None = ...,
         revision: _builtins.int = ...,
+        plan: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "plan", b"plan", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1072,7 +1086,10 @@ class ActivateLicenseRequest(_message.Message):
     REPLACE_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
-    """The tenant whose admin activates it; empty for the installation's own."""
+    """The tenant whose admin activates it: the licence must be that tenant's, else
+    LICENSE_SUBJECT_MISMATCH; the admin of an installation's only tenant may activate the
+    installation's too. Empty: the installation's own. Revocation lists are taken from both.
+    """
     token: _builtins.str
     """Compact JWS, at most 16 KiB: a licence or a revocation list."""
     replace: _builtins.bool
@@ -1101,19 +1118,27 @@ class ActivateLicenseResponse(_message.Message):
 
     ENTITLEMENTS_FIELD_NUMBER: _builtins.int
     ACTIVATED_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_SERIAL_FIELD_NUMBER: _builtins.int
+    revocations_serial: _builtins.int
+    """Of the list that was taken; 0 for a licence."""
     @_builtins.property
-    def entitlements(self) -> Global___TenantEntitlements: ...
+    def entitlements(self) -> Global___TenantEntitlements:
+        """Absent where the request names no tenant."""
+
     @_builtins.property
-    def activated(self) -> Global___License: ...
+    def activated(self) -> Global___License:
+        """Absent for a list of revocations."""
+
     def __init__(
         self,
         *,
         entitlements: Global___TenantEntitlements | None = ...,
         activated: Global___License | None = ...,
+        revocations_serial: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["activated", b"activated", "entitlements", b"entitlements"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated", b"activated", "entitlements", b"entitlements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activated", b"activated", "entitlements", b"entitlements", "revocations_serial", b"revocations_serial"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
