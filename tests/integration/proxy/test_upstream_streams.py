@@ -327,6 +327,29 @@ async def test_listeners_do_not_keep_calls_out(
     await asyncio.gather(*running)
 
 
+async def test_so_many_connections_and_a_short_wait_for_one(
+    leg: Leg, tools: ToolServer, here: Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.backends.wire.PER_SERVER", 2)
+    monkeypatch.setattr("services.proxy.backends.wire.WAIT_S", 0.1)
+    tools.behave(**MODERN)
+    await leg.backend.facts(here)
+    tools.behave(**MODERN, held=True)
+    running = [asyncio.create_task(leg.call(here, f"c{number}")) for number in range(2)]
+    await until(lambda: len(tools.ran()) == 2)
+
+    with pytest.raises(UpstreamFailed, match="capacity") as failed:
+        await leg.call(here, "c2")
+    monkeypatch.setattr("services.proxy.backends.wire.WAIT_S", 5)
+    patient = asyncio.create_task(leg.call(here, "c3"))
+    tools.behave(**MODERN)
+
+    assert False is failed.value.ran
+    assert ["c3 read_note"] == texts(await patient)
+    await asyncio.gather(*running)
+    assert ["c0", "c1", "c3"] == sorted(tools.ran())
+
+
 # --- sessions ---------------------------------------------------------------------------------
 
 
