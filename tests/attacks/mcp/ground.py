@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -27,7 +27,7 @@ from services.common.outbox.recovery import read_all
 from services.common.outbox.segment import scan
 from services.common.settings import load
 from services.proxy.settings import ProxySettings
-from tests.attacks.mcp import mutations
+from tests.attacks.mcp import hostile_sse, mutations
 from tests.attacks.mcp.mutations import Case
 from tests.fakes.authorizer import FakeAuthorizer, serving, snapshot
 from tests.fakes.children import ROOT
@@ -121,9 +121,11 @@ def message(reply: Reply) -> Any:
 
 
 @asynccontextmanager
-async def prepared(tmp_path: Path, seed: int, *, children: bool = False) -> AsyncIterator[Ground]:
+async def prepared(
+    tmp_path: Path, seed: int, *, transport: Literal["http", "stdio", "sse"] = "http"
+) -> AsyncIterator[Ground]:
     """Serving; when the block ends, the proxy must have lived until then and have had no crash.
-    With `children`, the tool servers are hostile ones of the proxy's own.
+    Over another transport than HTTP, the tool servers are hostile by themselves.
     """
     address = f"127.0.0.1:{_free_port()}"
     env = environment(
@@ -134,14 +136,21 @@ async def prepared(tmp_path: Path, seed: int, *, children: bool = False) -> Asyn
     )
     settings = load(ProxySettings, env)
     witness, issuer = Witness(seed), Issuer()
-    async with witnessing(witness, "modern") as new, witnessing(witness, "legacy") as old:
+    async with (
+        witnessing(witness, "modern") as new,
+        witnessing(witness, "legacy") as old,
+        hostile_sse.speaking(seed) as stream,
+    ):
         servers = {
             "new": http_server(new, grants=GRANTS), "old": http_server(old, id="", grants=GRANTS),
         }  # fmt: skip
-        if children:
+        for name in SERVERS:
+            if transport == "stdio":
+                servers[name] |= {"transport": "stdio", "urls": [], "stdio": name}
+            elif transport == "sse":
+                servers[name] |= {"transport": "sse", "urls": [stream]}
+        if transport == "stdio":
             _command_lines(settings.stdio_file, seed)
-            stdio = {"transport": "stdio", "urls": []}
-            servers = {name: {**one, **stdio, "stdio": name} for name, one in servers.items()}
         fake = FakeAuthorizer(snapshot(servers), issuer.jwks())
         async with (
             serving(fake, settings.authorizer_address, settings.peers_dir),

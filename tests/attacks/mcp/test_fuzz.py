@@ -15,7 +15,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 import pytest
@@ -193,10 +193,11 @@ async def test_whatever_a_tool_server_says_its_callers_get_one_answer_each_in_ti
 
 
 @pytest.mark.parametrize("seed", [SEED])
-async def test_whatever_a_child_says_its_callers_get_one_answer_each_in_time(
-    tmp_path: Path, seed: int
+@pytest.mark.parametrize("transport", ["stdio", "sse"])
+async def test_whatever_is_said_on_one_line_for_all_each_call_gets_its_answer(
+    tmp_path: Path, seed: int, transport: Literal["stdio", "sse"]
 ) -> None:
-    async with prepared(tmp_path, seed, children=True) as ground:
+    async with prepared(tmp_path, seed, transport=transport) as ground:
         asked = await _asked(ground, CASES // 20)
 
     _is_whole(ground, asked)
