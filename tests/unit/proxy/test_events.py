@@ -132,8 +132,8 @@ class Model:
 
 
 PIECES = st.sampled_from([
-    b"data: ", b"data", b"data:", b"id: ", b"id", b"event: message", b"event: x", b"event", b"retry: ",
-    b"DATA: ", b"7",
+    b"data: ", b"data", b"data:", b"id: ", b"id", b"event: message", b"event: x", b"event", b"7",
+    b"retry: ", b"DATA: ",
     b": ", b":", b" ", b"\n", b"\n", b"\n\n", b"\r", b"\r\n", b"\r\n\r\n", b"\xef\xbb\xbf", b"\xc3",
     b"\xa9", b"\0", b"\x7f", b'{"jsonrpc":"2.0"}', b"\x1f", b"\xe2\x80\xa8", b"\x0b", b"\x85",
 ])  # fmt: skip
