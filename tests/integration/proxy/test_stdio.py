@@ -31,6 +31,8 @@ for line in sys.stdin:
         reply = {"tools": [{"name": "look", "inputSchema": {"type": "object"}}]}
     elif method == "tools/call":
         path = message["params"]["arguments"].get("path")
+        if path == "a long line":
+            sys.stdout.write("x" * 17 * 1024 * 1024 + "\\n")
         seen = {"env": sorted(os.environ), "pid": os.getpid(), "group": os.getpgrp(),
                 "home": os.environ["HOME"], "cwd": os.getcwd(),
                 "fds": len(os.listdir("/proc/self/fd"))}
@@ -143,6 +145,18 @@ async def test_a_killed_child_is_started_again_and_its_call_ends(tmp_path: Path)
         assert first != json.loads(answer["result"]["content"][0]["text"])["pid"]
         intents = {one["id"] for one in proxy.records("call.intent")}
         assert intents == {one["decision"] for one in proxy.records("call.outcome")}
+
+
+async def test_a_line_of_17_mib_ends_the_child_and_its_calls(tmp_path: Path) -> None:
+    async with probing(tmp_path) as proxy:
+        first = (await look(proxy))["pid"]
+        _, failed = await proxy.call("look", {"path": "a long line"}, server="probe")
+
+        said = failed["result"]["_meta"]["com.behavry/decision"]
+        assert "upstream_protocol" == said["reason"]
+        assert not still_there({first})
+        statuses = [one["status"] for one in proxy.records("call.outcome")]
+        assert ["ok", "indeterminate"] == statuses
 
 
 async def test_children_end_with_the_proxy(tmp_path: Path) -> None:
