@@ -81,6 +81,21 @@ async def test_lines_of_one_header_are_one_list(proxy: Gateway) -> None:
     assert 401 == (await answer(proxy, [*lines(proxy), token])).status
 
 
+async def test_an_mcp_header_twice_is_a_mismatch_even_with_itself(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    before = tools.headers_seen()
+    for name, value in (
+        ("mcp-method", "tools/list"), ("mcp-protocol-version", wire.MODERN), ("mcp-name", "x"),
+        ("mcp-param-a", "1"),
+    ):  # fmt: skip
+        sent = [line for line in lines(proxy) if line[0] != name]
+        reply = await answer(proxy, [*sent, (name, value), (name, value)])
+        assert (400, -32020) == (reply.status, orjson.loads(reply.body)["error"]["code"]), name
+    assert ["header_mismatch"] * 4 == [one["reason"] for one in proxy.records("call.rejected")]
+    assert before == tools.headers_seen()
+
+
 async def test_a_credential_in_the_query_is_refused_and_recorded(proxy: Gateway) -> None:
     for query in ("access%5Ftoken=x", "a=b;token=x", f"q={proxy.issuer.token()}"):
         reply = await answer(proxy, lines(proxy), path=f"/mcp/v1/notes?{query}")
