@@ -10,7 +10,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ from services.proxy.backends.upstream import Session, SessionGone, UpstreamFaile
 from services.proxy.backends.wire import Origin
 from services.proxy.bridge import NAME, VERSION, Facts
 from services.proxy.calls import Visit
-from services.proxy.snapshot import Server
+from services.proxy.snapshot import Server, Tenant
 
 FACTS_NS: Final = 3_600 * 1_000_000_000
 #: Whom we just met is not doubted: some servers answer any odd request like that.
@@ -158,14 +158,19 @@ class Sites:
         if site is not None and site.server is visit.server:
             return site
         if site is not None and site.server == visit.server:
-            site.server, site.visit = visit.server, visit
+            site.server, site.visit = visit.server, alone(visit)
             return site
+        made = Site(server=visit.server, doors=self._doors(visit.server), visit=alone(visit))
         if site is not None:  # a server whose entry changed is another server
+            made.pool = _kept(site, visit.server)
             _retire(site)
-        made = Site(server=visit.server, doors=self._doors(visit.server), visit=visit)
         made.used_ns = self._clock.monotonic_ns()
         self._known[place] = made
         return made
+
+    def near(self, visit: Visit) -> Site:
+        """The server as it is known now, though the visit may have begun with another entry."""
+        return self._known.get((visit.caller.tenant, visit.slug)) or self.of(visit)
 
     def all(self) -> list[Site]:
         return list(self._known.values())
@@ -195,6 +200,11 @@ class Sites:
         return await self._credentials.tls(server) or self._tls
 
 
+def alone(visit: Visit) -> Visit:
+    """What is kept of a visit for requests on nobody's behalf: not the whole tenant that it saw."""
+    return replace(visit, tenant=Tenant(slug=visit.tenant.slug, status=visit.tenant.status))
+
+
 def url_base(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"
@@ -222,6 +232,13 @@ def make_door(url: str, origin: Origin, headers: Mapping[str, str]) -> Door:
 def _sound(name: str, value: str) -> bool:
     """Control refuses others; one that came all the same would be two headers."""
     return bool(_HEADER_NAME.fullmatch(name)) and bool(_HEADER_VALUE.fullmatch(value))
+
+
+def _kept(site: Site, server: Server) -> dict[AgentId, Pooled]:
+    """Sessions that the entry after this one knows, too."""
+    if site.server.credential != server.credential:
+        return {}
+    return {agent: one for agent, one in site.pool.items() if one.session.url in server.urls}
 
 
 def _retire(site: Site) -> None:

@@ -18,7 +18,7 @@ from services.proxy.backends.conversation import LISTEN
 from services.proxy.backends.credentials import Credentials
 from services.proxy.backends.plain import PlainHttp
 from services.proxy.backends.sender import Sender, Way
-from services.proxy.backends.sites import FACTS_NS, Door, Pooled, Site, Sites
+from services.proxy.backends.sites import FACTS_NS, Door, Pooled, Site, Sites, alone
 from services.proxy.backends.upstream import (
     PROBE_S,
     Hear,
@@ -132,7 +132,7 @@ class StreamableBackend:
     async def close(self, visit: Visit, session: Session) -> None:
         if session.id:
             with contextlib.suppress(UpstreamFailed):
-                site = self._sites.of(visit)
+                site = self._sites.near(visit)
                 await self._sender.end(self._in_session(visit, site, session))
 
     def forget(self) -> None:
@@ -243,7 +243,7 @@ class StreamableBackend:
 
     def _pool(self, visit: Visit, site: Site, session: Session) -> None:
         before = site.pool.get(visit.caller.agent)
-        site.pool[visit.caller.agent] = Pooled(session, visit, self._clock.monotonic_ns())
+        site.pool[visit.caller.agent] = Pooled(session, alone(visit), self._clock.monotonic_ns())
         if before is not None:
             self._end_later(before)
 

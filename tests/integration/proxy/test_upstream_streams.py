@@ -382,6 +382,29 @@ async def test_a_session_belongs_to_its_address(leg: Leg, tools: ToolServer, her
     assert [] == tools.ran()
 
 
+async def test_a_session_of_another_entry_ends_without_more_ado(
+    leg: Leg, tools: ToolServer, here: Visit
+) -> None:
+    tools.behave(**LEGACY)
+    session = await leg.backend.open(here, {})
+    assert session is not None
+    changed = visit(tools.url, first_byte_s=60)
+    await leg.call(changed, "c1")
+    await until(lambda: "DELETE" in tools.methods_seen())  # the one that was shared
+
+    await leg.backend.close(here, session)
+    await leg.call(changed, "c2")
+
+    ended = [
+        headers["mcp-session-id"]
+        for method, headers in zip(tools.methods_seen(), tools.headers_seen(), strict=True)
+        if method == "DELETE"
+    ]
+    assert 2 == len(set(ended))
+    assert session.id == ended[-1]
+    assert 3 == len(sent(tools, "initialize"))  # the server was met once for each entry
+
+
 async def test_a_pooled_session_ends_when_nobody_uses_it(
     leg: Leg, tools: ToolServer, here: Visit
 ) -> None:
