@@ -270,7 +270,7 @@ async def test_an_agent_that_holds_all_its_places_holds_up_no_other(
         _, refused = await proxy.call("read_note", {"call": "mine"})
         _, served = await proxy.call("read_note", {"call": "theirs"}, token=token)
 
-    assert "rate_limited" == refused["error"]["message"]
+    assert "rate_limited" == refused["result"]["_meta"][META]["reason"]
     assert (False, ["theirs"]) == (served["result"]["isError"], tools.ran())
 
 
