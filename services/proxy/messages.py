@@ -101,8 +101,9 @@ def decode(body: bytes) -> Json:
     occurs twice, the last counts. Raises Malformed.
     """
     tree = _loads(body)
-    shape = measure(tree, max_depth=MAX_UPSTREAM_DEPTH, max_leaves=sys.maxsize)
-    return _exactly(body) if shape.huge else tree
+    if body.count(b"{") + body.count(b"[") > MAX_UPSTREAM_DEPTH:
+        measure(tree, max_depth=MAX_UPSTREAM_DEPTH, max_leaves=sys.maxsize)
+    return _exactly(body) if _has_huge(tree) else tree
 
 
 def encode(tree: Json, *, sort: bool = False) -> bytes:
@@ -222,6 +223,19 @@ def _writable(tree: Json) -> Json:
             return orjson.Fragment(str(int(tree)))
         case _:
             return tree
+
+
+def _has_huge(tree: Json) -> bool:
+    waiting = [tree]
+    for node in waiting:  # grows while it is walked
+        kind = type(node)
+        if kind is dict:
+            waiting.extend(node.values())
+        elif kind is list:
+            waiting.extend(node)
+        elif kind is float and abs(node) >= _HUGE:
+            return True
+    return False
 
 
 def _exactly(body: bytes) -> Json:

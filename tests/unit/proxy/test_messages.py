@@ -164,3 +164,37 @@ def test_no_bytes_make_it_stumble(body: bytes) -> None:
         messages.parse(body)
     except Malformed:
         return
+
+
+UPSTREAM = {
+    "a long integer": b'{"a":123456789012345678901}',
+    "a long integer, and a text like one": b'{"a":-9223372036854775809,"b":"12345678901234567890"}',
+    "the last integer of 64 bits": b'{"a":18446744073709551615,"b":18446744073709551616}',
+    "many lists": b'{"a":[' + b"[]," * 500 + b"0]}",
+    "200 levels": b"[" * 200 + b"]" * 200,
+}
+
+
+@pytest.mark.parametrize("body", UPSTREAM.values(), ids=UPSTREAM)
+def test_what_a_server_says_can_be_written_again(body: bytes) -> None:
+    tree = messages.decode(body)
+
+    assert json.loads(body) == tree
+    assert tree == json.loads(messages.encode(tree))
+
+
+def test_what_could_not_be_written_again_is_not_read() -> None:
+    for levels in (201, 300, 1_500, 100_000):
+        with pytest.raises(Malformed):
+            messages.decode(b"[" * levels + b"]" * levels)
+
+
+def test_of_a_key_that_a_server_says_twice_the_last_counts() -> None:
+    assert {"a": 2} == messages.decode(b'{"a":1,"a":2}')
+
+
+def test_a_value_is_written_alike_wherever_it_stands() -> None:
+    alone = messages.encode([1e-7, 1e22, "\u00e9"], sort=True)
+    beside = messages.encode({"z": 2**70, "a": [1e-7, 1e22, "\u00e9"]}, sort=True)
+
+    assert b'{"a":%s,"z":%d}' % (alone, 2**70) == beside
