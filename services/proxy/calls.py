@@ -183,6 +183,8 @@ class Stream(Protocol):
     gone: asyncio.Event
     #: Called then.
     when_gone: Callable[[], None] | None
+    #: The answer has headers of its own, and so does not become a stream by itself.
+    headed: bool
 
     async def open(self) -> None:
         """From here on the answer is an event stream. Repeating it is harmless."""

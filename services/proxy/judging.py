@@ -60,7 +60,7 @@ class Judging:
         """A decision by what is true now; of an earlier ask nothing stays but what is asked for."""
         began_ns = self.clock.monotonic_ns()
         fresh = wait is None and not asked.turn
-        now = incoming.visit if fresh else self._renewed(incoming.visit)
+        now = incoming.visit if fresh else incoming.visit.renewed(self.snapshot())
         visit = now or incoming.visit
         live = await self._live(incoming, now, asked)
         request_id = RequestId(uuid7(self.clock.now_ns()))
@@ -105,17 +105,6 @@ class Judging:
             decided_ns=self.clock.monotonic_ns(),
         )
         return call, span
-
-    def _renewed(self, visit: Visit) -> Visit | None:
-        """The same visit by the present snapshot; None where it would be turned away."""
-        snapshot, caller = self.snapshot(), visit.caller
-        tenant = snapshot.tenants.get(caller.tenant)
-        agent = tenant.agents.get(caller.agent) if tenant else None
-        server = tenant.servers.get(visit.slug) if tenant else None
-        if tenant is None or agent is None or server is None or visit.slug not in agent.servers:
-            return None
-        revision = snapshot.revision
-        return replace(visit, tenant=tenant, agent=agent, server=server, revision=revision)
 
     async def _live(self, incoming: Incoming, visit: Visit | None, asked: Question) -> Live:
         """The server and the tool as they are offered now."""

@@ -439,6 +439,7 @@ class Pipeline:
     ) -> Answer:
         if message.kind is Kind.NOTIFICATION:
             return await self._noting.noted(visit, message, session)
+        arrival.stream.headed = route.opening
         method, modern = message.method, route.modern
         tasks = modern and method in approval_tasks.METHODS
         if tasks or message.kind is Kind.RESPONSE or method in governed.methods(modern=modern):

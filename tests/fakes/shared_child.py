@@ -51,13 +51,13 @@ class Child:
     async def work(self, message: dict[str, Any]) -> None:
         name = message["params"]["arguments"]["call"]
         token = message["params"].get("_meta", {}).get("progressToken")
+        if "hang" in name:
+            self.hanging[message["id"]] = message
         for done in (1, 2):
             params = {"progressToken": token, "progress": done, "message": name}
             self.say({"method": "notifications/progress", "params": params})
             await asyncio.sleep(self.dice.random() / 500)
-        if "hang" in name:
-            self.hanging[message["id"]] = message
-        else:
+        if "hang" not in name:
             self.say(wire.result(message, wire.content(name)))
 
 

@@ -84,6 +84,8 @@ class Talker:
         self.seen: list[dict[str, Any]] = []
         self.ended: list[str] = []
         self.sessions: set[str] = set()
+        #: What `initialize` waits for, if anything.
+        self.slow: asyncio.Event | None = None
         self._news = asyncio.Condition()
         self._serve: Callable[[Exchange], Coroutine[Any, Any, None]] | None = None
         self._serving: set[asyncio.Future[None]] = set()
@@ -123,16 +125,14 @@ class Talker:
     # --- what it answers by itself --------------------------------------------------------------
 
     async def _got(self, request: web.Request) -> web.StreamResponse:
+        session = request.headers.get("mcp-session-id", "")
         if request.method == "DELETE":
-            self.ended.append(request.headers.get("mcp-session-id", ""))
-            self.sessions.discard(self.ended[-1])
+            self.ended.append(session)
+            self.sessions.discard(session)
             return web.Response(status=200)
-        session = request.headers.get("mcp-session-id")
         if request.method == "GET":
-            if "legacy" not in self.eras:
-                return web.Response(status=405)
-            if session not in self.sessions:
-                return web.Response(status=404)
+            if "legacy" not in self.eras or session not in self.sessions:
+                return web.Response(status=404 if "legacy" in self.eras else 405)
             exchange = Exchange({"jsonrpc": "2.0"}, _headers(request))
             self.listens.put_nowait(exchange)
             return await self._streamed(request, exchange)
@@ -140,13 +140,14 @@ class Talker:
         async with self._news:
             self.seen.append(message)
             self._news.notify_all()
-        if not wire.is_modern(message) and message.get("method") != "initialize":
-            if "legacy" not in self.eras:
-                return web.Response(status=400)
-            if session not in self.sessions:
-                return web.Response(status=404)
+        needs_one = not wire.is_modern(message) and message.get("method") != "initialize"
+        if needs_one and session not in self.sessions:
+            return web.Response(status=404 if "legacy" in self.eras else 400)
         if "id" not in message or "method" not in message:
             return web.Response(status=202)
+        return await self._asked(request, message)
+
+    async def _asked(self, request: web.Request, message: dict[str, Any]) -> web.StreamResponse:
         exchange = Exchange(message, _headers(request))
         match message["method"]:
             case "tools/call":
@@ -163,8 +164,9 @@ class Talker:
                 exchange.note("notifications/subscriptions/acknowledged", said)
                 self.listens.put_nowait(exchange)
                 return await self._streamed(request, exchange)
-            case _:
-                return self._answered(message)
+            case "initialize" if self.slow is not None:
+                await self.slow.wait()
+        return self._answered(message)
 
     def _answered(self, message: dict[str, Any]) -> web.Response:
         headers = {}

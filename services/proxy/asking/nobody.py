@@ -14,6 +14,7 @@ class Nobody:
     def __init__(self) -> None:
         self.gone = asyncio.Event()
         self.when_gone: Callable[[], None] | None = None
+        self.headed = False
 
     async def open(self) -> None:
         pass

@@ -56,6 +56,7 @@ class Reply:
         self._tail: Kept | None = None
         self.gone = asyncio.Event()
         self.when_gone: Callable[[], None] | None = None
+        self.headed = False
 
     async def read(self, cap: int) -> bytes:
         """The request's body. Raises TooLarge, Disconnected."""
@@ -155,7 +156,8 @@ class Reply:
     def _look(self) -> None:
         """At 0.25 s it is watched who reads, at 15 s the stream begins."""
         if self._watch_due:
-            self._begin()
+            if not self.headed:
+                self._begin()
             return
         self._watch_due = True
         if self._heard_out:  # what is watched for comes the way of the body

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from services.proxy.transports import reply
 from tests.altered import altered
 from tests.fakes.authorizer import AGENT, OTHER_AGENT, SESSION
 from tests.fakes.gateway import Gateway, gateway, http_server, until
@@ -43,8 +44,10 @@ async def ready(proxy: Gateway, talker: Talker, upstream: str) -> None:
     proxy.forget_records()
 
 
-async def session(proxy: Gateway, *, version: str = "2025-11-25", **options: Any) -> dict[str, str]:
-    params = {"protocolVersion": version, "capabilities": {},
+async def session(
+    proxy: Gateway, *, version: str = "2025-11-25", capabilities: Any = None, **options: Any
+) -> dict[str, str]:
+    params = {"protocolVersion": version, "capabilities": capabilities or {},
               "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
     body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
     await proxy.post(body, **options)
@@ -353,6 +356,65 @@ async def test_a_stream_that_broke_off_upstream_is_opened_again(
         (await talker.listen()).note(PROMPTS)
 
         assert PROMPTS == (await stream.next()).message["method"]
+
+
+async def test_a_stream_that_nobody_reads_is_closed(proxy: Gateway, talker: Talker) -> None:
+    await ready(proxy, talker, "legacy")
+    sent = await session(proxy)
+    headers = {"authorization": f"Bearer {proxy.issuer.token()}", "accept": "text/event-stream"}
+    async with proxy.http.get(proxy.mcp(), headers={**headers, **sent}):
+        heard = await talker.listen()
+        for _ in range(400):
+            heard.note("notifications/message", {"level": "info", "data": "x" * 60_000})
+        await until(lambda: proxy.running.listening() == 0)
+    async with asyncio.timeout(5):
+        await heard.gone.wait()
+
+
+async def test_a_session_that_opens_slowly_still_gets_its_id(
+    proxy: Gateway, talker: Talker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer has a header: it does not become a stream, however long it takes."""
+    await ready(proxy, talker, "legacy")
+    monkeypatch.setattr(reply, "WATCH_S", 0.0)
+    monkeypatch.setattr(reply, "PATIENCE_S", 0.0)
+    opened = len(talker.of("initialize"))
+    talker.slow = asyncio.Event()
+    opening = asyncio.ensure_future(session(proxy))
+    await talker.told("initialize", opened + 1)
+    await proxy.modern("server/discover")
+    talker.slow.set()
+
+    assert (await opening)["mcp-session-id"].startswith("b1.")
+
+
+# --- what agents say ----------------------------------------------------------------------------
+
+ROOTS = {"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}
+
+
+async def test_roots_that_changed_are_told_to_who_may_ask_for_them(
+    proxy: Gateway, talker: Talker
+) -> None:
+    await ready(proxy, talker, "legacy")
+    declared = {"roots": {"listChanged": True}}
+    before = await proxy.post(ROOTS, headers=await session(proxy, capabilities=declared))
+    servers = proxy.authorizer.snapshot["tenants"][proxy.tenant]["servers"]
+    granted = {**servers["notes"], "grants": {"roots": True}}
+    await proxy.authorizer.publish(servers={"notes": granted})
+    await proxy.settled()
+    without = await proxy.post(ROOTS, headers=await session(proxy))
+    assert [] == talker.of(ROOTS["method"])
+    sent = await session(proxy, capabilities=declared)
+    told = await proxy.post(ROOTS, headers=sent)
+    await talker.told(ROOTS["method"])
+
+    assert [400, 400] == [before[0], without[0]]
+    assert -32601 == before[1]["error"]["code"]
+    assert (202, None) == told
+    assert ["capability_not_granted"] * 2 == [
+        one["reason"] for one in proxy.records("call.rejected")
+    ]
 
 
 # --- nothing else is passed on ------------------------------------------------------------------

@@ -169,6 +169,24 @@ async def test_what_policy_takes_away_is_heard_of_no_more(proxy: Gateway, talker
     assert 2 == len(proxy.records("call.intent"))
 
 
+async def test_what_was_not_heard_of_rights_is_asked_about(proxy: Gateway, talker: Talker) -> None:
+    """The authorizer was away: what it took away meanwhile, it could not say."""
+    streams = proxy.running.counters.counter("proxy.decide.streams")
+    async with listening(proxy, {"resourceSubscriptions": [MINE]}) as stream:
+        await stream.next(ACKNOWLEDGED)
+        await talker.listen()
+        heard = await talker.listen()
+        known = streams.value
+        proxy.authorizer.rules.agents[AGENT] = "killed"
+        proxy.authorizer.hang_up()
+        await until(lambda: streams.value > known)
+        heard.note(UPDATED, {"uri": MINE})
+        await proxy.recorded("call.denied")
+        await until(heard.gone.is_set)
+
+        assert [] == stream.now()
+
+
 async def test_one_that_waits_for_a_person_is_named(proxy: Gateway, talker: Talker) -> None:
     proxy.authorizer.rules.verdicts["notes", ""] = ("intercept", "four_eyes")
     async with listening(proxy, {"resourceSubscriptions": [MINE]}) as stream:

@@ -71,6 +71,21 @@ def test_an_idle_one_ends_and_its_upstream_is_told() -> None:
         sessions.find(visit(), sealed)
 
 
+def test_one_with_an_open_stream_is_not_idle() -> None:
+    sessions, clock = made()
+    ended: list[str] = []
+    sessions.when_ended = ended.append
+    open_one = sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
+    idle = sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
+    clock.advance(1200)
+    sessions.touch(visit(), open_one)
+    sessions.touch(visit("b"), idle)  # another agent's word
+    clock.advance(1200)
+
+    assert [idle] == [session for _, session in sessions.sweep()]
+    assert [idle.id] == ended
+
+
 def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
     sessions, clock = made()
     for _ in range(PER_AGENT):
