@@ -38,6 +38,10 @@ class Response:
     streams: bool = False
 
 
+#: Stands where none is awaited; bytes that come then are not read.
+_NO_RESPONSE: Final = Response()
+
+
 class Owner(Protocol):
     """Whose connection it is."""
 
@@ -206,7 +210,7 @@ class Connection(asyncio.Protocol):
     def _forget(self) -> None:
         """What was asked and answered: a kept connection does not keep it."""
         self._tap = None
-        self._response = Response()
+        self._response = _NO_RESPONSE
 
     def _lingering(self) -> bool:
         return self._timer is not None and not self._complete
