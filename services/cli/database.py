@@ -29,6 +29,21 @@ async def create_database(cluster: embedded.Cluster) -> None:
         await connection.close()
 
 
+def address(root: Path, *, run_dir: Path, passfiles: Path, named: str | None) -> str | None:
+    """Of the database as whoever made it: the one that was named, else the embedded one; None where
+    that cannot be known.
+    """
+    if named:
+        return named
+    passfile = passfiles / f"{embedded.SUPERUSER}.pgpass"
+    if not passfile.exists():
+        return None
+    try:
+        return embedded.locate(root, socket_dir=run_dir, passfile=passfile).dsn()
+    except embedded.EmbeddedUnavailable:
+        return None
+
+
 async def prepare(admin_dsn: str, *, passfiles: Path) -> dict[str, str]:
     """Roles and migrations of every service; answers the login roles' addresses."""
     try:

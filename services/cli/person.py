@@ -31,6 +31,20 @@ def open_session(url: str, *, username: str, password: str) -> Session:
     return Session(control_url=url, username=username, token=answer.json()["token"])
 
 
+def accept_invite(url: str, *, token: str, password: str) -> dict[str, Any]:
+    """Who one is from then on. Raises Refused."""
+    answer = wire.send(
+        "POST",
+        f"{url}/api/v1/invites:accept",
+        headers={"content-type": "application/json", "accept": "application/json"},
+        body=json.dumps({"token": token, "password": password}).encode(),
+    )
+    if answer.status >= 400:
+        raise Refused(answer)
+    come: dict[str, Any] = answer.json()
+    return come
+
+
 @dataclass(slots=True, kw_only=True)
 class Person:
     """Somebody signed in at one control. `password_file` answers for them where nobody can."""

@@ -98,6 +98,14 @@ class Control:
         answer = self._send("GET", path, None, {})
         return answer.json(), answer.headers.get("etag")
 
+    def get_because(self, path: str, reason: str) -> Any:
+        """What a super-admin reads inside a tenant, and why."""
+        return self._ask("GET", path, None, {"x-behavry-reason": reason})
+
+    def post_because(self, path: str, reason: str, body: Any = None) -> Any:
+        headers = {"x-behavry-reason": reason}
+        return self._ask("POST", path, body if body is not None else {}, headers)
+
     def items(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page; a page may be empty and not the last."""
         while True:

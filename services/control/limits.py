@@ -105,3 +105,5 @@ class Limits:
         self.unknown_clients = TokenDoor(clock)
         #: Enrolments with tokens that are none, per address.
         self.enroll_failures = Window(clock, limit=30, seconds=60)
+        #: Tries to accept invites that are none, per address.
+        self.invite_failures = Window(clock, limit=30, seconds=60)

@@ -6,8 +6,8 @@ from typing import Final
 
 import asyncpg
 
+from services.cli import database
 from services.cli.doctor.checks import Check, Installation, fail, ok, unknown, warn
-from services.common.postgres import embedded
 from services.common.postgres import migrations as files
 from services.common.postgres.roles import SCHEMAS
 
@@ -51,17 +51,13 @@ def _compared(service: str, versions: dict[int, str]) -> Check:
 
 
 def _dsn(installation: Installation) -> str | None:
-    if named := installation.environment.get("BEHAVRY_DB_URL"):
-        return named
     state = installation.state
-    passfile = state.passfiles / f"{embedded.SUPERUSER}.pgpass"
-    if not passfile.exists():
-        return None
-    try:
-        cluster = embedded.locate(state.root, socket_dir=installation.run_dir, passfile=passfile)
-    except embedded.EmbeddedUnavailable:
-        return None
-    return cluster.dsn()
+    return database.address(
+        state.root,
+        run_dir=installation.run_dir,
+        passfiles=state.passfiles,
+        named=installation.environment.get("BEHAVRY_DB_URL"),
+    )
 
 
 async def _applied(dsn: str) -> dict[str, dict[int, str]]:

@@ -20,6 +20,7 @@ from services.control.escalations import Rule, Ticket, Verdict, Vote
 from services.control.problems import not_found
 from services.control.signed_decisions import Decision
 from services.control.store import escalations as store
+from services.control.store import users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,20 @@ async def end(call: Call, escalation: str, verdict: Verdict, *, reason: str) -> 
         await _record(call, change, (row, after), verdict, reason)  # 5
     call.control.signals.escalation()
     return after
+
+
+async def take_back(call: Call, change: Change, user: str) -> None:
+    """Revokes what this person approved and nobody has used up, in somebody else's transaction."""
+    now = call.now
+    for escalation in await users.approved_by(change.connection, user, now):
+        row = await _locked(change, escalation, now)
+        if row["state"] != "approved":
+            continue
+        await store.end(change.connection, escalation, state=rules.state_after("revoke"), now=now)
+        words = "Who approved it may not any more."
+        await _decide(call, change, _decision(call, row, "revoke", [user]), words)
+        after = await store.get(change.connection, escalation, now) or {}
+        await _record(call, change, (row, after), "revoke", words)
 
 
 def ticket_of(row: Mapping[str, Any]) -> Ticket:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from services.common.ids import uuid7
 from services.common.postgres.connection import SingleConnection
 from tests.fakes.asking import ask_until
 from tests.integration.control.conftest import Rest
 from tests.integration.control.escalated import ESCALATIONS, Somebody, asked
+from tests.integration.control.people import INVITES, USERS
 from tests.integration.control.planes import Plane
 from tests.integration.control.test_notifications import PATH as NOTIFICATIONS
 from tests.integration.control.test_notifications import webhook
@@ -67,6 +69,16 @@ class World:
         key = name or self.name("p")
         tests = [{"name": "rm", "input": {"request": {"tool": "rm"}}, "expect": "deny"}]
         return {"key": key, "source": source(self.rest, key), "tests": tests}
+
+    async def user(self, name: str = "") -> str:
+        """One who never signs in: no password is hashed."""
+        made = uuid7(self.rest.clock.now_ns())
+        await self.admin.execute(
+            "INSERT INTO control.users (id, tenant_id, username, role, status, created_at)"
+            " VALUES ($1, $2, $3, 'viewer', 'active', now())",
+            made, self.rest.running.tenant.id, name or self.name("user-"),
+        )  # fmt: skip
+        return made
 
     async def kill_switch(self) -> str:
         stop = {"scope": "agent", "subject": await self.agent(), **WHY}
@@ -138,7 +150,7 @@ async def _classify(world: World) -> Sample:
     return Sample(path=f"/api/v1/servers/{server}/tools:classify", body={"items": items})
 
 
-async def _made(path: str, body: dict[str, Any], *secrets: str) -> Sample:
+async def _made(path: str, body: dict[str, Any] | None, *secrets: str) -> Sample:
     return Sample(path=path, body=body, secrets=secrets)
 
 
@@ -162,11 +174,29 @@ async def _release(world: World) -> Sample:
     return Sample(path=f"{KILL}/{await world.kill_switch()}:release", body=WHY)
 
 
+async def _of_user(world: World, verb: str) -> Sample:
+    return Sample(path=f"{USERS}/{await world.user()}:{verb}")
+
+
+def _invite(name: str) -> dict[str, Any]:
+    return {"email": f"{name}@example.org", "role": "viewer"}
+
+
+async def _add_invite(world: World, name: str) -> None:
+    answer = await world.rest.post(INVITES, _invite(name), headers={"idempotency-key": name})
+    assert 201 == answer.status, answer.body
+
+
 #: By operation, for whoever may do everything.
 SAMPLES: Final[dict[str, Make]] = {
     "create_api_key": lambda w: _made(
         "/api/v1/api-keys", {"name": w.name(), "role": "viewer"}, "key"
     ),
+    "deactivate_user": lambda w: _of_user(w, "deactivate"),
+    "reactivate_user": lambda w: _of_user(w, "reactivate"),
+    "create_invite": lambda w: _made(INVITES, _invite(w.name()), "token"),
+    "end_my_other_sessions": lambda w: _made("/api/v1/me/sessions:end-others", None),
+    "create_tenant": lambda w: _made("/api/v1/tenants", {"slug": w.name("tenant-"), "name": "T"}),
     "create_enrollment_token": lambda w: _made(
         "/api/v1/enrollment-tokens", {"label": w.name()}, "token"
     ),
@@ -201,6 +231,9 @@ SAMPLES: Final[dict[str, Make]] = {
 #: Why an operation has no sample.
 WITHOUT_SAMPLE: Final = {
     "login": "nobody is signed in whose key it could be; each sign-in is a session of its own",
+    "accept_invite": "as login; the invite's token itself is used once (test_invites.py)",
+    "suspend_tenant": "each of a super-admin's requests leaves a record (test_super_admins.py)",
+    "resume_tenant": "as suspend_tenant",
     "token": "as login; answers are OAuth's, and each token is one of its own",
     "enroll": "the enrolment token itself is used once (test_agents.py)",
     "step_up": "ends the session that asked; below, by itself",
@@ -245,6 +278,8 @@ LISTS: Final[dict[str, Listed]] = {
         path=_at("/api/v1/api-keys"),
         add=lambda w, name: w.did("/api/v1/api-keys", {"name": name, "role": "viewer"}),
     ),
+    "list_users": Listed(path=_at(USERS), add=lambda w, name: w.user(name)),
+    "list_invites": Listed(path=_at(INVITES), add=_add_invite),
     "list_agents": Listed(path=_at(AGENTS), add=lambda w, name: w.rest.add_agent(name)),
     "list_kill_switches": Listed(path=_at(KILL), add=lambda w, _: w.kill_switch()),
     "list_notification_destinations": Listed(
@@ -268,5 +303,6 @@ LISTS: Final[dict[str, Listed]] = {
 
 #: Why a list is not walked here.
 NOT_WALKED: Final = {
+    "list_tenants": "super-admins alone may (test_super_admins.py)",
     "list_traces": "audit's rows and audit's pages (integration/audit/test_reader.py)",
 }

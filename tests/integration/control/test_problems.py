@@ -19,6 +19,7 @@ from tests.altered import altered
 from tests.fakes.asking import ask_until
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import signed_in
+from tests.integration.control.people import entitle, operator
 from tests.promises import promise
 
 PLANTED: Final = "planted-7f3a91"
@@ -26,11 +27,20 @@ PLANTED: Final = "planted-7f3a91"
 OWN_FORM: Final = {"/api/v1/auth/token", "/healthz", "/readyz"}
 GONE: Final = "00000000-0000-7000-8000-000000000000"
 JSON: Final = {"content-type": "application/json"}
+#: Super-admins say why, wherever they go.
+WHY: Final = {"x-behavry-reason": "a test goes everywhere"}
+
+
+@pytest.fixture(autouse=True)
+def entitled(rest: Rest) -> None:
+    """A tenant whose plan has what routes ask for."""
+    entitle(rest)
 
 
 class Operation:
-    def __init__(self, path: str, method: str, described: dict[str, Any]) -> None:
+    def __init__(self, path: str, method: str, described: dict[str, Any], tenant: str) -> None:
         self.path = path
+        self.tenant = tenant
         self.method = method.upper()
         self.role = described["x-required-role"]
         self.reads_body = "requestBody" in described
@@ -40,16 +50,18 @@ class Operation:
 
     def headers(self) -> dict[str, str]:
         """A fresh key where one is mandatory."""
-        return JSON | ({"idempotency-key": str(uuid4())} if self.keyed else {})
+        return JSON | WHY | ({"idempotency-key": str(uuid4())} if self.keyed else {})
 
-    def url(self, filler: str = GONE) -> str:
-        return re.sub(r"\{\w+\}", filler, self.path)
+    def url(self, filler: str = GONE, *, tenant: str = "") -> str:
+        """In the tenant itself, unless told."""
+        named = self.path.replace("{tenant_id}", tenant or self.tenant)
+        return re.sub(r"\{\w+\}", filler, named)
 
 
 async def operations(rest: Rest) -> list[Operation]:
     description = (await rest.get("/openapi.json", key=None)).json
     found = [
-        Operation(path, method, described)
+        Operation(path, method, described, rest.running.tenant.id)
         for path, methods in description["paths"].items()
         for method, described in methods.items()
     ]
@@ -126,7 +138,7 @@ async def test_a_key_with_a_wrong_checksum_costs_no_look_up(
 async def test_a_role_too_low_is_refused_before_the_body_is_read(rest: Rest) -> None:
     viewer = await key_of(rest, "viewer")
     author = await key_of(rest, "policy_author")
-    levels = {"viewer": 1, "analyst": 2, "policy_author": 3, "admin": 4}
+    levels = {"viewer": 1, "analyst": 2, "policy_author": 3, "admin": 4, "super_admin": 5}
     for one in await operations(rest):
         if one.role is None:
             continue
@@ -157,7 +169,7 @@ async def test_a_body_that_cannot_be_used_is_said_to_be_so(rest: Rest) -> None:
         (b"{}", {"content-type": "text/plain"}, 415),
         (b"{}", {"content-type": f"application/{PLANTED}"}, 415),
     ]
-    person = (await signed_in(rest)).token
+    person = (await operator(rest)).token
     for one in await operations(rest):
         if one.reads_body:
             key = person if one.human else ""
@@ -217,12 +229,14 @@ async def test_what_is_nowhere_is_not_found_and_not_told_back(rest: Rest) -> Non
                  f"/api/v1/roles/{PLANTED}", f"/api/v1/servers/{PLANTED}",
                  "/api/v1/servers/%00", "/api/v1/agents/", "/docs", "/redoc"):  # fmt: skip
         check(await rest.get(path), 404, "not_found")
+    person = (await operator(rest)).token
     for one in await operations(rest):
         if one.name == "get_trace":  # only audit can say so, and it is away
             continue
         if "{" in one.path and one.method in {"GET", "DELETE"} and one.role:
-            check(await rest.call(one.method, one.url(), headers={"if-match": '"1"'}),
-                  404, "not_found")  # fmt: skip
+            key, headers = person if one.human else "", WHY | {"if-match": '"1"'}
+            gone = one.url(tenant=GONE)
+            check(await rest.call(one.method, gone, headers=headers, key=key), 404, "not_found")
 
 
 async def test_another_method_is_refused_with_those_that_exist(rest: Rest) -> None:

@@ -13,6 +13,8 @@ from tests.unit.cli.conftest import Run
 AGENT = "/api/v1/agents/{agent_id:uuid}"
 ESCALATION = "/api/v1/escalations/{escalation_id:uuid}"
 POLICY = "/api/v1/policies/{policy_id:uuid}"
+USER = "/api/v1/users/{user_id:uuid}"
+TENANT = "/api/v1/tenants/{tenant_id:uuid}"
 NOTIFICATIONS = "/api/v1/settings/notifications"
 COMMANDS = {
     "GET /api/v1/agents": "agents list",
@@ -48,7 +50,14 @@ COMMANDS = {
     "GET /api/v1/kill-switch/{switch_id:uuid}": "kill show",
     "POST /api/v1/kill-switch/{switch_id:uuid}:release": "kill",
     "GET /api/v1/license": "license show",
+    "GET /api/v1/invites": "invites list",
+    "POST /api/v1/invites": "invites create",
+    "DELETE /api/v1/invites/{invite_id:uuid}": "invites revoke",
+    "POST /api/v1/invites:accept": "invites accept",
     "GET /api/v1/me": "whoami",
+    "GET /api/v1/me/sessions": "sessions list",
+    "DELETE /api/v1/me/sessions/{session_id:uuid}": "sessions end",
+    "POST /api/v1/me/sessions:end-others": "sessions end-others",
     "GET /api/v1/plan-features": "license plans",
     "GET /api/v1/policies": "policy list",
     "POST /api/v1/policies": "policy push",
@@ -82,6 +91,17 @@ COMMANDS = {
     f"DELETE {NOTIFICATIONS}/{{destination_id:uuid}}": "notifications remove",
     f"GET {NOTIFICATIONS}/{{destination_id:uuid}}/deliveries": "notifications deliveries",
     f"POST {NOTIFICATIONS}/{{destination_id:uuid}}:test": "notifications test",
+    "GET /api/v1/tenants": "tenants list",
+    "POST /api/v1/tenants": "tenants create",
+    f"GET {TENANT}": "tenants show",
+    f"POST {TENANT}:resume": "tenants resume",
+    f"POST {TENANT}:suspend": "tenants suspend",
+    "GET /api/v1/users": "users list",
+    f"DELETE {USER}": "users delete",
+    f"GET {USER}": "users show",
+    f"PATCH {USER}": "users role",
+    f"POST {USER}:deactivate": "users deactivate",
+    f"POST {USER}:reactivate": "users reactivate",
     "GET /api/v1/traces": "traces list",
     "GET /api/v1/traces/{trace_id:uuid}": "traces show",
 }

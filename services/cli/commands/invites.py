@@ -1,0 +1,82 @@
+"""`behavry invites`: how people come into the tenant, and how one comes in oneself."""
+
+import uuid
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from services.cli import asking
+from services.cli.commands.options import (
+    JsonOption,
+    PasswordFile,
+    StateOption,
+    control_of,
+    control_url,
+    existing_state,
+)
+from services.cli.output import emit, emit_text, say, table
+from services.cli.person import accept_invite
+from services.cli.rest import segment
+from services.cli.secret_files import check_new, write_new
+
+app = App(name="invites", help="How people come into the tenant.")
+Level = Literal["viewer", "analyst", "policy_author", "admin"]
+_PATH = "/api/v1/invites"
+
+
+@app.command(name="list")
+def list_invites(*, state: StateOption = None, json: JsonOption = False) -> None:
+    """List the invites, without their tokens."""
+    items = list(control_of(state).items(_PATH))
+    if json:
+        emit(items)
+    else:
+        emit_text(table(items, "email", "id", "role", "state", "expires_at"))
+
+
+@app.command
+def create(
+    email: str,
+    /,
+    *,
+    role: Annotated[Level, Parameter("--role", help="At most your own.")],
+    out: Annotated[Path | None, Parameter("--out", help="A new 0600 file for the token.")] = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Invite somebody. The token is shown once; hand it over yourself."""
+    check_new(out)
+    body = {"email": email, "role": role}
+    made = control_of(state).post(_PATH, body, key=str(uuid.uuid4()))
+    if out is not None:
+        write_new(out, made.pop("token"))
+        made["token_file"] = str(out)
+    if json:
+        emit(made)
+        return
+    if out is None:
+        emit_text(made["token"])
+    say(f"{made['email']} may come in as {made['role']} until {made['expires_at']}")
+
+
+@app.command
+def revoke(invite: str, /, *, state: StateOption = None) -> None:
+    """Take an open invite back, by its id."""
+    control_of(state).delete(f"{_PATH}/{segment(invite)}")
+    say(f"{invite} cannot be used any more")
+
+
+@app.command
+def accept(
+    *,
+    token_file: Annotated[Path, Parameter("--token-file", help="Holds the token; - is stdin.")],
+    password_file: PasswordFile = None,
+    state: StateOption = None,
+) -> None:
+    """Come in with an invite, and choose a password of at least 12 characters."""
+    token = asking.secret("Token: ", file=token_file)
+    password = asking.secret("New password: ", file=password_file)
+    url = control_url(existing_state(state))
+    come = accept_invite(url, token=token, password=password)
+    say(f"welcome; `behavry login {come['username']}` next")

@@ -1,0 +1,82 @@
+"""`behavry users`: the people of the tenant, their roles, and whether they are let in."""
+
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from services.cli import asking
+from services.cli.commands.options import ConfirmOption, JsonOption, StateOption, control_of
+from services.cli.output import CommandFailed, emit, emit_text, say, table
+from services.cli.rest import Control, is_id, segment
+
+app = App(name="users", help="The people of the tenant and their roles.")
+Level = Literal["viewer", "analyst", "policy_author", "admin"]
+_PATH = "/api/v1/users"
+
+
+@app.command(name="list")
+def list_users(*, state: StateOption = None, json: JsonOption = False) -> None:
+    """List the people, with roles and second factors."""
+    items = list(control_of(state).items(_PATH))
+    if json:
+        emit(items)
+    else:
+        rows = [{**one, "factors": " ".join(one["factors"])} for one in items]
+        emit_text(table(rows, "username", "id", "role", "status", "factors"))
+
+
+@app.command
+def show(user: str, /, *, state: StateOption = None) -> None:
+    """One person as JSON, by name or id."""
+    control = control_of(state)
+    emit(control.get(f"{_PATH}/{_id_of(control, user)}"))
+
+
+@app.command
+def role(
+    user: str,
+    /,
+    *,
+    to: Annotated[Level, Parameter("--to", help="At most your own.")],
+    state: StateOption = None,
+) -> None:
+    """Give somebody another role; it counts from their next request."""
+    control = control_of(state)
+    changed = control.patch(f"{_PATH}/{_id_of(control, user)}", {"role": to})
+    say(f"{changed['username']} is {changed['role']} now")
+
+
+@app.command
+def deactivate(user: str, /, *, confirm: ConfirmOption = None, state: StateOption = None) -> None:
+    """Let somebody in no more: sessions, keys and unused approvals end at once."""
+    asking.confirmed(user, given=confirm, what=f"{user} is out at once, with all keys they made.")
+    control = control_of(state)
+    changed = control.post(f"{_PATH}/{_id_of(control, user)}:deactivate")
+    say(f"{changed['username']} is out")
+
+
+@app.command
+def reactivate(user: str, /, *, state: StateOption = None) -> None:
+    """Let somebody sign in again; nothing that ended begins again."""
+    control = control_of(state)
+    changed = control.post(f"{_PATH}/{_id_of(control, user)}:reactivate")
+    say(f"{changed['username']} may sign in again")
+
+
+@app.command
+def delete(user: str, /, *, confirm: ConfirmOption = None, state: StateOption = None) -> None:
+    """Take somebody out for good. Records go on naming them."""
+    asking.confirmed(user, given=confirm, what=f"{user} is out for good.")
+    control = control_of(state)
+    control.delete(f"{_PATH}/{_id_of(control, user)}")
+    say(f"{user} is gone")
+
+
+def _id_of(control: Control, user: str) -> str:
+    if is_id(user):
+        return user
+    wanted = user.strip().lower()
+    found = [one["id"] for one in control.items(_PATH) if one["username"] == wanted]
+    if not found:
+        raise CommandFailed(f"nobody here is called {user!r}")
+    return segment(found[0])
