@@ -1,9 +1,12 @@
 """`behavry license`: the plan of this tenant and what it includes."""
 
-from cyclopts import App
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from services.cli.commands.options import JsonOption, StateOption, control_of
-from services.cli.output import emit, emit_text, table
+from cyclopts import App, Parameter
+
+from services.cli.commands.options import JsonOption, StateOption, control_of, state_root
+from services.cli.output import as_json, emit, emit_text, plain, say, table
 
 app = App(name="license", help="The plan and its features.")
 
@@ -27,3 +30,141 @@ def plans(*, state: StateOption = None, json: JsonOption = False) -> None:
         emit(catalogue)
     else:
         emit_text(table(catalogue["features"], "key", "plan", "name"))
+
+
+# --- without a service ----------------------------------------------------------------------------
+# What reads or makes licences is imported when it is used: `show` should not pay for it.
+
+TokenFile = Annotated[Path, Parameter(help="Holds the licence; - reads it from stdin.")]
+
+
+@app.command
+def inspect(file: TokenFile, *, json: JsonOption = False) -> None:
+    """What a licence says, without believing it."""
+    from services.cli import licenses  # noqa: PLC0415
+
+    said = licenses.inspect(file)
+    if not json:
+        say("Not verified: anybody can write this.")
+    _emit(said, json=json)
+
+
+@app.command
+def verify(
+    file: TokenFile,
+    *,
+    tenant: Annotated[
+        str | None, Parameter("--tenant", help="The tenant that it must be for.")
+    ] = None,
+    revocations: Annotated[
+        Path | None, Parameter("--revocations", help="A list of revoked licences.")
+    ] = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check a licence without a network. Status 0: in force; 1: lapsed, not yet valid, or not for
+    here; 2: no licence; 3: signature or key.
+    """
+    from services.cli import licenses  # noqa: PLC0415
+
+    root = state_root(state)
+    found = licenses.verify(file, root=root, tenant=tenant, revocations=revocations)
+    for name in found["unchecked"]:
+        say(f"Not checked: {name} (no installation in {root}).")
+    _emit(found, json=json)
+
+
+@app.command
+def request(
+    *,
+    out: Annotated[Path | None, Parameter("--out", help="A new file for it.")] = None,
+    state: StateOption = None,
+) -> None:
+    """What an issuer needs to make a licence for this installation alone."""
+    from services.cli import licenses, secret_files  # noqa: PLC0415
+
+    secret_files.check_new(out)
+    asked = licenses.request(state_root(state))
+    if out is None:
+        emit(asked)
+    else:
+        secret_files.write_new(out, as_json(asked, indent=2))
+
+
+@app.command
+def issue(
+    *,
+    key: Annotated[Path, Parameter("--key", help="PEM file with a private Ed25519 key.")],
+    key_id: Annotated[str, Parameter("--key-id", help="The name of its public half.")],
+    id: Annotated[str, Parameter("--id", help="The licence's own id, never used before.")],
+    customer: Annotated[str, Parameter("--customer")],
+    issuer: Annotated[str, Parameter("--issuer", help="Who issues it.")],
+    plan: Annotated[Literal["trial", "professional", "enterprise"], Parameter("--plan")],
+    days: Annotated[int, Parameter("--days", help="For how long it is in force.")],
+    begins_in_days: Annotated[int, Parameter("--begins-in-days")] = 0,
+    grace_days: Annotated[int | None, Parameter("--grace-days", help="0 to 30.")] = None,
+    tenant: Annotated[
+        str | None, Parameter("--tenant", help="For one tenant; else for the installation.")
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        Parameter("--feature", negative=(), help="key=true adds one, key=false withholds it."),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        Parameter("--limit", negative=(), help="agents=N, tenants=N or data_planes=N."),
+    ] = None,
+    model: Annotated[
+        list[str] | None, Parameter("--model", negative=(), help="A deployment model.")
+    ] = None,
+    request: Annotated[
+        Path | None, Parameter("--request", help="Bind it to the installation that asked.")
+    ] = None,
+    out: Annotated[Path | None, Parameter("--out", help="A new file for it.")] = None,
+) -> None:
+    """Make and sign a licence, where the private key is."""
+    from services.cli import licenses, secret_files  # noqa: PLC0415
+
+    secret_files.check_new(out)
+    features = licenses.pairs(feature or [], "--feature")
+    limits = licenses.pairs(limit or [], "--limit")
+    token = licenses.issue(
+        {
+            "iss": issuer,
+            "aud": "behavry",
+            "sub": customer,
+            "jti": id,
+            **licenses.times(days=days, begins_in_days=begins_in_days),
+            "scope": "tenant" if tenant else "installation",
+            "tenant": tenant,
+            "plan": plan,
+            "features": {name: _flag(value) for name, value in features.items()},
+            "limits": {name: _number(value) for name, value in limits.items()},
+            "grace_days": grace_days,
+            "models": model or [],
+        },
+        key=key,
+        key_id=key_id,
+        request=request,
+    )
+    if out is None:
+        emit_text(token)
+    else:
+        secret_files.write_new(out, token)
+
+
+def _flag(text: str) -> bool | str:
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _emit(said: dict[str, Any], *, json: bool) -> None:
+    if json:
+        emit(said)
+        return
+    for name, value in said.items():
+        if value not in (None, [], {}):
+            emit_text(f"{name.replace('_', ' ')}: {plain(value)}")
