@@ -17,7 +17,7 @@ from services.common.clock import Clock
 from services.common.ids import AgentId, ServerSlug, TenantId
 from services.proxy import bridge, headers, messages, pages
 from services.proxy.backends.upstream import Backend
-from services.proxy.bridge import Facts
+from services.proxy.bridge import TASKS, Facts
 from services.proxy.calls import Decider, Offered, Visit
 from services.proxy.kept import Kept, Place, place
 from services.proxy.lists import Lists
@@ -198,21 +198,24 @@ def _owner(visit: Visit) -> _Owner:
 async def fetch(visit: Visit, backend: Backend) -> Listing:
     """All pages. Raises UpstreamFailed."""
     whole = await pages.fetch(visit, backend, "tools/list")
+    tasks = whole.facts.modern and TASKS in visit.server.grants.extensions
     tools: dict[str, Tool] = {}
     for raw in whole.entries:
-        tool = define(raw)
+        tool = define(raw, tasks=tasks)
         if tool is not None:
             tools.setdefault(tool.name, tool)
     digest = _digest("\n".join(tool.schema_hash for tool in tools.values()).encode())
     return Listing(tools=tools, digest=digest, facts=whole.facts, ttl_ns=whole.ttl_ns)
 
 
-def define(raw: Any) -> Tool | None:
-    """None for what no agent may see: odd names, odd headers, tools that need tasks."""
+def define(raw: Any, *, tasks: bool = False) -> Tool | None:
+    """None for what no agent may see: odd names, odd headers, tools that need tasks where there are
+    none.
+    """
     if type(raw) is not dict or type(raw.get("name")) is not str:
         return None
     execution = raw.get("execution")
-    if type(execution) is dict and execution.get("taskSupport") == "required":
+    if not tasks and type(execution) is dict and execution.get("taskSupport") == "required":
         return None
     if NAME.fullmatch(raw["name"]) is None:
         return None

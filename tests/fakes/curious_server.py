@@ -20,7 +20,10 @@ from tests.fakes import mcp_wire as wire
 
 NAME: Final = "curious"
 ANY: Final = {"type": "array"}
-TOOLS: Final = (wire.tool("ask", "Asks.", {"asks": ANY, "rounds": ANY, "task": ANY}),)
+TOOLS: Final = (
+    wire.tool("ask", "Asks.", {"asks": ANY, "rounds": ANY, "task": ANY}),
+    {**wire.tool("long", "Is a task.", {}), "execution": {"taskSupport": "required"}},
+)
 
 
 class Curious:

@@ -55,6 +55,12 @@ def test_odd_tools_leave_the_list(raw: Any) -> None:
     assert catalog.define(raw) is None
 
 
+def test_a_tool_that_needs_tasks_is_there_where_tasks_are() -> None:
+    raw = {**TOOL, "execution": {"taskSupport": "required"}}
+
+    assert catalog.define(raw, tasks=True) is not None
+
+
 def test_a_huge_definition_is_pinned_but_not_sent() -> None:
     made = catalog.define({**TOOL, "description": "x" * 70_000})
 

@@ -200,6 +200,17 @@ async def test_without_the_extension_there_are_no_tasks(proxy: Gateway, server: 
     assert "extensions" not in told
 
 
+async def test_a_tool_that_needs_tasks_is_offered_where_they_are_granted(
+    proxy: Gateway, server: Curious
+) -> None:
+    await proxy.modern("tools/list")
+    await proxy.modern("tools/list", server="plain")
+    await proxy.authorizer.seen("notes", "long")
+
+    assert ("plain", "ask") in proxy.authorizer.reported
+    assert ("plain", "long") not in proxy.authorizer.reported
+
+
 @pytest.mark.parametrize(
     "state",
     [
