@@ -38,10 +38,6 @@ class Response:
     streams: bool = False
 
 
-#: Stands where none is awaited; bytes that come then are not read.
-_NO_RESPONSE: Final = Response()
-
-
 class Owner(Protocol):
     """Whose connection it is."""
 
@@ -177,6 +173,9 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._response.status == 0:
             return  # an interim response
+        if self._complete:
+            self.close()  # a second answer: it was given back already, and must not be twice
+            return
         self._complete = True
         self._answer()
         if self._kept and self.usable:
@@ -210,7 +209,7 @@ class Connection(asyncio.Protocol):
     def _forget(self) -> None:
         """What was asked and answered: a kept connection does not keep it."""
         self._tap = None
-        self._response = _NO_RESPONSE
+        self._response = Response()  # a server that says more than it was asked writes into it
 
     def _lingering(self) -> bool:
         return self._timer is not None and not self._complete

@@ -25,9 +25,11 @@ class Tap:
 class Owner:
     def __init__(self) -> None:
         self.is_lost = asyncio.Event()
+        self.freed = 0
 
     def free(self, connection: Connection) -> None:
-        pass
+        assert connection.usable
+        self.freed += 1
 
     def lost(self, connection: Connection) -> None:
         self.is_lost.set()
@@ -91,3 +93,13 @@ async def test_a_kept_connection_does_not_keep_what_it_brought() -> None:
         assert b"{}" == response.body
         assert connection.usable
         assert hangs_on() is None
+
+
+async def test_whoever_answers_twice_is_not_asked_again() -> None:
+    """Given back twice it would serve two requests at once, and their answers would cross."""
+    async with connected(ANSWER + ANSWER.replace(b"{}", b"[]")) as (connection, owner):
+        response = await connection.ask(REQUEST, b"", 5, 5, None)
+        await asyncio.wait_for(owner.is_lost.wait(), 5)
+
+        assert b"{}" == response.body
+        assert (1, False) == (owner.freed, connection.usable)
