@@ -31,8 +31,6 @@ from services.proxy.messages import METHOD_NOT_FOUND
 OTHER_VERSION: Final = frozenset({UNSUPPORTED_VERSION})
 #: How a server that does not know our dialect refuses (mcp.md 2.2).
 NOT_UNDERSTOOD: Final = frozenset({400, 404, 405})
-#: Requests of the server on one answer's streams; a server that asks for ever is not answered.
-MAX_ASKED: Final = 64
 RETRY_S: Final = 1.0
 
 #: Sends the server an answer to a request of its own, without waiting.
@@ -43,7 +41,7 @@ class Exchange:
     """`number` is the request's id; None where a stream is only listened to."""
 
     __slots__ = (
-        "_asked", "_asks", "_dropped", "_failure", "_hear", "_number", "_parser", "_progress",
+        "_asks", "_dropped", "_failure", "_hear", "_number", "_parser", "_progress",
         "_respond", "answer", "era_shaped", "events",
     )  # fmt: skip
 
@@ -66,7 +64,6 @@ class Exchange:
         self._progress = progress
         self._parser: EventParser | None = None
         self._failure = ""
-        self._asked = 0
         self.answer: dict[str, Any] | None = None
         #: How many came; a stream that brings none is taken up less often.
         self.events = 0
@@ -174,10 +171,7 @@ class Exchange:
             self._heard_notification(self._hear, heard)
 
     def _heard_request(self, heard: Heard) -> None:
-        self._asked += 1
-        if self._asked > MAX_ASKED:
-            self._dropped.value += 1
-        elif heard.method == "ping":
+        if heard.method == "ping":
             self._respond({"id": heard.id, "result": {}})
         elif self._asks and self._hear is not None:
             self._hear(heard)

@@ -40,6 +40,8 @@ from services.proxy.backends.upstream import (
 )
 from services.proxy.calls import Visit
 
+#: At one address, so that a flood of questions takes no more connections than this.
+MAX_ANSWERING: Final = 16
 _LONGEST_S: Final = RETRY_MS[1] / 1000
 
 
@@ -244,8 +246,20 @@ class Sender:
             self._spawn("cancel request", partial(self._tell_quietly, way, note))
 
     def _respond(self, way: Way, message: Mapping[str, Any]) -> None:
-        """What the server asked and no agent is asked for; the stream that it asked on goes on."""
-        self._spawn("answer tool server", partial(self._tell_quietly, way, message))
+        """What the server asked and no agent is asked for; the stream that it asked on goes on. A
+        server that asks faster than it takes answers has to do without.
+        """
+        if way.door.answering >= MAX_ANSWERING:
+            self._dropped.value += 1
+            return
+        way.door.answering += 1
+        self._spawn("answer tool server", partial(self._answer, way, message))
+
+    async def _answer(self, way: Way, message: Mapping[str, Any]) -> None:
+        try:
+            await self._tell_quietly(way, message)
+        finally:
+            way.door.answering -= 1
 
     async def _tell_quietly(self, way: Way, message: Mapping[str, Any]) -> None:
         with contextlib.suppress(UpstreamFailed):

@@ -47,6 +47,8 @@ class Door:
     circuit: Circuit = field(default_factory=Circuit)
     #: When it was last known to answer, or asked whether it does.
     seen_ns: int = 0
+    #: How many answers to its own questions are under way.
+    answering: int = 0
 
 
 @dataclass(slots=True, eq=False)

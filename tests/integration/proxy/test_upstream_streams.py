@@ -131,6 +131,22 @@ async def test_where_nobody_hears_questions_are_answered_here(
     assert ["c1 read_note", answered] == texts(reply)
 
 
+async def test_a_server_that_asks_in_a_flood_is_answered_in_part(
+    leg: Leg, tools: ToolServer, here: Visit
+) -> None:
+    pings = [{"method": "ping", "id": f"p{number}"} for number in range(200)]
+    tools.behave(**LEGACY, notes=pings)
+    await leg.backend.facts(here)
+
+    assert ["c1 read_note"] == texts(await leg.call(here, "c1"))
+    await until(lambda: len(answers_sent(tools)) + leg.dropped == 200)
+    assert len(answers_sent(tools)) >= 16
+    tools.behave(**LEGACY, notes=pings[:1])
+    before = len(answers_sent(tools))
+    await leg.call(here, "c2")
+    await until(lambda: len(answers_sent(tools)) == before + 1)  # and later ones again
+
+
 async def test_a_modern_server_asks_nothing_beside_its_answers(
     leg: Leg, tools: ToolServer, here: Visit
 ) -> None:

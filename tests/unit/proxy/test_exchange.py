@@ -8,7 +8,7 @@ import pytest
 
 from services.common.telemetry.counters import Counter
 from services.proxy.backends.connection import Response
-from services.proxy.backends.exchange import MAX_ASKED, Exchange
+from services.proxy.backends.exchange import Exchange
 from services.proxy.backends.upstream import Heard, Reply, SessionGone, UpstreamFailed
 
 NUMBER = 1
@@ -90,15 +90,6 @@ def test_the_first_answer_is_the_answer() -> None:
 
     assert RESULT == talk.exchange.answer
     assert (2, []) == (talk.dropped.value, talk.heard)
-
-
-def test_a_server_that_asks_for_ever_is_not_answered_for_ever() -> None:
-    talk = Talk(deaf=True)
-
-    talk.events(*(dict(ASK, id=number) for number in range(MAX_ASKED + 10)))
-
-    assert MAX_ASKED == len(talk.said)
-    assert 10 == talk.dropped.value
 
 
 @pytest.mark.parametrize(
