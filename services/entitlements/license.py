@@ -153,7 +153,7 @@ class RevocationClaims(Struct, frozen=True, kw_only=True):
     iss: Text
     aud: Text
     iat: Seconds
-    serial: Annotated[int, Meta(ge=1, lt=2**63)]
+    serial: Annotated[int, Meta(ge=1, lt=2**62)]
     revoked: list[Text]
 
 

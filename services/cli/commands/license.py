@@ -94,8 +94,8 @@ def request(
 @app.command
 def issue(
     *,
-    key: Annotated[Path, Parameter("--key", help="PEM file with a private Ed25519 key.")],
-    key_id: Annotated[str, Parameter("--key-id", help="The name of its public half.")],
+    key: Annotated[Path, Parameter("--signer", help="PEM file with a private Ed25519 key.")],
+    key_id: Annotated[str, Parameter("--kid", help="The name of its public half.")],
     id: Annotated[str, Parameter("--id", help="The licence's own id, never used before.")],
     customer: Annotated[str, Parameter("--customer")],
     issuer: Annotated[str, Parameter("--issuer", help="Who issues it.")],
