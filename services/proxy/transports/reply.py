@@ -19,6 +19,8 @@ from services.proxy.pipeline import TooLarge
 #: Who reads is watched from here on: most answers have left before.
 WATCH_S: Final = 0.25
 PATIENCE_S: Final = 15.0
+#: A body that has not come by then will not: its request would keep its place for good.
+BODY_S: Final = 60.0
 MAX_QUEUED: Final = 1024 * 1024
 #: How long a reader may take for what is left when the answer is there.
 LAST_S: Final = 60.0
@@ -51,7 +53,7 @@ class Reply:
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._heard_out = False
-        self._watch_due = False
+        self._watch_due = self._overdue = False
         self._ending = False
         self._tail: Kept | None = None
         self.gone = asyncio.Event()
@@ -154,16 +156,23 @@ class Reply:
     # --- who reads ------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """At 0.25 s it is watched who reads, at 15 s the stream begins."""
-        if self._watch_due:
+        """At 0.25 s it is watched who reads, at 15 s the stream begins, or there is nothing to
+        answer yet; that ends at 60 s.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._watch_due:
+            self._watch_due = True
+            if self._heard_out:  # what is watched for comes the way of the body
+                self._watch()
+            self._timer = loop.call_later(max(PATIENCE_S - WATCH_S, 0), self._look)
+        elif self._heard_out or self._writer is not None or self.headed:
             if not self.headed:
                 self._begin()
-            return
-        self._watch_due = True
-        if self._heard_out:  # what is watched for comes the way of the body
-            self._watch()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(max(PATIENCE_S - WATCH_S, 0), self._look)
+        elif not self._overdue:
+            self._overdue = True
+            self._timer = loop.call_later(max(BODY_S - PATIENCE_S, 0), self._look)
+        else:
+            self._abort()
 
     def _watch(self) -> None:
         if self._watcher is None and not self._ending:

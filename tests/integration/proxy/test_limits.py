@@ -160,6 +160,22 @@ async def test_a_body_that_breaks_off_runs_nothing(
     assert [] == proxy.records("call.")
 
 
+@pytest.mark.parametrize("sent", [0, 100], ids=["nothing of it", "a part of it"])
+async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(
+    proxy: Gateway, lines: Lines, sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request would keep one of the places."""
+    monkeypatch.setattr("services.proxy.transports.reply.PATIENCE_S", 0.3)
+    monkeypatch.setattr("services.proxy.transports.reply.BODY_S", 0.4)
+    body = call()
+    announced = [*lines, ("content-length", str(len(body)))]
+    async with connected(proxy.url) as http:
+        reply = await http.ask(request(proxy.mcp(), announced) + body[:sent])
+
+    assert (0, True) == (reply.status, reply.closed)
+    assert [] == proxy.records("call.")
+
+
 @asynccontextmanager
 async def crowded(proxy: Gateway, tools: ToolServer) -> AsyncIterator[None]:
     """All places are taken by calls that wait for their tool."""
