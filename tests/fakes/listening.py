@@ -13,6 +13,9 @@ import orjson
 
 from tests.fakes.gateway import Gateway, modern_request
 
+#: Many streams may share a busy machine.
+PATIENCE_S = 15
+
 
 @dataclass
 class Event:
@@ -32,7 +35,7 @@ class Stream:
 
     async def opened(self) -> int:
         """The status, when there is one."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await self.begun.wait()
         return self.status
 
@@ -44,7 +47,7 @@ class Stream:
 
     async def next(self, method: str = "") -> Event:
         """The next event, or the next of this method."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while (event := await self.events.get()) is not None:
                 if not method or (event.message or {}).get("method") == method:
                     return event
@@ -53,7 +56,7 @@ class Stream:
     async def rest(self) -> list[Event]:
         """What comes until it ends."""
         found = []
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while (event := await self.events.get()) is not None:
                 found.append(event)
         return found

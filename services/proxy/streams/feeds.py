@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -257,7 +258,8 @@ class Feeds:
         if len(mine) >= PER_AGENT or self._closed:
             if not mine:
                 del self._open[caller.tenant, caller.agent]
-            raise Refused(local.failed("capacity" if self._closed else "rate_limited"))
+            why = local.failed("capacity" if self._closed else "rate_limited")
+            raise Refused(why if feed.session is None else replace(why, status=429))
         mine.add(feed)
         feed.stream.when_gone = feed.end
         if feed.stream.gone.is_set():
@@ -288,7 +290,8 @@ class Feeds:
                 feed.push(method, {})
 
     def _of_owner(self, visit: Visit) -> list[Feed]:
-        return [one for one in self._all() if owner(one.visit) == owner(visit)]
+        mine = self._open.get((visit.caller.tenant, visit.caller.agent), ())
+        return [one for one in mine if one.visit.slug == visit.slug]
 
     def _all(self) -> list[Feed]:
         return [feed for feeds in self._open.values() for feed in feeds]

@@ -93,6 +93,8 @@ async def test_there_are_sixteen_for_an_agent_and_no_more(proxy: Gateway, talker
         await until(lambda: proxy.running.listening() == 16)
         async with listening(proxy, {"toolsListChanged": True}) as stream:
             refused = await stream.next()
+        async with got(proxy, await session(proxy)) as stream:
+            assert 429 == await stream.opened()
         theirs = proxy.issuer.token(sub=OTHER_AGENT)
         async with listening(proxy, {"toolsListChanged": True}, token=theirs) as stream:
             assert ACKNOWLEDGED == (await stream.next()).message["method"]
@@ -270,9 +272,9 @@ async def test_a_stream_ends_with_its_rights(
     proxy: Gateway, talker: Talker, agent: str, why: str
 ) -> None:
     await ready(proxy, talker, "modern")
-    now_s = proxy.issuer.jwks()["fetched_at"]
-    token = proxy.issuer.token(exp=now_s + 2) if why == "expired" else None
     headers = await session(proxy) if agent == "legacy" else {}
+    now_s = proxy.issuer.jwks()["fetched_at"]
+    token = proxy.issuer.token(exp=now_s + 3) if why == "expired" else None
     opened = (
         listening(proxy, {"toolsListChanged": True}, token=token)
         if agent == "modern"
