@@ -27,7 +27,7 @@ from services.common.outbox.stamp import Origin
 from services.common.outbox.table import TableOutbox
 from services.common.outbox.transport import GrpcTransport
 from services.common.postgres.pool import Pool, open_pool
-from services.common.rpc.client import dial
+from services.common.rpc.client import Link, dial
 from services.common.rpc.peers import Identity, TokenPeers
 from services.common.rpc.server import Serving, serve
 from services.common.secret_refs import SecretFiles
@@ -35,10 +35,11 @@ from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
 from services.common.telemetry.otel import exporting
+from services.control import snapshots
 from services.control.api import application, web
 from services.control.api.context import Control
 from services.control.api.verify_jobs import Verifications
-from services.control.clients import RETRY_S, AuditReader, EntitlementsFeed, PlanCatalogue
+from services.control.clients import RETRY_S, AuditReader, EntitlementsFeed, Plans
 from services.control.features import Features
 from services.control.keys import KeySet, SigningKey
 from services.control.limits import Limits, Merging
@@ -60,6 +61,8 @@ from services.control.store.tenants import Tenant
 from services.control.tokens import Audiences, Issuer
 
 PING_S: Final = 1.0
+#: How often everything that entitlements says is read again.
+REREAD_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,16 +113,15 @@ async def running(
         us = Identity("control", settings.peer_token)  # 4
         audit_link = await stack.enter_async_context(dial(settings.audit_address, us))
         plans_link = await stack.enter_async_context(dial(settings.entitlements_address, us))
-        features = Features(clock)
-        feed = EntitlementsFeed(plans_link, features, counters)
+        plans = _plans(settings, plans_link, clock, counters, supervisor)
+        features = plans.features
 
         def tell_of(id: TenantId, slug: str) -> None:
-            supervisor.once(f"put-tenant-{id}", partial(_put_tenant, feed, id, slug, clock))
+            supervisor.once(f"put-tenant-{id}", partial(_put_tenant, plans, id, slug, clock))
 
         async with pool.acquire() as connection:
             for known in await tenants.every(connection):
                 tell_of(known.id, known.slug)
-        supervisor.spawn("entitlements", partial(_watch_for_ever, feed))
         recorder = TableOutbox(  # 5
             schema="control",
             origin=Origin(
@@ -188,7 +190,8 @@ async def running(
             planes=planes,
             signals=signals,
             audit=audit,
-            catalogue=PlanCatalogue(plans_link, counters),
+            plans=plans,
+            counters=counters,
             verify_jobs=verifications,
             sender=sender,
             new_tenant=tell_of,
@@ -236,16 +239,37 @@ def _register(link: PlaneLinkServicer, server: grpc.aio.Server) -> None:
     plane_link_pb2_grpc.add_PlaneLinkServiceServicer_to_server(link, server)
 
 
+def _plans(
+    settings: ControlSettings,
+    link: Link,
+    clock: Clock,
+    counters: Counters,
+    supervisor: Supervisor,
+) -> Plans:
+    """What entitlements last said, at first by the copy on disk; then it is listened to."""
+    features = Features(clock)
+    kept = snapshots.read(settings.entitlements_copy)
+    if kept is not None:
+        features.restore(kept)
+    disk_copy = snapshots.DiskCopy(settings.entitlements_copy, features, get_log("control"))
+    plans = Plans(link, features, counters)
+    feed = EntitlementsFeed(link, features, plans)
+    supervisor.spawn("entitlements-copy", disk_copy.run)
+    supervisor.spawn("entitlements", partial(_watch_for_ever, feed))
+    supervisor.spawn("entitlements-again", partial(_reread_for_ever, feed))
+    return plans
+
+
 def _modes(features: Features, tenant: TenantId) -> dict[str, str] | None:
     held = features.of(tenant)
     return held.modes() if held else None
 
 
-async def _put_tenant(feed: EntitlementsFeed, id: TenantId, slug: str, clock: Clock) -> None:
+async def _put_tenant(plans: Plans, id: TenantId, slug: str, clock: Clock) -> None:
     """Until entitlements knows the tenant."""
     while True:
         try:
-            await feed.put_tenant(id, slug, uuid7(clock.now_ns()))
+            await plans.put_tenant(id, slug, uuid7(clock.now_ns()))
         except BehavryError:
             await asyncio.sleep(RETRY_S)
         else:
@@ -258,6 +282,13 @@ async def _watch_for_ever(feed: EntitlementsFeed) -> None:
         with contextlib.suppress(BehavryError, TimeoutError):
             await feed.watch()
         await asyncio.sleep(RETRY_S)
+
+
+async def _reread_for_ever(feed: EntitlementsFeed) -> None:
+    while True:
+        await asyncio.sleep(REREAD_S)
+        with contextlib.suppress(BehavryError, TimeoutError):
+            await feed.reread()
 
 
 async def _tell_health(serving: Serving, pool: Pool) -> None:

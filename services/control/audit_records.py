@@ -1,4 +1,5 @@
-"""Records of what people and machines changed or tried: `admin.*` and `user.*` (audit.md 1).
+"""Records of what people and machines changed or tried: `admin.*`, `user.*` and their kin (audit.md
+1).
 
 Decides their fields and chain. They are put into the table outbox in the transaction of the change,
 so that neither exists without the other.
@@ -18,7 +19,7 @@ from services.control.principals import Principal
 ADMIN_CHAIN: Final = "admin"
 SYSTEM_CHAIN: Final = "system"
 #: Fields of whose value a record says only that it was set.
-SECRET_FIELDS: Final = frozenset({"client_secret", "token", "key", "password"})
+SECRET_FIELDS: Final = frozenset({"client_secret", "token", "key", "password", "secret"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,17 @@ def user(
         chain=ADMIN_CHAIN if tenant else SYSTEM_CHAIN,
         at_us=micros(came.now_ns),
         fields={**_common(came), "reason": reason, "count": count if count > 1 else None},
+    )
+
+
+def other(type: str, tenant: TenantId, came: Circumstances, **fields: Any) -> Record:
+    """`entitlement.*` and `license.*`: what a tenant's plan did, or was made to do."""
+    return Record(
+        type=type,
+        tenant=tenant,
+        chain=ADMIN_CHAIN,
+        at_us=micros(came.now_ns),
+        fields={**_common(came), **fields},
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -21,7 +22,7 @@ from services.common.ids import TenantId
 from services.common.rpc.client import Link
 from services.common.rpc.errors import known
 from services.common.telemetry.counters import Counters
-from services.control.features import Entitlements, FeatureAnswer, Features
+from services.control.features import Entitlements, FeatureAnswer, Features, License, Limits
 
 READ_S: Final = 5.0
 ENTITLEMENTS_S: Final = 0.5
@@ -171,30 +172,57 @@ def _event(event: audit_pb2.Event) -> dict[str, Any]:
 # --- entitlements -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """Who changes what, and why, as entitlements keeps it. `expected_revision` 0: whatever it is.
+
+    The same `request_id` is done once.
+    """
+
+    actor: str
+    reason: str
+    request_id: str
+    expected_revision: int = 0
+
+    def wire(self) -> ent.Cause:
+        return ent.Cause(
+            actor=self.actor,
+            reason=self.reason,
+            request_id=self.request_id,
+            expected_revision=self.expected_revision,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastOverride:
+    id: str
+    feature: str
+    effect: str
+    starts_at_s: int
+    ends_at_s: int | None
+    actor: str
+    reason: str
+    created_at_s: int
+
+
 @dataclass(slots=True)
-class PlanCatalogue:
-    """Plans and features that can be had; no tenant's data, so it is asked for once per start."""
+class Plans:
+    """Questions to entitlements and changes there. What a change makes of a tenant is held before
+    the call returns. Nothing of it is on the way of a request whose plan is checked.
+    """
 
     link: Link
+    features: Features
     counters: Counters
-    _catalogue: dict[str, Any] | None = field(default=None, init=False)
 
-    async def read(self) -> dict[str, Any]:
-        if self._catalogue is None:
-            self._catalogue = await self._ask()
-        return self._catalogue
+    async def catalogue(self) -> dict[str, Any]:
+        """Plans and features that can be had; no tenant's data, so the last list will do."""
+        if self.features.catalogue is None:
+            self.features.catalogue = await self.ask_catalogue()
+        return self.features.catalogue
 
-    async def _ask(self) -> dict[str, Any]:
-        self.counters.counter("entitlements.calls").value += 1
-        stub = entitlements_pb2_grpc.EntitlementsReaderServiceStub(self.link.channel)
-        try:
-            answer = await stub.ListPlanFeatures(
-                ent.ListPlanFeaturesRequest(),
-                timeout=ENTITLEMENTS_S,
-                metadata=self.link.metadata(),
-            )
-        except grpc.aio.AioRpcError as failure:
-            raise known(failure) from failure
+    async def ask_catalogue(self) -> dict[str, Any]:
+        answer = await self._call(self._reader().ListPlanFeatures, ent.ListPlanFeaturesRequest())
         return {
             "plans": [
                 {
@@ -217,54 +245,162 @@ class PlanCatalogue:
             ],
         }
 
-
-@dataclass(slots=True)
-class EntitlementsFeed:
-    """Keeps Features fed, for as long as it runs; away or silent, it dials again."""
-
-    link: Link
-    features: Features
-    counters: Counters
+    async def history(
+        self, tenant: TenantId, *, page_size: int, page_token: str
+    ) -> tuple[list[PastOverride], str]:
+        """Newest first, and the next page's token. Raises INVALID_PAGE_TOKEN."""
+        request = ent.ListOverridesRequest(
+            tenant_id=tenant, page_size=page_size, page_token=page_token
+        )
+        answer = await self._call(self._reader().ListOverrides, request)
+        past = [
+            PastOverride(
+                id=one.id,
+                feature=_key(one.feature),
+                effect=ent.Effect.Name(one.effect).removeprefix("EFFECT_").lower(),
+                starts_at_s=one.starts_at,
+                ends_at_s=one.ends_at or None,
+                actor=one.actor,
+                reason=one.reason,
+                created_at_s=one.created_at,
+            )
+            for one in answer.overrides
+        ]
+        return past, answer.next_page_token
 
     async def put_tenant(self, tenant: TenantId, slug: str, request_id: str) -> None:
         """Makes the tenant known there, on the trial plan. Again changes nothing."""
-        self.counters.counter("entitlements.calls").value += 1
-        stub = entitlements_pb2_grpc.EntitlementsAdminServiceStub(self.link.channel)
         request = ent.PutTenantRequest(tenant_id=tenant, slug=slug, request_id=request_id)
-        try:
-            answer = await stub.PutTenant(
-                request, timeout=ENTITLEMENTS_S, metadata=self.link.metadata()
-            )
-        except grpc.aio.AioRpcError as failure:
-            raise known(failure) from failure
+        answer = await self._call(self._admin().PutTenant, request)
         self.features.update(entitlements_of(answer.entitlements))
 
+    async def set_plan(
+        self, tenant: TenantId, plan: str, expires_at_s: int | None, cause: Cause
+    ) -> Entitlements:
+        request = ent.SetPlanRequest(
+            tenant_id=tenant, plan=plan, expires_at=expires_at_s or 0, cause=cause.wire()
+        )
+        answer = await self._call(self._admin().SetPlan, request)
+        return self._held(answer.entitlements)
+
+    async def set_overrides(
+        self,
+        tenant: TenantId,
+        *,
+        enable: Sequence[str],
+        disable: Sequence[str],
+        clear: Sequence[str],
+        starts_at_s: int | None,
+        ends_at_s: int | None,
+        cause: Cause,
+    ) -> Entitlements:
+        """Raises OVERRIDE_EXCEEDS_LICENSE, OVERRIDE_CONFLICT, STALE_REVISION."""
+        request = ent.SetOverridesRequest(
+            tenant_id=tenant,
+            enable=map(_number, enable),
+            disable=map(_number, disable),
+            clear=map(_number, clear),
+            starts_at=starts_at_s or 0,
+            ends_at=ends_at_s or 0,
+            cause=cause.wire(),
+        )
+        answer = await self._call(self._admin().SetOverrides, request)
+        return self._held(answer.entitlements)
+
+    async def activate(
+        self, tenant: TenantId, token: str, cause: Cause, *, replace: bool
+    ) -> tuple[Entitlements, License | None]:
+        """The licence is None where the token was a list of revocations. Raises LICENSE_<code>."""
+        request = ent.ActivateLicenseRequest(
+            tenant_id=tenant, token=token, replace=replace, cause=cause.wire()
+        )
+        answer = await self._call(self._admin().ActivateLicense, request)
+        activated = _license(answer.activated) if answer.HasField("activated") else None
+        return self._held(answer.entitlements), activated
+
+    def _held(self, wire: ent.TenantEntitlements) -> Entitlements:
+        held = entitlements_of(wire)
+        self.features.update(held)
+        return held
+
+    def _reader(self) -> Any:
+        return entitlements_pb2_grpc.EntitlementsReaderServiceStub(self.link.channel)
+
+    def _admin(self) -> Any:
+        return entitlements_pb2_grpc.EntitlementsAdminServiceStub(self.link.channel)
+
+    async def _call(self, method: Any, request: Any) -> Any:
+        self.counters.counter("entitlements.calls").value += 1
+        try:
+            return await method(request, timeout=ENTITLEMENTS_S, metadata=self.link.metadata())
+        except grpc.aio.AioRpcError as failure:
+            raise known(failure) from failure
+
+
+@dataclass(slots=True)
+class EntitlementsFeed:
+    """Keeps Features fed. Each call is one stream; away or silent, dial again."""
+
+    link: Link
+    features: Features
+    plans: Plans
+
     async def watch(self) -> None:
-        """One stream until it ends or is silent. Raises DEPENDENCY_UNAVAILABLE and its kin."""
+        """Until the stream ends or is silent. Raises DEPENDENCY_UNAVAILABLE and its kin."""
+        await self._follow(all_the_way=True)
+
+    async def reread(self) -> None:
+        """Everything once more: what a stream lost would else be lost for ever."""
+        await self._follow(all_the_way=False)
+
+    async def _follow(self, *, all_the_way: bool) -> None:
         stub = entitlements_pb2_grpc.EntitlementsReaderServiceStub(self.link.channel)
         stream = stub.WatchEntitlements(
             ent.WatchEntitlementsRequest(), metadata=self.link.metadata()
         )
+        #: What is told before Synced counts together with it, since only that names the epoch.
+        listed: dict[TenantId, Entitlements] | None = {}
         try:
             while True:
                 async with asyncio.timeout(WATCH_SILENCE_S):
                     message = await stream.read()
                 if not isinstance(message, ent.WatchEntitlementsResponse):  # the stream's end
                     return
-                self.features.heard()
-                if message.HasField("tenant"):
-                    self.features.update(entitlements_of(message.tenant))
+                if message.HasField("synced"):
+                    if self.features.catalogue is None or all_the_way:
+                        self.features.catalogue = await self.plans.ask_catalogue()
+                    self.features.sync(message.synced.epoch, message.synced.revision, listed or {})
+                    listed = None
+                    if not all_the_way:
+                        return
+                elif message.HasField("tenant"):
+                    self._told(message.tenant, listed)
+                elif listed is None:
+                    self.features.heard()
         except grpc.aio.AioRpcError as failure:
             raise known(failure) from failure
         finally:
             stream.cancel()
 
+    def _told(
+        self, tenant: ent.TenantEntitlements, listed: dict[TenantId, Entitlements] | None
+    ) -> None:
+        named = TenantId(tenant.tenant_id)
+        if listed is None and tenant.deleted:
+            self.features.forget(named, tenant.revision)
+        elif listed is None:
+            self.features.update(entitlements_of(tenant))
+        elif not tenant.deleted:
+            held, before = entitlements_of(tenant), self.features.of(named)
+            # The same is held once, however often all is read again.
+            listed[named] = before if before is not None and before == held else held
+
 
 def entitlements_of(tenant: ent.TenantEntitlements) -> Entitlements:
     return Entitlements(
         tenant=TenantId(tenant.tenant_id),
-        plan=tenant.plan,
-        status=tenant.status,
+        plan=sys.intern(tenant.plan),
+        status=sys.intern(tenant.status),
         plan_expires_at_s=tenant.plan_expires_at or None,
         revision=tenant.revision,
         features=tuple(
@@ -272,19 +408,52 @@ def entitlements_of(tenant: ent.TenantEntitlements) -> Entitlements:
                 key=_key(answer.feature),
                 allowed=answer.allowed,
                 mode=_mode(answer.mode),
-                source=ent.Source.Name(answer.source).removeprefix("SOURCE_").lower(),
-                required_plan=answer.required_plan,
+                source=sys.intern(ent.Source.Name(answer.source).removeprefix("SOURCE_")),
+                required_plan=sys.intern(answer.required_plan),
+                changes_at_s=answer.changes_at or None,
             )
             for answer in tenant.features
         ),
+        grace_ends_at_s=tenant.grace_ends_at or None,
+        limits=_limits(tenant.limits),
+        license=_license(tenant.license) if tenant.HasField("license") else None,
+        scheduled=_license(tenant.scheduled) if tenant.HasField("scheduled") else None,
+        overrides=dict(tenant.feature_overrides),
+    )
+
+
+def _limits(limits: ent.Limits) -> Limits:
+    return Limits(
+        agents=limits.agents if limits.HasField("agents") else None,
+        tenants=limits.tenants if limits.HasField("tenants") else None,
+        data_planes=limits.data_planes if limits.HasField("data_planes") else None,
+    )
+
+
+def _license(license: ent.License) -> License:
+    return License(
+        jti=license.jti,
+        customer=license.customer,
+        key_id=license.key_id,
+        scope=license.scope,
+        plan=license.plan,
+        status=license.status,
+        issued_at_s=license.issued_at,
+        not_before_s=license.not_before,
+        expires_at_s=license.expires_at,
+        grace_ends_at_s=license.grace_ends_at,
     )
 
 
 def _key(feature: ent.Feature.ValueType) -> str:
-    return ent.Feature.Name(feature).removeprefix("FEATURE_").lower()
+    return sys.intern(ent.Feature.Name(feature).removeprefix("FEATURE_").lower())
+
+
+def _number(key: str) -> ent.Feature.ValueType:
+    return ent.Feature.Value(f"FEATURE_{key.upper()}")
 
 
 def _mode(mode: ent.Mode.ValueType) -> str:
     """An unspecified mode enforces the configuration present, as frozen does."""
-    name = ent.Mode.Name(mode).removeprefix("MODE_").lower()
+    name = sys.intern(ent.Mode.Name(mode).removeprefix("MODE_").lower())
     return "frozen" if name == "unspecified" else name

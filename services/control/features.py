@@ -1,45 +1,103 @@
-"""What each tenant's plan gives it, as entitlements last said; kept in memory.
+"""What each tenant's plan gives it, as entitlements last said; every tenant whole, in memory.
 
-Fed by clients.py. Without an answer (entitlements was never reached) nothing is known, and whoever
-asks must treat a feature as FROZEN: what is configured is enforced, nothing new may be configured.
+Decides what is believed (nothing that is older than what is known, within an epoch), when answers
+are stale, and what a mode lets a request do. Silence changes no answer: an outage neither gives nor
+takes, and what time would change waits until entitlements says so. Fed by clients.py, kept on disk
+by snapshots.py. Of a tenant that nobody has told us of nothing is known: REST then offers the core
+alone, and no bundle is built from it (publishing.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Literal, assert_never
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, Final, Literal, assert_never
+
+import msgspec
 
 from services.common.clock import Clock
-from services.common.errors import BehavryError
 from services.common.ids import TenantId
+from services.control.problems import Refusal
 
-#: A stream that is silent for this long is stale (Alive comes every 15 s).
-STALE_AFTER_NS: Final = 45_000_000_000
+#: Nothing heard for this long: answers are stale (Alive comes every 15 s).
+STALE_AFTER_NS: Final = 60_000_000_000
+#: Where an answer comes from when there is none.
+FALLBACK: Final = "FALLBACK"
+#: The 17 keys; the same set as the contract's enum `Feature` (a test compares them).
+KEYS: Final = frozenset({
+    "community_library", "custom_dlp_patterns", "behavioral_baselines", "inbound_rules",
+    "context_gate", "blast_radius", "cost_attribution", "siem_webhooks", "discovery_connectors",
+    "human_governance", "delegation_chains", "workflow_governance", "data_protection",
+    "policy_writer_ai", "compliance_modules", "saml_sso", "team_management",
+})  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureAnswer:
+class FeatureAnswer(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     key: str
     allowed: bool
     #: on, frozen, tightened, kept, stopped or off.
     mode: str
+    #: PLAN, OVERRIDE, LICENSE, GRACE.
     source: str
     required_plan: str
+    #: Unix seconds of the next change by time; None where none is known.
+    changes_at_s: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entitlements:
+class Limits(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """None: unlimited."""
+
+    agents: int | None = None
+    tenants: int | None = None
+    data_planes: int | None = None
+
+
+class License(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """A licence without its token."""
+
+    jti: str
+    customer: str
+    key_id: str
+    scope: str
+    plan: str
+    status: str
+    issued_at_s: int
+    not_before_s: int
+    expires_at_s: int
+    grace_ends_at_s: int
+
+
+class Entitlements(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     tenant: TenantId
     plan: str
     status: str
     #: Unix seconds; None when the plan has no end.
     plan_expires_at_s: int | None
     revision: int
+    #: In the catalogue's order.
     features: tuple[FeatureAnswer, ...]
+    grace_ends_at_s: int | None = None
+    limits: Limits = Limits()
+    license: License | None = None
+    scheduled: License | None = None
+    #: Live overrides: true enables, false disables.
+    overrides: dict[str, bool] = {}
 
     def modes(self) -> dict[str, str]:
         return {feature.key: feature.mode for feature in self.features}
+
+    def answer(self, key: str) -> FeatureAnswer | None:
+        for feature in self.features:
+            if feature.key == key:
+                return feature
+        return None
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it, as it is kept on disk."""
+
+    epoch: str
+    tenants: list[Entitlements]
+    catalogue: dict[str, Any] | None = None
 
 
 #: What a request does to the things of a feature. Read and write follow from its method; a route
@@ -61,34 +119,17 @@ def allows(mode: str, what: What) -> bool:
     assert_never(what)
 
 
-def admit(features: Features, tenant: TenantId, feature: str, what: What) -> None:
-    """Raises FEATURE_NOT_INCLUDED, which names feature, mode and plans. What nobody has told us of
-    is not included: without any answer REST offers the core alone.
-    """
-    held = features.of(tenant)
-    answers = held.features if held else ()
-    answer = next((one for one in answers if one.key == feature), None)
-    mode = answer.mode if answer else "off"
-    if allows(mode, what):
-        return
-    raise BehavryError(
-        "FEATURE_NOT_INCLUDED",
-        "The plan does not include this feature.",
-        feature=feature,
-        mode=mode,
-        current_plan=held.plan if held else "",
-        required_plan=answer.required_plan if answer else "",
-    )
-
-
 class Features:
     """`listen`ers hear of each tenant whose answer changed."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._epoch = ""
         self._of: dict[TenantId, Entitlements] = {}
         self._heard_ns: int | None = None
         self._listeners: list[Callable[[TenantId], None]] = []
+        #: Plans and features that can be had, as entitlements last listed them.
+        self.catalogue: dict[str, Any] | None = None
 
     def listen(self, listener: Callable[[TenantId], None]) -> None:
         self._listeners.append(listener)
@@ -105,10 +146,110 @@ class Features:
         """The stream lives."""
         self._heard_ns = self._clock.monotonic_ns()
 
-    def update(self, entitlements: Entitlements) -> None:
+    def update(self, held: Entitlements) -> None:
+        """One tenant, whole. What is older than what is known is not believed."""
         self.heard()
-        before = self._of.get(entitlements.tenant)
-        self._of[entitlements.tenant] = entitlements
-        if before != entitlements:
-            for listener in self._listeners:
-                listener(entitlements.tenant)
+        self._take(held)
+
+    def forget(self, tenant: TenantId, revision: int) -> None:
+        """The tenant was deleted."""
+        self.heard()
+        known = self._of.get(tenant)
+        if known is not None and known.revision <= revision:
+            del self._of[tenant]
+            self._tell(tenant)
+
+    def sync(self, epoch: str, revision: int, all: Mapping[TenantId, Entitlements]) -> None:
+        """Everything was told, as it was at `revision` or later. Another epoch than the one we know
+        is another life of the database: whatever we held counts no more.
+        """
+        self.heard()
+        if epoch != self._epoch:
+            gone, self._epoch = self._of, epoch
+            self._of = dict(all)
+            for tenant in gone.keys() | all.keys():
+                if gone.get(tenant) != all.get(tenant):
+                    self._tell(tenant)
+            return
+        for held in all.values():
+            self._take(held)
+        for tenant in self._of.keys() - all.keys():
+            if self._of[tenant].revision <= revision:  # else it came after the list was begun
+                del self._of[tenant]
+                self._tell(tenant)
+
+    def kept(self) -> Kept:
+        return Kept(epoch=self._epoch, tenants=list(self._of.values()), catalogue=self.catalogue)
+
+    def restore(self, kept: Kept) -> None:
+        """What a process before this one was told; stale until entitlements speaks."""
+        self._epoch = kept.epoch
+        self._of = {held.tenant: held for held in kept.tenants}
+        self.catalogue = kept.catalogue
+
+    def _take(self, held: Entitlements) -> None:
+        before = self._of.get(held.tenant)
+        if before == held or (before is not None and held.revision < before.revision):
+            return
+        self._of[held.tenant] = held
+        self._tell(held.tenant)
+
+    def _tell(self, tenant: TenantId) -> None:
+        for listener in self._listeners:
+            listener(tenant)
+
+
+class Checks:
+    """One request's view of one tenant: whatever happens meanwhile, it sees one revision."""
+
+    def __init__(self, features: Features, tenant: TenantId) -> None:
+        self._features = features
+        self.tenant = tenant
+        self.held = features.of(tenant)
+
+    def mode(self, key: str) -> str:
+        answer = self.held.answer(key) if self.held else None
+        return answer.mode if answer else "off"
+
+    def refusal(self, key: str, what: What) -> Refusal | None:
+        """Why the plan does not allow it; None where it does."""
+        held = self.held
+        answer = held.answer(key) if held else None
+        mode = answer.mode if answer else "off"
+        if allows(mode, what):
+            return None
+        required = answer.required_plan if answer else ""
+        name, plan = _names(self._features.catalogue, key, required)
+        if answer and answer.source == "OVERRIDE":
+            detail = f"{name} is switched off for this tenant."
+        elif required:
+            detail = f"{name} needs the {plan} plan."
+        else:
+            detail = f"Which plan has {name} is not known now."
+        return Refusal(
+            "FEATURE_NOT_INCLUDED",
+            detail,
+            details={
+                "feature": key,
+                "mode": mode,
+                "source": answer.source if answer else FALLBACK,
+                "current_plan": held.plan if held else "",
+                "required_plan": required,
+                "revision": held.revision if held else 0,
+            },
+        )
+
+
+def checks_of(state: MutableMapping[str, Any], features: Features, tenant: TenantId) -> Checks:
+    """The request's own; `state` lives as long as the request does."""
+    known: Checks | None = state.get("plan_checks")
+    if known is None or known.tenant != tenant:
+        known = state["plan_checks"] = Checks(features, tenant)
+    return known
+
+
+def _names(catalogue: Mapping[str, Any] | None, key: str, plan: str) -> tuple[str, str]:
+    """What people call the feature and the plan; without a catalogue, what programs do."""
+    said = catalogue or {"features": (), "plans": ()}
+    feature = next((one["name"] for one in said["features"] if one["key"] == key), key)
+    return feature, next((one["name"] for one in said["plans"] if one["key"] == plan), plan)

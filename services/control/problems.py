@@ -29,6 +29,9 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "csrf_failed": (403, "The request did not come from our own page"),
     "role_required": (403, "The role does not suffice"),
     "feature_not_included": (403, "Feature not included"),
+    "override_exceeds_license": (403, "The licence does not go that far"),
+    "limit_exceeded": (403, "The licence's limit is reached"),
+    "second_factor_required": (403, "A second factor is needed first"),
     "step_up_required": (403, "The password is needed again"),
     "human_required": (403, "Only a person can do this"),
     "self_approval_forbidden": (403, "Nobody approves what they asked for"),
@@ -38,6 +41,7 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "conflict": (409, "It conflicts with what exists"),
     "idempotency_in_flight": (409, "The first request still runs"),
     "last_admin": (409, "A tenant keeps one active admin"),
+    "license_older": (409, "A licence that was issued later is active"),
     "escalation_closed": (409, "The escalation is closed"),
     "stale_revision": (412, "It has changed since it was read"),
     "body_too_large": (413, "The body is too large"),
@@ -45,6 +49,15 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "validation_failed": (422, "Fields are missing or wrong"),
     "idempotency_mismatch": (422, "The key was used for another request"),
     "policy_rejected": (422, "The policy cannot be accepted"),
+    "license_expired": (422, "The licence has ended"),
+    "license_revoked": (422, "The licence was revoked"),
+    "license_malformed": (422, "That is no licence"),
+    "license_signature_invalid": (422, "The licence's signature is wrong"),
+    "license_unknown_key": (422, "The licence's key is not known"),
+    "license_product_mismatch": (422, "The licence is for another product"),
+    "license_subject_mismatch": (422, "The licence is for somebody else"),
+    "license_fingerprint_mismatch": (422, "The licence is for another installation"),
+    "license_clock_suspect": (422, "The clock cannot be believed"),
     "precondition_required": (428, "If-Match is required"),
     "rate_limited": (429, "Too many requests"),
     "internal": (500, "Something went wrong here"),
@@ -75,11 +88,14 @@ class Refusal(BehavryError):
         *,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
+        details: Mapping[str, Any] | None = None,
         **metadata: str,
     ) -> None:
         super().__init__(reason, message, **metadata)
         self.errors = tuple(errors)
         self.headers = dict(headers or {})
+        #: Fields of the document that are no texts.
+        self.details = dict(details or {})
 
 
 def status_of(code: str) -> int:
@@ -92,6 +108,8 @@ def document(error: BehavryError, *, instance: str, request_id: str) -> dict[str
     code = error.code if known else "internal"
     status, title = CATALOGUE[code]
     problem: dict[str, Any] = {**error.metadata} if known else {}
+    if known and isinstance(error, Refusal):
+        problem |= error.details
     problem |= {
         "type": f"/errors/{code}",
         "title": title,

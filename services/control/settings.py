@@ -45,6 +45,10 @@ class ControlSettings(ServiceSettings):
     page_key: Path = setting(
         "BEHAVRY_CONTROL_PAGE_KEY", derived=under("state_dir", "keys", "page.keys")
     )
+    #: What entitlements last said, for a start without it.
+    entitlements_copy: Path = setting(
+        "BEHAVRY_CONTROL_ENTITLEMENTS_COPY", derived=under("state_dir", "entitlements.copy")
+    )
     #: What destinations of notices refer to as `secret://name`.
     secrets_dir: Path = setting("BEHAVRY_SECRETS_DIR", derived=under("state_dir", "secrets"))
     admin_password_file: Path = setting(

@@ -60,6 +60,7 @@ CounterName = Literal[
     # control
     "control.notifications.delivered",
     "control.notifications.failed",  # attempts, not notices
+    "entitlement.bypass",  # requests of super-admins that the tenant's plan does not include
     # everywhere
     "postgres.statements",
     "postgres.connections",

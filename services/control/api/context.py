@@ -19,11 +19,12 @@ from services.common.ids import NIL_TENANT, EventId, TenantId, uuid7
 from services.common.outbox.record import Record
 from services.common.postgres.connection import Connection
 from services.common.postgres.pool import Pool, tenant_tx
+from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log
 from services.control import audit_records
-from services.control.clients import AuditReader, PlanCatalogue
+from services.control.clients import AuditReader, Plans
 from services.control.escalations import is_stepped_up
-from services.control.features import Features
+from services.control.features import Checks, Features, checks_of
 from services.control.keys import KeySet
 from services.control.limits import Limits, Merging
 from services.control.notifications.sending import Sender
@@ -74,7 +75,8 @@ class Control:
     planes: Planes
     signals: Signals
     audit: AuditReader
-    catalogue: PlanCatalogue
+    plans: Plans
+    counters: Counters
     verify_jobs: VerifyJobs
     sender: Sender
     #: Tells entitlements of a tenant, until it has heard.
@@ -92,6 +94,11 @@ class Change:
     tenant: TenantId
     came: audit_records.Circumstances
     recorder: Recorder
+
+    async def put(self, type: str, **fields: Any) -> None:
+        """A record of another family than `admin`, in the admin chain."""
+        record = audit_records.other(type, self.tenant, self.came, **fields)
+        await self.recorder.put(self.connection, record)
 
     async def record(
         self,
@@ -184,6 +191,11 @@ class Call(Visit):
     @property
     def tenant(self) -> TenantId:
         return self.principal.tenant
+
+    @property
+    def plan(self) -> Checks:
+        """What the tenant's plan gives, at one revision however long the request takes."""
+        return checks_of(self.request.scope["state"], self.control.features, self.tenant)
 
     @property
     def stepped_up(self) -> bool:

@@ -10,6 +10,7 @@ No deferred annotations here: the framework resolves them against a callable's g
 instance does not have.
 """
 
+import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -17,13 +18,12 @@ from typing import Any, Final
 from fastapi import Depends
 from starlette.requests import Request
 
-from services.common.errors import BehavryError
 from services.common.ids import TenantId
 from services.common.postgres.pool import tenant_tx
-from services.control import api_keys, features, idempotency, sessions, tenancy
+from services.control import api_keys, idempotency, sessions, tenancy
 from services.control.api import replays
 from services.control.api.context import Call, Control, Visit, control_of
-from services.control.features import What
+from services.control.features import KEYS, What
 from services.control.principals import Principal
 from services.control.problems import Refusal, not_found
 from services.control.roles import SUPER_ADMIN, Role
@@ -31,6 +31,8 @@ from services.control.store import keys, people, tenants
 from services.control.store.moments import moment
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+#: What somebody needs who has yet to add a second factor.
+_OF_ONESELF: Final = re.compile(r"/api/v1/(?:me|auth)\b")
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 
@@ -48,6 +50,10 @@ class RoleGuard:
     removes: bool = False
     operator: bool = False
 
+    def __post_init__(self) -> None:
+        if self.feature is not None and self.feature not in KEYS:
+            raise ValueError(f"there is no feature {self.feature}")
+
     @property
     def required(self) -> str:
         """As the description and refusals name it."""
@@ -61,13 +67,16 @@ class RoleGuard:
         if sender.csrf_token and request.method not in _SAFE:
             _check_own_page(control, request, sender)  # 3
         self._check_role(request, principal)  # 4
+        if lacks_factor(control, sender) and not _OF_ONESELF.match(request.scope["route"].path):
+            raise Refusal("SECOND_FACTOR_REQUIRED", "Add a passkey or one-time codes first.")
         call = Call(control=control, request=request, principal=principal)
         self._check_person(principal)  # 5
-        await self._check_feature(call)  # 6
+        bypassed = self._check_feature(call)  # 6
         if self.keyed and idempotency.HEADER not in request.headers:  # 7
             raise Refusal("IDEMPOTENCY_KEY_REQUIRED", "Send an Idempotency-Key.")
-        if principal.home is not None or "tenant_id" in request.path_params:
-            await _record_access(call)
+        visits = principal.home is not None or "tenant_id" in request.path_params
+        if visits or bypassed:
+            await self._record(call, visits=visits, bypassed=bypassed)
         request.state.admitted = True
         await replays.claim(call)
         return call
@@ -105,17 +114,45 @@ class RoleGuard:
         if self.human and principal.home is not None and not self.operator:
             raise Refusal("HUMAN_REQUIRED", "Only a person of the tenant can do this.")
 
-    async def _check_feature(self, call: Call) -> None:
+    def _check_feature(self, call: Call) -> bool:
+        """Whether the plan does not allow it and a super-admin does it nevertheless."""
         if self.feature is None:
-            return
+            return False
         what: What = "read" if call.request.method in _SAFE else "write"
         if self.removes:
             what = "remove"
-        try:
-            features.admit(call.control.features, call.tenant, self.feature, what)
-        except BehavryError:
-            if not call.principal.super_admin:
-                raise
+        refusal = call.plan.refusal(self.feature, what)
+        if refusal is not None and not call.principal.super_admin:
+            raise refusal
+        return refusal is not None
+
+    async def _record(self, call: Call, *, visits: bool, bypassed: bool) -> None:
+        """A super-admin's reason, in the admin chain of the tenant that they go into; it is there
+        before anything is done, or nothing is done.
+        """
+        reason = tenancy.reason_of(call.request.headers.get(tenancy.REASON_HEADER, ""))
+        if reason is None:
+            raise Refusal(
+                "REASON_REQUIRED", f"Say why, in {tenancy.REASON_HEADER}: 8 to 500 characters."
+            )
+        async with call.change(desired=False) as change:
+            if visits:
+                await change.record(
+                    "admin.superadmin.access",
+                    resource="tenant",
+                    resource_id=call.tenant,
+                    reason=reason,
+                )
+            if bypassed and self.feature is not None:
+                await change.put(
+                    "entitlement.bypass",
+                    feature=self.feature,
+                    mode=call.plan.mode(self.feature),
+                    method=call.request.method,
+                    reason=reason,
+                )
+        if bypassed:
+            call.control.counters.counter("entitlement.bypass").value += 1
 
 
 class OpenDoor:
@@ -156,19 +193,10 @@ def anyone() -> Any:
     return Depends(OpenDoor())
 
 
-async def _record_access(call: Call) -> None:
-    """A super-admin's reason, in the admin chain of the tenant that they go into; it is there
-    before anything is done.
-    """
-    reason = tenancy.reason_of(call.request.headers.get(tenancy.REASON_HEADER, ""))
-    if reason is None:
-        raise Refusal(
-            "REASON_REQUIRED", f"Say why, in {tenancy.REASON_HEADER}: 8 to 500 characters."
-        )
-    async with call.change(desired=False) as change:
-        await change.record(
-            "admin.superadmin.access", resource="tenant", resource_id=call.tenant, reason=reason
-        )
+def lacks_factor(control: Control, principal: Principal) -> bool:
+    """Where others than this machine reach us, a password alone is not enough."""
+    by_password = principal.is_human and principal.method != "oidc"
+    return by_password and not principal.factors and not control.origins.loopback
 
 
 def _role_required(key: str) -> Refusal:
@@ -244,6 +272,7 @@ async def by_session(control: Control, token: str, kind: sessions.Kind, now: dat
         session_sha256=digest,
         session_id=row.session_id,
         factors=row.factors,
+        method=row.method,
         super_admin=row.is_super_admin,
         proven_at=row.stepped_up_at,
         csrf_token=sessions.csrf_token(token) if kind == "browser" else None,

@@ -85,7 +85,7 @@ async def get_license(call: Annotated[Call, needs(Role.VIEWER)]) -> License:
 
 @router.get("/plan-features", response_model=Catalogue)
 async def list_plan_features(call: Annotated[Call, needs(Role.VIEWER)]) -> Any:
-    catalogue = Catalogue(**await call.control.catalogue.read())
+    catalogue = Catalogue(**await call.control.plans.catalogue())
     document = json.dumps(catalogue.model_dump(), separators=(",", ":")).encode()
     tag = f'"{hashlib.sha256(document).hexdigest()[:32]}"'
     headers = {"etag": tag, "cache-control": "private, max-age=60"}

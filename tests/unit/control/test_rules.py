@@ -170,7 +170,7 @@ def test_features_tell_when_they_change_and_when_they_grow_old() -> None:
     features.update(held)
     features.update(held)
     stale.append(features.stale)
-    clock.advance(46)
+    clock.advance(61)
     stale.append(features.stale)
 
     assert [TENANT] == heard
