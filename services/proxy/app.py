@@ -156,9 +156,9 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             log=log,
             spans=spans,
         )
-        holds.when_revoked = pipeline.feeds.revoked
-        holds.when_reconnected = pipeline.feeds.reconsider
-        sessions.when_ended = pipeline.feeds.session_ended
+        holds.when_revoked = pipeline.steps.feeds.revoked
+        holds.when_reconnected = pipeline.steps.feeds.reconsider
+        sessions.when_ended = pipeline.steps.feeds.session_ended
 
         async with serve(
             listen=settings.grpc_listen,
@@ -173,7 +173,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             def take_proxy(_: str, raw: bytes) -> None:
                 pipeline.snapshot = snapshot.decode(raw)
                 catalog.forget_views()
-                pipeline.feeds.policy_changed()
+                pipeline.steps.feeds.policy_changed()
                 ready.changed()
 
             def take_jwks(_: str, raw: bytes) -> None:
@@ -200,14 +200,14 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             supervisor.spawn("readiness", ready.run)
             supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures, pipeline))
             try:
-                async with listening(entry, listener), _letting_go(holds, pipeline.feeds):
+                async with listening(entry, listener), _letting_go(holds, pipeline.steps.feeds):
                     yield Running(
                         http=f"http://{bound}",
                         serving=serving,
                         counters=counters,
                         revision=lambda: pipeline.snapshot.revision,
                         waiting=lambda: len(holds),
-                        listening=lambda: len(pipeline.feeds),
+                        listening=lambda: len(pipeline.steps.feeds),
                         forget_catalog=catalog.forget,
                         forget_upstreams=backends.forget,
                     )
@@ -379,8 +379,8 @@ async def _sweep(
     while True:
         await asyncio.sleep(SWEEP_S)
         failures.sweep()
-        pipeline.tasks.sweep()
-        pipeline.feeds.touch()
+        pipeline.steps.tasks.sweep()
+        pipeline.steps.feeds.touch()
         await backends.sweep()
         for visit, session in sessions.sweep():
             upstream = local.upstream_session(session)

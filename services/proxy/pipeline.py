@@ -28,10 +28,7 @@ from services.proxy import (
     messages,
 )
 from services.proxy.answers import Answer, Rejection
-from services.proxy.approval_tasks import Tasks
-from services.proxy.asking.requests import Questions
-from services.proxy.asking.rounds import Rounds
-from services.proxy.asking.their_tasks import UPDATE, TheirTasks
+from services.proxy.asking.their_tasks import UPDATE
 from services.proxy.backends.upstream import Backends
 from services.proxy.calls import (
     Caller,
@@ -43,27 +40,20 @@ from services.proxy.calls import (
     Visit,
 )
 from services.proxy.catalog import Catalog
-from services.proxy.completing import Completing
 from services.proxy.continuing import Carried
 from services.proxy.encodings import Row
 from services.proxy.eras import Route
 from services.proxy.failures import Failures
-from services.proxy.forwarding import Forwarding
 from services.proxy.governed import Incoming, Question
 from services.proxy.identity import ControlAway, Identity, Unauthenticated
-from services.proxy.judging import Judging, enforce
-from services.proxy.local import Local, Refused
+from services.proxy.judging import enforce
+from services.proxy.local import Refused
 from services.proxy.messages import Kind, Malformed, Message
-from services.proxy.refusals import Refusals, unavailable
+from services.proxy.refusals import unavailable
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import EMPTY, Snapshot
-from services.proxy.streams.abandoning import Abandonments
-from services.proxy.streams.feeds import Feeds
-from services.proxy.streams.noting import Noting
-from services.proxy.streams.relay import Relays
-from services.proxy.streams.subscriptions import Subscriptions
-from services.proxy.streams.tails import Resuming
+from services.proxy.steps import Steps, made
 from services.proxy.waiting import Wait, Waits
 
 AT_ONCE: Final = 64
@@ -112,115 +102,18 @@ class Pipeline:
     spans: CallSpans | None = None
     snapshot: Snapshot = EMPTY
     _running: dict[tuple[TenantId, AgentId], int] = field(default_factory=dict)
-    tasks: Tasks = field(init=False)
-    _local: Local = field(init=False)
+    steps: Steps = field(init=False)
     _calls: Counter = field(init=False)
     _allowed: Counter = field(init=False)
     _denied: Counter = field(init=False)
     _held: Counter = field(init=False)
-    _judging: Judging = field(init=False)
-    _refusals: Refusals = field(init=False)
-    _forwarding: Forwarding = field(init=False)
-    feeds: Feeds = field(init=False)
-    _noting: Noting = field(init=False)
-    _subscriptions: Subscriptions = field(init=False)
-    _questions: Questions = field(init=False)
-    _rounds: Rounds = field(init=False)
 
     def __post_init__(self) -> None:
-        self._local = Local(
-            catalog=self.catalog,
-            sessions=self.sessions,
-            seals=self.seals,
-            completing=Completing(
-                recorder=self.recorder, digester=self.digester, clock=self.clock, log=self.log
-            ),
-            backend=lambda visit: self.backends.of(visit.server),
-        )
-        theirs = TheirTasks(
-            carried=self.carried,
-            catalog=self.catalog,
-            backends=self.backends,
-            holds=self.waits.holds,
-            recorder=self.recorder,
-            govern=self.govern,
-            clock=self.clock,
-            log=self.log,
-        )
-        self.tasks = Tasks(
-            waits=self.waits,
-            carried=self.carried,
-            theirs=theirs,
-            govern=self.govern,
-            spawn=self.spawn,
-        )
+        self.steps = made(self, lambda: self.snapshot)
         self._calls = self.counters.counter("proxy.calls")
         self._allowed = self.counters.counter("proxy.allowed")
         self._denied = self.counters.counter("proxy.denied")
         self._held = self.counters.counter("proxy.held")
-        self._refusals = Refusals(
-            recorder=self.recorder,
-            failures=self.failures,
-            counters=self.counters,
-            clock=self.clock,
-            log=self.log,
-        )
-        self._judging = Judging(
-            decider=self.decider,
-            recorder=self.recorder,
-            backends=self.backends,
-            catalog=self.catalog,
-            snapshot=lambda: self.snapshot,
-            spans=self.spans,
-            clock=self.clock,
-            log=self.log,
-        )
-        self._questions = Questions(
-            approvals=self.waits,
-            carried=self.carried,
-            backends=self.backends,
-            recorder=self.recorder,
-            govern=self.govern,
-            spawn=self.spawn,
-            counters=self.counters,
-            clock=self.clock,
-            log=self.log,
-        )
-        self._rounds = Rounds(self._questions, self.carried, self.digester)
-        given_up = Abandonments()
-        self._subscriptions = Subscriptions(self.govern, self.spawn)
-        resuming = Resuming(self.seals)
-        self.feeds = Feeds(
-            catalog=self.catalog,
-            backends=self.backends,
-            sessions=self.sessions,
-            subscriptions=self._subscriptions,
-            questions=self._questions,
-            resuming=resuming,
-            snapshot=lambda: self.snapshot,
-            dropped=self.counters.counter("proxy.upstream.dropped"),
-            spawn=self.spawn,
-            clock=self.clock,
-        )
-        self._noting = Noting(holds=self.waits.holds, given_up=given_up, backends=self.backends)
-        self._forwarding = Forwarding(
-            recorder=self.recorder,
-            sessions=self.sessions,
-            rounds=self._rounds,
-            questions=self._questions,
-            tasks=theirs,
-            relays=Relays(
-                asked=self._questions.heard,
-                changed=self.feeds.changed,
-                paused=resuming.paused,
-                dropped=self.counters.counter("proxy.upstream.dropped"),
-            ),
-            given_up=given_up,
-            subscriptions=self._subscriptions,
-            digester=self.digester,
-            clock=self.clock,
-            log=self.log,
-        )
 
     async def serve(self, arrival: Arrival) -> Answer:
         """1. the credential  2. server and agent  3. one of 64 places; without one, 64 more are
@@ -230,7 +123,7 @@ class Pipeline:
         try:
             caller = await self._authenticate(arrival)  # 1
         except Unauthenticated as failure:
-            return self._refusals.unauthenticated(
+            return self.steps.refusals.unauthenticated(
                 failure,
                 snapshot=self.snapshot,
                 server=arrival.server,
@@ -242,7 +135,7 @@ class Pipeline:
         try:
             visit = self._visit(arrival, caller)  # 2
         except Refused as refused:
-            return await self._refusals.turn_away(
+            return await self.steps.refusals.turn_away(
                 caller,
                 refused.why,
                 snapshot=self.snapshot,
@@ -251,9 +144,9 @@ class Pipeline:
             )
         owner = (caller.tenant, caller.agent)
         running = self._running.get(owner, 0)
-        over = running - self.feeds.of(*owner) - AT_ONCE if running >= AT_ONCE else -1
+        over = running - self.steps.feeds.of(*owner) - AT_ONCE if running >= AT_ONCE else -1
         if over >= AT_ONCE or (over >= 0 and arrival.verb != "POST"):  # 3
-            return await self._refusals.reject(visit, None, "", local.failed("rate_limited"))
+            return await self.steps.refusals.reject(visit, None, "", local.failed("rate_limited"))
         self._running[owner] = running + 1
         try:
             return await self._admitted(arrival, visit, crowded=over >= 0)
@@ -279,19 +172,19 @@ class Pipeline:
         except TooLarge:
             why = Rejection(status=413, code=messages.INVALID_REQUEST, message="body too large",
                             reason="body_too_large")  # fmt: skip
-            return await self._refusals.reject(visit, None, "", why)
+            return await self.steps.refusals.reject(visit, None, "", why)
         except Malformed as bad:
-            return await self._refusals.reject(visit, bad.id, "", answers.malformed(bad))
+            return await self.steps.refusals.reject(visit, bad.id, "", answers.malformed(bad))
         except Refused as refused:
             given, method = (message.id, message.method) if message else (None, "")
-            return await self._refusals.reject(visit, given, method, refused.why)
+            return await self.steps.refusals.reject(visit, given, method, refused.why)
 
     async def _crowded_out(self, visit: Visit, message: Message, route: Route) -> Answer:
         """Raises Refused, but where a tool's result is due."""
         why = local.failed("rate_limited")
         if message.method != governed.TOOL:
             raise Refused(why)
-        await self._refusals.reject(visit, message.id, message.method, why)
+        await self.steps.refusals.reject(visit, message.id, message.method, why)
         data = answers.decision_data(
             verdict="deny", reason=why.reason, decision_id="", revision=visit.revision
         )
@@ -314,11 +207,11 @@ class Pipeline:
         while True:
             since = self.waits.holds.mark()
             digest = self._digest(incoming, asked)
-            call, span = await self._judging.decide(incoming, asked, digest, wait)  # 2, 3
+            call, span = await self.steps.judging.decide(incoming, asked, digest, wait)  # 2, 3
             if wait is not None:
                 call = wait.waits_on(call)
             result, refusal = enforce(call.decision)  # 4
-            lost = await self._judging.record(call, result, refusal, wait)  # 5
+            lost = await self.steps.judging.record(call, result, refusal, wait)  # 5
             if lost:
                 result, refusal = Result.DENY, refusal or lost
             if wait is not None and result is not Result.INTERCEPT:
@@ -334,7 +227,7 @@ class Pipeline:
                     answer = await wait.next(call, since)
                 case Result.ALLOW:
                     self._allowed.value += 1
-                    answer, more = await self._forwarding.run(call, since)  # 8-11
+                    answer, more = await self.steps.forwarding.run(call, since)  # 8-11
                     if more is not None:
                         asked, wait = more, None
                 case _:
@@ -438,7 +331,7 @@ class Pipeline:
         session: Session | None,
     ) -> Answer:
         if message.kind is Kind.NOTIFICATION:
-            return await self._noting.noted(visit, message, session)
+            return await self.steps.noting.noted(visit, message, session)
         arrival.stream.headed = route.opening
         method, modern = message.method, route.modern
         tasks = modern and method in approval_tasks.METHODS
@@ -454,21 +347,21 @@ class Pipeline:
             if tasks:
                 if not visit.let_in:
                     raise Refused(local.failed("agent_suspended"))
-                return await self.tasks.answer(incoming)
+                return await self.steps.tasks.answer(incoming)
             if message.kind is Kind.RESPONSE:
-                return await self._questions.answered(incoming)
+                return await self.steps.questions.answered(incoming)
             if method == governed.SUBSCRIBE and session is not None:
-                self._subscriptions.admit(session, message.params)
+                self.steps.subscriptions.admit(session, message.params)
             self._calls.value += 1
             return await self.govern(incoming)
-        listens = self.feeds.knows(method, modern=modern)
-        if not (listens or self._local.knows(method, route)):
+        listens = self.steps.feeds.knows(method, modern=modern)
+        if not (listens or self.steps.local.knows(method, route)):
             raise Refused(local.not_found(message, route))
         if not visit.let_in:
             raise Refused(local.failed("agent_suspended"))
         if listens:
-            return await self.feeds.answer(visit, message, route, session, arrival.stream)
-        return await self._local.answer(visit, message, route, session)
+            return await self.steps.feeds.answer(visit, message, route, session, arrival.stream)
+        return await self.steps.local.answer(visit, message, route, session)
 
     async def _in_session(self, arrival: Arrival, visit: Visit) -> Answer:
         """A legacy session's GET, or its end."""
@@ -478,7 +371,7 @@ class Pipeline:
             if not visit.let_in:
                 raise Refused(local.failed("agent_suspended"))
             last = sent.get(b"last-event-id", b"").decode("latin-1")
-            return await self.feeds.get(visit, session, arrival.stream, last)
+            return await self.steps.feeds.get(visit, session, arrival.stream, last)
         self.sessions.end(visit, session)
         upstream = local.upstream_session(session)
         if upstream is not None:
@@ -489,7 +382,7 @@ class Pipeline:
 
     def _question(self, incoming: Incoming) -> Question:
         if incoming.message.method == UPDATE:
-            return self.tasks.update(incoming)
+            return self.steps.tasks.update(incoming)
         asked = governed.question(incoming.message, modern=incoming.route.modern)
         if isinstance(asked, Rejection):
             raise Refused(asked)
@@ -497,7 +390,7 @@ class Pipeline:
 
     async def _continued(self, incoming: Incoming, asked: Question) -> tuple[Question, Wait | None]:
         """What a retry asks, and the wait that goes on with it."""
-        asked, state = self._rounds.continued(incoming, asked)
+        asked, state = self.steps.rounds.continued(incoming, asked)
         if state is None:
             return asked, None
         digest = self._digest(incoming, asked)
@@ -509,5 +402,5 @@ class Pipeline:
     def _begin(self, incoming: Incoming, asked: Question) -> Wait:
         """The wait of a call that nobody waits for yet."""
         row = encodings.row(incoming, asked)
-        task = self.tasks.begin(incoming, asked) if row is Row.TASK else None
+        task = self.steps.tasks.begin(incoming, asked) if row is Row.TASK else None
         return task or self.waits.begin(incoming, row)
