@@ -54,6 +54,13 @@ def secret(prompt: str, *, file: Path | None) -> str:
     return getpass.getpass(prompt, stream=sys.stderr)
 
 
+def code(prompt: str) -> str:
+    """A one-time code: good for half a minute, so nobody keeps it in a file."""
+    if not may_ask():
+        raise CommandFailed("nobody can be asked for a one-time code", status=Exit.NOT_SIGNED_IN)
+    return _answer(prompt)
+
+
 def _from(file: Path) -> str:
     if str(file) == "-":
         return sys.stdin.readline().rstrip("\r\n")

@@ -16,33 +16,42 @@ from services.cli.rest import Control, Refused
 from services.cli.session import Session
 from services.cli.state import State
 
+TOTP_DIGITS = 6
+
 
 def open_session(url: str, *, username: str, password: str) -> Session:
-    """Sign in with a password. Raises Refused: 401 for a wrong name or password alike."""
+    """Sign in with a password, and with a code where control wants one. Raises Refused: 401 for a
+    wrong name or password alike.
+    """
     body = {"username": username, "password": password, "bearer": True}
+    told = _send(f"{url}/api/v1/auth/login", body)
+    wanted = told.get("second_factor")
+    if wanted:
+        typed = asking.code("One-time code, or a recovery code: ")
+        kind = "totp" if typed.isdigit() and len(typed) == TOTP_DIGITS else "recovery_code"
+        half = {"token": wanted["token"], kind: typed}
+        told = _send(f"{url}/api/v1/auth/second-factor", half)
+    return Session(
+        control_url=url, username=username, token=told["token"], second_factor=bool(wanted)
+    )
+
+
+def accept_invite(url: str, *, token: str, password: str) -> dict[str, Any]:
+    """Who one is from then on. Raises Refused."""
+    return _send(f"{url}/api/v1/invites:accept", {"token": token, "password": password})
+
+
+def _send(url: str, body: dict[str, Any]) -> dict[str, Any]:
     answer = wire.send(
         "POST",
-        f"{url}/api/v1/auth/login",
+        url,
         headers={"content-type": "application/json", "accept": "application/json"},
         body=json.dumps(body).encode(),
     )
     if answer.status >= 400:
         raise Refused(answer)
-    return Session(control_url=url, username=username, token=answer.json()["token"])
-
-
-def accept_invite(url: str, *, token: str, password: str) -> dict[str, Any]:
-    """Who one is from then on. Raises Refused."""
-    answer = wire.send(
-        "POST",
-        f"{url}/api/v1/invites:accept",
-        headers={"content-type": "application/json", "accept": "application/json"},
-        body=json.dumps({"token": token, "password": password}).encode(),
-    )
-    if answer.status >= 400:
-        raise Refused(answer)
-    come: dict[str, Any] = answer.json()
-    return come
+    told: dict[str, Any] = answer.json()
+    return told
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,17 +77,36 @@ class Person:
         self.step_up()
         return self.control.post(path, body, key=key)
 
+    def remove(self, path: str) -> None:
+        """One DELETE, as `act`."""
+        try:
+            self.control.delete(path)
+        except Refused as refused:
+            if refused.code != "step_up_required":
+                raise
+            self.step_up()
+            self.control.delete(path)
+
     def step_up(self) -> None:
-        """Prove the password once more. A session that got a new token by it is kept."""
+        """Prove who one is once more. A session that got a new token by it is kept."""
         if self.password_file is None and asking.may_ask():
             say("This needs a fresh proof that it is you.")
-        password = asking.secret(f"Password of {self.session.username}: ", file=self.password_file)
-        answer = self.control.post("/api/v1/auth/step-up", {"password": password})
+        if self.session.second_factor:
+            proof = {"totp": asking.code("One-time code: ")}
+        else:
+            name = self.session.username
+            given = asking.secret(f"Password of {name}: ", file=self.password_file)
+            proof = {"password": given}
+        answer = self.control.post("/api/v1/auth/step-up", proof)
         token = answer.get("token") if isinstance(answer, dict) else None
         if token:
-            self.session = replace(self.session, token=token)
-            if self.state is not None:
-                session.keep(self.state, self.session)
+            self.keep(token=token)
+
+    def keep(self, **changed: Any) -> None:
+        """The session goes on as changed."""
+        self.session = replace(self.session, **changed)
+        if self.state is not None:
+            session.keep(self.state, self.session)
 
 
 def signed_in(state: State, *, control_url: str, password_file: Path | None) -> Person:

@@ -16,6 +16,8 @@ class Session:
     control_url: str
     username: str
     token: str = field(repr=False)
+    #: Whether control asks for more than the password.
+    second_factor: bool = False
 
 
 def keep(state: State, session: Session) -> None:

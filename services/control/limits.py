@@ -99,6 +99,8 @@ class Limits:
         #: Per account and address, and per address over all accounts.
         self.sign_in = Window(clock, limit=10, seconds=60)
         self.sign_in_address = Window(clock, limit=60, seconds=60)
+        #: Second factors that were wrong, per person, from wherever.
+        self.second_factor = Window(clock, limit=10, seconds=300)
         #: The token door. Clients that do not exist have one of their own, with the same figures:
         #: a flood of invented ones pushes no real client's failures out of memory.
         self.known_clients = TokenDoor(clock)

@@ -28,6 +28,8 @@ class Principal:
     #: Only a browser's session has one.
     csrf_token: str | None = field(default=None, repr=False)
     factors: tuple[str, ...] = ()
+    #: What proved who it is, last.
+    method: str = ""
     #: Runs the installation; never true of a machine.
     super_admin: bool = False
     #: The own tenant of a super-admin who acts in another one.

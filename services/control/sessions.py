@@ -58,6 +58,11 @@ class Origins:
         return self.public_url.startswith("https:")
 
     @property
+    def loopback(self) -> bool:
+        """Whether nobody but this machine reaches us."""
+        return (urlsplit(self.public_url).hostname or "") in _LOOPBACK
+
+    @property
     def cookie(self) -> str:
         return COOKIE_SECURE if self.secure else COOKIE_LOOPBACK
 

@@ -95,6 +95,8 @@ class Viewer:
     eligible: bool
     voted: str | None
     needs_password: bool
+    #: Proves it by a one-time code instead.
+    by_code: bool = False
 
 
 def sign_in(path: str, *, token: str, error: str = "") -> str:
@@ -110,6 +112,9 @@ def sign_in(path: str, *, token: str, error: str = "") -> str:
 <label for="password">Password</label>
 <input type="password" id="password" name="password" autocomplete="current-password"
  maxlength="1024" required>
+<label for="code">One-time code, if you have set them up</label>
+<input type="text" id="code" name="code" autocomplete="one-time-code" inputmode="numeric"
+ maxlength="6">
 <button type="submit">Sign in</button>
 </form>"""
     return _document("Sign in", body, failed=bool(error))
@@ -336,6 +341,13 @@ def _reason(act: str, typed: Mapping[str, str], *, required: bool = False) -> st
 def _password(act: str, viewer: Viewer) -> str:
     if not viewer.needs_password:
         return ""
+    if viewer.by_code:
+        return (
+            f'<label for="{act}-code">A one-time code</label>'
+            f'<input type="text" id="{act}-code" name="code" autocomplete="one-time-code"'
+            f' inputmode="numeric" maxlength="6" required aria-describedby="{act}-why">'
+            f'<p class="hint" id="{act}-why">This approval needs a fresh proof that it is you.</p>'
+        )
     return (
         '<input type="text" name="username" autocomplete="username" hidden readonly'
         f' value="{escape(viewer.name)}">'

@@ -53,14 +53,19 @@ async def show_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]) 
     try:
         call = await _signed_in(visit)
     except Refusal as refused:
-        ended = refused.reason == "SESSION_EXPIRED"
-        return _sign_in_form(visit, escalation_id, "Your session has ended." if ended else "")
+        words = {
+            "SESSION_EXPIRED": "Your session has ended.",
+            "SECOND_FACTOR_REQUIRED": "Add a passkey or one-time codes to your account first.",
+        }
+        return _sign_in_form(visit, escalation_id, words.get(refused.reason, ""))
     return await _shown(call, escalation_id)
 
 
 @router.post("/{escalation_id:uuid}/sign-in")
 async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
-    """1. from our own form  2. the password  3. a new session, and back to the page."""
+    """1. from our own form  2. the password  3. a new session, of whoever has a second factor by a
+    one-time code, and back to the page.
+    """
     form = await _form(visit.request)
     held = visit.request.cookies.get(_pre_cookie(visit), "")
     _check_origin(visit)  # 1
@@ -71,6 +76,8 @@ async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone
         return _sign_in_form(visit, escalation_id, "User name or password is wrong.", status=401)
     try:
         account, known_as = await auth.prove(visit, username, password)  # 2
+        code = form.get("code", "").strip()
+        token = await auth.open_at_once(visit, account, known_as, "browser", code)  # 3
     except Refusal as refused:
         if refused.reason not in {"UNAUTHENTICATED", "RATE_LIMITED"}:
             raise
@@ -78,7 +85,6 @@ async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone
         return _sign_in_form(
             visit, escalation_id, refused.message, status=status, headers=refused.headers
         )
-    token = await auth.open_session(visit, account, known_as, "browser")  # 3
     answer = _back(visit, escalation_id, token)
     answer.headers.append("set-cookie", _pre_set(visit, "", 0))
     return answer
@@ -111,8 +117,8 @@ async def decide_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]
         _check_own_form(call, form)  # 1
         if call.principal.role < Role.ANALYST:  # 2
             raise Refusal("ROLE_REQUIRED", "Your role does not suffice to decide this.")
-        if form.get("password"):  # 3
-            token = await auth.give_again(call, "browser", form["password"][:1024])
+        if form.get("password") or form.get("code"):  # 3
+            token = await auth.give_again(call, "browser", _given(form))
             call = _proven(call, token)
         await _act(call, str(escalation_id), form)  # 4
     except Refusal as refused:
@@ -162,7 +168,16 @@ async def _signed_in(visit: Visit) -> Call:
     if not token:
         raise Refusal("UNAUTHENTICATED", "Nobody is signed in.")
     principal = await guards.by_session(control, token, "browser", visit.now)
+    if guards.lacks_factor(control, principal):
+        raise Refusal("SECOND_FACTOR_REQUIRED", "Add a second factor first.")
     return Call(control=control, request=visit.request, principal=principal)
+
+
+def _given(form: Mapping[str, str]) -> auth.StepUp:
+    code = form.get("code", "").strip()
+    if code:
+        return auth.StepUp(totp=code if auth.is_code(code) else "000000")
+    return auth.StepUp(password=form["password"][:1024])
 
 
 def _proven(call: Call, token: str) -> Call:
@@ -248,6 +263,7 @@ def _viewer(call: Call, row: Mapping[str, Any] | None) -> html.Viewer:
         eligible=rule is not None and principal.id in rule.eligible,
         voted=next((vote["verdict"] for vote in votes if vote["user_id"] == principal.id), None),
         needs_password=rule is not None and rule.step_up and not call.stepped_up,
+        by_code=bool(principal.factors),
     )
 
 

@@ -1,30 +1,35 @@
-"""Sign-in and sign-out of people, the password given again, and who one is.
+"""Sign-in and sign-out of people, the step-up, and who one is.
 
-Sign-in: 1. limits  2. the password, at the same price for an unknown user  3. a new session and its
-record in one transaction. A failed try is recorded too, in the account's tenant where there is one.
-A session's id is new after each proof of the password: one that was planted or seen before is worth
-nothing after it.
+Sign-in: 1. limits  2. the password, at the same price for an unknown user  3. the second factor of
+whoever has one, asked for and answered by itself  4. a new session and its record in one
+transaction. A failed try is recorded too, in the account's tenant where there is one. A session's
+id is new after each proof: one that was planted or seen before is worth nothing after it.
+
+Step-up: by a second factor; by the password alone only where nobody but this machine reaches us and
+while there is no second factor.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from services.common.ids import TenantId
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, limits, sessions
+from services.control.api import proofs
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone, needs
+from services.control.api.proofs import Proof, Who
 from services.control.api.shapes import Answer, Time
 from services.control.escalations import STEP_UP
+from services.control.passkeys import NotProven
 from services.control.problems import Refusal
 from services.control.roles import Role
-from services.control.store import people
+from services.control.store import factors, people
 from services.control.store.people import Account
 
 router = APIRouter(prefix="/api/v1", tags=["people"])
@@ -37,17 +42,37 @@ class SignIn(Body):
     bearer: bool = False
 
 
-class StepUp(Body):
-    password: str = Field(min_length=1, max_length=1024)
+class SecondHalf(Proof):
+    """The rest of a sign-in."""
+
+    #: From the answer of the first half.
+    token: str = Field(min_length=1, max_length=200)
+
+
+class StepUp(Proof):
+    password: str | None = Field(default=None, min_length=1, max_length=1024)
+    #: Of the challenge that a passkey answers.
+    token: str | None = Field(default=None, min_length=1, max_length=200)
+
+
+class SecondFactor(Answer):
+    """What is asked of whoever has a second factor."""
+
+    token: str
+    #: passkey, totp.
+    factors: list[str]
+    #: For `navigator.credentials.get`, as JSON; null without a passkey.
+    passkey: dict[str, Any] | None
 
 
 class SignedIn(Answer):
     """`csrf_token` for a browser, `token` for whoever asked for a bearer's session; a step-up
-    replaces the one that was used.
+    replaces the one that was used. With `second_factor` nobody is signed in yet.
     """
 
     csrf_token: str | None
     token: str | None = None
+    second_factor: SecondFactor | None = None
 
 
 class Tenant(Answer):
@@ -62,6 +87,9 @@ class Me(Answer):
     role: str
     tenant: Tenant
     csrf_token: str | None
+    is_super_admin: bool
+    #: Second factors in use.
+    factors: list[str]
     #: Until when what needs a step-up may be done; absent for machines.
     stepped_up_until: Time | None = None
 
@@ -75,8 +103,34 @@ async def login(
     check_origin(visit)
     account, username = await prove(visit, body.username, body.password)
     kind: sessions.Kind = "bearer" if body.bearer else "browser"
+    if account.factors:
+        who = Who(tenant=account.tenant, user=account.user_id)
+        asked, options = await proofs.ask(visit, who, "sign_in", kind)
+        wanted = SecondFactor(token=asked, factors=list(account.factors), passkey=options)
+        return SignedIn(csrf_token=None, second_factor=wanted)
     token = await open_session(visit, account, username, kind)
     return _told(visit, kind, token, response)
+
+
+@router.post("/auth/second-factor")
+async def give_second_factor(
+    visit: Annotated[Visit, anyone()],
+    body: Annotated[SecondHalf, json_body(SecondHalf)],
+    response: Response,
+) -> SignedIn:
+    """What was asked for, answered: the session begins."""
+    check_origin(visit)
+    kind, token = await second_half(visit, body, body.token)
+    return _told(visit, kind, token, response)
+
+
+@router.post("/auth/step-up:begin")
+async def begin_step_up(call: Annotated[Call, needs(Role.VIEWER, human=True)]) -> SecondFactor:
+    """What a passkey is asked, for a step-up by one."""
+    principal = call.principal
+    who = Who(tenant=call.tenant, user=principal.id)
+    token, options = await proofs.ask(call, who, "step_up", "")
+    return SecondFactor(token=token, factors=list(principal.factors), passkey=options)
 
 
 @router.post("/auth/step-up")
@@ -85,9 +139,9 @@ async def step_up(
     body: Annotated[StepUp, json_body(StepUp)],
     response: Response,
 ) -> SignedIn:
-    """The password again, for what a stolen session must not do. Replaces the session's token."""
+    """Who one is, proven anew, for what a stolen session must not do. Replaces its token."""
     kind: sessions.Kind = "browser" if call.principal.csrf_token else "bearer"
-    token = await give_again(call, kind, body.password)
+    token = await give_again(call, kind, body)
     return _told(call, kind, token, response)
 
 
@@ -107,6 +161,8 @@ async def me(call: Annotated[Call, needs(Role.VIEWER)]) -> Me:
         role=principal.role.key,
         tenant=Tenant(id=principal.tenant, slug=principal.tenant_slug),
         csrf_token=principal.csrf_token,
+        is_super_admin=principal.super_admin,
+        factors=list(principal.factors),
         stepped_up_until=principal.proven_at + STEP_UP if principal.proven_at else None,
     )
 
@@ -127,44 +183,98 @@ async def prove(visit: Visit, typed: str, password: str) -> tuple[Account, str]:
     return account, username
 
 
+async def second_half(visit: Visit, proof: Proof, challenge: str) -> tuple[sessions.Kind, str]:
+    """The token of the session that a challenge was the first half of. Raises UNAUTHENTICATED for
+    whatever does not fit, RATE_LIMITED.
+    """
+    control, asked = visit.control, None
+    async with control.pool.acquire() as connection:
+        asked = await factors.find(connection, sessions.stored(challenge))
+    if asked is None or not asked.user_status == asked.tenant_status == "active":
+        _take(visit, "")
+        await _record_failure(visit, None)
+        raise _no_second_factor()
+    who = Who(tenant=asked.tenant, user=asked.user_id)
+    try:
+        method, kind = await proofs.check(visit, who, proof, token=challenge, purpose="sign_in")
+    except NotProven:
+        await visit.record_failure(
+            who.tenant, {"kind": "user", "id": who.user}, "second_factor_refused"
+        )
+        raise _no_second_factor() from None
+    opened: sessions.Kind = "bearer" if kind == "bearer" else "browser"
+    return opened, await _begin(visit, who, asked.username, opened, method)
+
+
 async def open_session(visit: Visit, account: Account, username: str, kind: sessions.Kind) -> str:
+    """The token of a session for whoever proved their password and has no second factor."""
+    who = Who(tenant=account.tenant, user=account.user_id)
+    return await _begin(visit, who, username, kind, "password")
+
+
+async def open_at_once(
+    visit: Visit, account: Account, username: str, kind: sessions.Kind, code: str
+) -> str:
+    """Both halves in one, for a form: `code` is a one-time code of whoever has a second factor.
+    Raises UNAUTHENTICATED, RATE_LIMITED.
+    """
+    if not account.factors:
+        return await open_session(visit, account, username, kind)
+    who = Who(tenant=account.tenant, user=account.user_id)
+    try:
+        if not is_code(code):
+            raise NotProven
+        proof = Proof(totp=code)
+        method, _ = await proofs.check(visit, who, proof, token=None, purpose="sign_in")
+    except NotProven:
+        await visit.record_failure(
+            who.tenant, {"kind": "user", "id": who.user}, "second_factor_refused"
+        )
+        raise Refusal("UNAUTHENTICATED", "A one-time code is needed, and it must fit.") from None
+    return await _begin(visit, who, username, kind, method)
+
+
+def is_code(text: str) -> bool:
+    return len(text) == 6 and text.isascii() and text.isdigit()
+
+
+async def _begin(visit: Visit, who: Who, username: str, kind: sessions.Kind, method: str) -> str:
     """The token of a new session, which begins with its record."""
     token = sessions.new_token(kind)
-    tenant: TenantId = account.tenant
-    actor = {"kind": "user", "id": account.user_id, "name": username}
-    async with tenant_tx(visit.control.pool, tenant) as connection:  # 3
+    actor = {"kind": "user", "id": who.user, "name": username}
+    async with tenant_tx(visit.control.pool, who.tenant) as connection:  # 4
         await people.start_session(
             connection,
-            tenant,
+            who.tenant,
             token_sha256=sessions.stored(token),
-            user_id=account.user_id,
+            user_id=who.user,
             kind=kind,
             now=visit.now,
             id=visit.control.new_id(),
             client_ip=visit.address,
+            method=method,
         )
-        record = audit_records.user("user.signin", tenant, visit.came(actor))
+        record = audit_records.user("user.signin", who.tenant, visit.came(actor))
         await visit.control.recorder.put(connection, record)
     visit.control.recorder.wake()
     return token
 
 
-async def give_again(call: Call, kind: sessions.Kind, password: str) -> str:
-    """The session's next token. Raises RATE_LIMITED, or STEP_UP_REQUIRED for a wrong password."""
+async def give_again(call: Call, kind: sessions.Kind, given: StepUp) -> str:
+    """The session's next token. Raises RATE_LIMITED, or STEP_UP_REQUIRED for what is wrong or not
+    enough.
+    """
     control, principal = call.control, call.principal
-    _take(call, principal.name)
-    async with control.pool.acquire() as connection:
-        account = await people.find_account(connection, principal.name)
-    stored = account.password_hash if account and account.user_id == principal.id else None
-    if not await control.passwords.matches(stored, password):
-        await call.record_failure(call.tenant, principal.actor(), "step_up_refused")
-        raise Refusal("STEP_UP_REQUIRED", "The password is wrong.")
-    control.limits.sign_in.forget((principal.name, call.address))
+    method = await (_factor_again if principal.factors else _password_again)(call, given)
     token = sessions.new_token(kind)
     old = principal.session_sha256 or b""
     async with tenant_tx(control.pool, call.tenant) as connection:
         rotated = await people.rotate_session(
-            connection, old_sha256=old, new_sha256=sessions.stored(token), now=call.now
+            connection,
+            old_sha256=old,
+            new_sha256=sessions.stored(token),
+            now=call.now,
+            method=method,
         )
         if not rotated:  # ended, or rotated by another request, in the meantime
             raise Refusal("SESSION_EXPIRED", "Sign in again.")
@@ -172,6 +282,35 @@ async def give_again(call: Call, kind: sessions.Kind, password: str) -> str:
         await control.recorder.put(connection, record)
     control.recorder.wake()
     return token
+
+
+async def _factor_again(call: Call, given: StepUp) -> str:
+    """A code that was kept for an emergency is none for this."""
+    if given.password is not None or given.recovery_code is not None:
+        raise Refusal("STEP_UP_REQUIRED", "Give a one-time code or your passkey.")
+    who = Who(tenant=call.tenant, user=call.principal.id)
+    try:
+        method, _ = await proofs.check(call, who, given, token=given.token, purpose="step_up")
+    except NotProven:
+        await call.record_failure(call.tenant, call.principal.actor(), "step_up_refused")
+        raise Refusal("STEP_UP_REQUIRED", "The second factor does not fit.") from None
+    return method
+
+
+async def _password_again(call: Call, given: StepUp) -> str:
+    control, principal = call.control, call.principal
+    if given.password is None or not control.origins.loopback:
+        words = "Give your password." if control.origins.loopback else "Add a second factor first."
+        raise Refusal("STEP_UP_REQUIRED", words)
+    _take(call, principal.name)
+    async with control.pool.acquire() as connection:
+        account = await people.find_account(connection, principal.name)
+    stored = account.password_hash if account and account.user_id == principal.id else None
+    if not await control.passwords.matches(stored, given.password):
+        await call.record_failure(call.tenant, principal.actor(), "step_up_refused")
+        raise Refusal("STEP_UP_REQUIRED", "The password is wrong.")
+    control.limits.sign_in.forget((principal.name, call.address))
+    return "password"
 
 
 async def end(call: Call) -> None:
@@ -203,6 +342,10 @@ def _take(visit: Visit, username: str) -> None:
             "Too many sign-ins. Try again later.",
             headers={"retry-after": str(too_many.retry_after_s)},
         ) from None
+
+
+def _no_second_factor() -> Refusal:
+    return Refusal("UNAUTHENTICATED", "That does not fit. Sign in again.")
 
 
 async def _record_failure(visit: Visit, account: Account | None) -> None:

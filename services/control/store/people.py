@@ -14,7 +14,7 @@ SELECT tenant_id, tenant_status, user_id, password_hash, status, factors
 FROM control.find_user($1)"""
 _FIND_SESSION: Final = """
 SELECT tenant_id, tenant_slug, tenant_status, user_id, username, role, user_status, is_super_admin,
-       factors, session_id, kind, created_at, seen_at, stepped_up_at, ended_at
+       factors, session_id, kind, method, created_at, seen_at, stepped_up_at, ended_at
 FROM control.find_user_session($1)"""
 _INSERT_USER: Final = """
 INSERT INTO control.users (id, tenant_id, username, role, password_hash, status, created_at, email)
@@ -75,6 +75,7 @@ class SessionRow:
     factors: tuple[str, ...]
     session_id: str
     kind: str
+    method: str
     created_at: datetime
     seen_at: datetime
     stepped_up_at: datetime

@@ -197,6 +197,8 @@ SAMPLES: Final[dict[str, Make]] = {
     "create_invite": lambda w: _made(INVITES, _invite(w.name()), "token"),
     "end_my_other_sessions": lambda w: _made("/api/v1/me/sessions:end-others", None),
     "create_tenant": lambda w: _made("/api/v1/tenants", {"slug": w.name("tenant-"), "name": "T"}),
+    "begin_step_up": lambda w: _made("/api/v1/auth/step-up:begin", None, "token"),
+    "begin_passkey": lambda w: _made("/api/v1/me/mfa/passkeys:begin", None, "token"),
     "create_enrollment_token": lambda w: _made(
         "/api/v1/enrollment-tokens", {"label": w.name()}, "token"
     ),
@@ -232,6 +234,11 @@ SAMPLES: Final[dict[str, Make]] = {
 WITHOUT_SAMPLE: Final = {
     "login": "nobody is signed in whose key it could be; each sign-in is a session of its own",
     "accept_invite": "as login; the invite's token itself is used once (test_invites.py)",
+    "give_second_factor": "as login; a challenge is answered once (test_second_factors.py)",
+    "begin_totp": "takes the place of what was begun before (test_second_factors.py)",
+    "confirm_totp": "a code fits once (test_second_factors.py)",
+    "add_passkey": "needs an authenticator (test_second_factors.py)",
+    "renew_recovery_codes": "takes the place of earlier ones (test_second_factors.py)",
     "suspend_tenant": "each of a super-admin's requests leaves a record (test_super_admins.py)",
     "resume_tenant": "as suspend_tenant",
     "token": "as login; answers are OAuth's, and each token is one of its own",
