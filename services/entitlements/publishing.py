@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError
@@ -69,6 +69,14 @@ class _Known:
         return self.view.allowed() - self.stored.entitled
 
 
+T = TypeVar("T")
+
+
+def _chunks(every: list[T]) -> Iterator[list[T]]:
+    for start in range(0, len(every), CHUNK):
+        yield every[start : start + CHUNK]
+
+
 def _next_s(tenant: Tenant, after_s: int) -> int:
     following = effective.next_instant(tenant, Ceiling(), after_s)
     return NEVER_S if following is None else following
@@ -107,9 +115,11 @@ class Board:
         self._looked_ns = clock.monotonic_ns()
         self._files: tuple[object, ...] = ()
         self._installation: Installation | None = None
+        self._installation_id = ""
         self._base = 0
         self._told_ceiling = ""
         self._earliest_s = NEVER_S
+        self._ceiling_next_s = NEVER_S
         self._gaining = False
         self._complained: set[Rejected] = set()
         self.keys: Final = keys
@@ -133,7 +143,7 @@ class Board:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.installation.installation_id)
+        return fingerprint(self._installation_id)
 
     def count(self) -> int:
         return len(self._known)
@@ -181,8 +191,9 @@ class Board:
         try:
             synced = Synced(epoch=self.installation.epoch, revision=self.installation.revision)
             for tenant in list(self._known):
-                known = self._known.get(tenant)
-                if known and not mine.over:
+                if mine.over:
+                    return
+                if known := self._known.get(tenant):
                     mine.changed.pop(tenant, None)
                     yield self._told(tenant, known)
             yield synced
@@ -276,16 +287,22 @@ class Board:
         return seen
 
     async def _begin(self, seen: Installation) -> None:
-        self._known.clear()
+        """Everything is read aside and takes its place at once: nobody sees half of it."""
+        self._installation_id = seen.installation_id
+        self._files = self._sources.stamp()
+        await self._read_ceiling(seen)
+        base = (await self._store.installation()).base_revision
+        known = {}
+        for some in _chunks(await self._store.tenants()):
+            rows = await self._store.states(some, self.now_s)
+            known.update({row.tenant: self._judged(row) for row in rows if not row.deleted})
+        self._known, self._base, self._installation = known, base, seen
         self.deleted.clear()
+        for one in known.values():
+            self._mind(one)
         for watcher in self._watchers:
             watcher.over = True
             watcher.news.set()
-        self._installation = seen
-        self._files = self._sources.stamp()
-        await self._read_ceiling(seen)
-        self._base = (await self._store.installation()).base_revision
-        await self._read(await self._store.tenants())
 
     async def _read_ceiling(self, seen: Installation) -> None:
         """The sources in their order, verified; the first that is believed is the ceiling."""
@@ -309,12 +326,14 @@ class Board:
         """Another ceiling is another revision for every tenant. What time makes of it is told by
         whoever comes first; a replica that disagrees with another says so once, not for ever.
         """
-        name = self._ceiling_name()
+        name, now_s = self._ceiling_name(), self.now_s
+        edges = [edge for held in self.ceiling.licenses for edge in held.edges()]
+        self._ceiling_next_s = choosing.next_edge(edges, now_s) or NEVER_S
         if name == self._told_ceiling:
             return
         self._told_ceiling = name
         if name != seen.ceiling:
-            await self._store.new_ceiling(name, self.now_s)
+            await self._store.new_ceiling(name, now_s)
 
     def _ceiling_name(self) -> str:
         now_s = self.now_s
@@ -334,37 +353,41 @@ class Board:
     # --- tenants --------------------------------------------------------------------------------
 
     async def _read(self, tenants: list[TenantId]) -> None:
-        for start in range(0, len(tenants), CHUNK):
-            some = tenants[start : start + CHUNK]
-            rows = await self._store.states(some, self.now_s)
-            for row in rows:
-                self._take(row)
+        for some in _chunks(tenants):
+            for row in await self._store.states(some, self.now_s):
+                if row.deleted:
+                    self._known.pop(row.tenant, None)
+                    self.deleted[row.tenant] = row.revision
+                else:
+                    known = self._known[row.tenant] = self._judged(row)
+                    self._mind(known)
             self._announce(some)
 
-    def _take(self, row: Row) -> None:
-        if row.deleted:
-            self._known.pop(row.tenant, None)
-            self.deleted[row.tenant] = row.revision
-            return
+    def _judged(self, row: Row) -> _Known:
         tenant = self.stored_of(row)
-        known = _Known(
+        # From what was told last: an instant that passed unnoticed is due.
+        next_s = _next_s(tenant, row.settled_at_s)
+        return _Known(
             stored=tenant,
             revision=row.revision,
-            view=effective.view(tenant, self.ceiling, self.now_s),
-            # From what was told last: an instant that passed unnoticed is due.
-            next_s=_next_s(tenant, row.settled_at_s),
+            view=effective.view(tenant, self.ceiling, self._told_until(next_s)),
+            next_s=next_s,
         )
-        self._known[row.tenant] = known
-        self._mind(known)
+
+    def _told_until(self, next_s: int) -> int:
+        """Now, or just before an instant that has passed and has no revision yet: two different
+        answers never have the same one.
+        """
+        return min(self.now_s, next_s - 1, self._ceiling_next_s - 1)
 
     def _judge_all(self) -> None:
         """The ceiling or the list of revoked licences is another one."""
-        now_s = self.now_s
         for known in self._known.values():
             licenses = stored.with_revocations(known.stored.licenses, self.revocations)
             known.stored = replace(known.stored, licenses=licenses)
-            known.view = effective.view(known.stored, self.ceiling, now_s)
-            known.next_s = min(known.next_s, _next_s(known.stored, now_s))
+            at_s = self._told_until(known.next_s)
+            known.view = effective.view(known.stored, self.ceiling, at_s)
+            known.next_s = min(known.next_s, _next_s(known.stored, at_s))
             self._mind(known)
         self._announce(list(self._known))
 
@@ -377,16 +400,20 @@ class Board:
         if now_s < self._earliest_s and not self._gaining:
             return
         due = [
-            Settling(tenant=tenant, due_s=known.next_s, entitled=known.gained)
+            Settling(tenant=tenant, due_s=known.next_s, entitled=self._entitled(known))
             for tenant, known in self._known.items()
             if known.next_s <= now_s or known.gained
         ]
         self._gaining = False
-        for start in range(0, len(due), CHUNK):
-            some = due[start : start + CHUNK]
+        for some in _chunks(due):
             await self._store.settle(some, now_s)
             await self._read([one.tenant for one in some])
         self._earliest_s = min((known.next_s for known in self._known.values()), default=NEVER_S)
+
+    def _entitled(self, known: _Known) -> frozenset[str]:
+        """All that it has had, what time brings now among it."""
+        now = effective.view(known.stored, self.ceiling, self.now_s)
+        return known.stored.entitled | known.gained | now.allowed()
 
     def _mind(self, known: _Known) -> None:
         self._earliest_s = min(self._earliest_s, known.next_s)

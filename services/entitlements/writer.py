@@ -191,17 +191,18 @@ class Writer:
                     now_s=now_s,
                     revision=tx.revision,
                 )
-                await apply(tx, self._judge.stored_of(row), written)  # 5
+                before = self._judge.stored_of(row)
+                await apply(tx, before, written)  # 5
                 after = self._judge.stored_of(await self._row(tx, tenant))  # 6
                 view = effective.view(after, self._judge.ceiling, now_s)
-                await tx.settled(tenant, now_s, after.entitled | view.allowed())
+                await tx.settled(tenant, now_s, self._had(before) | view.allowed())
                 answer = change.encode(tx.revision, view)  # 7
                 await tx.forget_answers(tenant, now_s - SAME_ANSWER_S)
                 await tx.answer(
                     tenant, cause.request_id, asked=change.asked, answer=answer, now_s=now_s
                 )
-        except _Answered as before:
-            return before.answer
+        except _Answered as same:
+            return same.answer
         return answer
 
     # --- licences -------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ class Writer:
             newer = [one for one in held if one.license.issued_at_s > license.issued_at_s]
             await tx.drop_licenses(owner, [one.license.token_sha256 for one in newer])
         await tx.keep_license(owner, token, license.token_sha256, now_s)
-        await self._concerns(tx, owner)
+        await self._concerns(tx, owner, row)
 
     def _believed(self, owner: TenantId | None, tokens: tuple[Token, ...]) -> tuple[Held, ...]:
         return stored.believed(
@@ -285,15 +286,21 @@ class Writer:
             revocations=self._judge.revocations,
         ).licenses
 
-    async def _concerns(self, tx: Changing, owner: TenantId | None) -> None:
+    def _had(self, tenant: Tenant) -> frozenset[str]:
+        """Every feature that it has had until now."""
+        view = effective.view(tenant, self._judge.ceiling, self._judge.now_s)
+        return tenant.entitled | view.allowed()
+
+    async def _concerns(self, tx: Changing, owner: TenantId | None, before: Row | None) -> None:
         """The tenant's revision, or everybody's, is the transaction's."""
-        if owner is None:
+        if owner is None or before is None:
             await tx.raise_base()
             return
         now_s = self._judge.now_s
         after = self._judge.stored_of(await self._row(tx, owner))
         view = effective.view(after, self._judge.ceiling, now_s)
-        await tx.settled(owner, now_s, after.entitled | view.allowed())
+        had = self._had(self._judge.stored_of(before))
+        await tx.settled(owner, now_s, had | view.allowed())
 
     async def _take_revocations(self, token: str) -> Revocations:
         """A list with a higher serial than any before."""
@@ -325,7 +332,7 @@ class Writer:
             if not found:
                 raise BehavryError("NOT_FOUND", "no such licence is stored")
             await tx.drop_licenses(owner, found)
-            await self._concerns(tx, owner)
+            await self._concerns(tx, owner, row)
 
 
 def _of_jti(tokens: tuple[Token, ...], jti: str) -> list[str]:
