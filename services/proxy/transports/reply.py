@@ -66,6 +66,9 @@ class Reply:
         self._heard_out = True
         if self._watch_due:
             self._watch()
+        if self._overdue and self._timer is not None:  # its 15 s begin now
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._look)
         return body
 
     async def give(self, work: Awaitable[Answer]) -> None:
