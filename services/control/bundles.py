@@ -122,6 +122,15 @@ def build(content: Content, *, serial: int, created_s: int, key: ECKey, kid: str
     )
 
 
+def modes_of(archive: bytes) -> dict[str, dict[str, str]]:
+    """The features' modes that a bundle of ours says, by tenant."""
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+        file = tar.extractfile("data.json")
+        assert file is not None  # noqa: S101  # every bundle of ours has it
+        state = json.load(file)[ROOT]["state"]
+    return {tenant: said["modes"] for tenant, said in state["tenants"].items()}
+
+
 def looks_secret(text: str) -> bool:
     """Whoever takes a text that will be in a bundle asks before: one text would stop them all."""
     return _SECRETS.search(text) is not None

@@ -23,6 +23,7 @@ from services.control.bundles import LIFE_S, Content
 from services.control.signals import Signals
 from services.control.store import bundles as bundle_store
 from services.control.store import desired
+from services.control.store.bundles import StoredBundle
 
 #: Edits that come close together make one bundle.
 GATHER_S: Final = 0.2
@@ -32,7 +33,7 @@ LOOK_S: Final = 3600.0
 _TENANTS: Final = "SELECT id FROM control.tenants WHERE status <> 'deleted' ORDER BY id"
 _SET_TENANT: Final = f"SELECT set_config('{TENANT_SETTING}', $1, true)"
 
-#: The modes of a tenant's features as entitlements last said them; None: nothing heard yet.
+#: The modes of a tenant's features as entitlements last said them; None: nothing is known of it.
 Modes = Callable[[TenantId], Mapping[str, str] | None]
 
 
@@ -109,7 +110,7 @@ class Publisher:
         async with self.pool.acquire() as connection, connection.transaction():
             await bundle_store.lock(connection, self.plane_id)  # 1
             newest = await bundle_store.newest(connection, self.plane_id)
-            content = await self._content(connection, now_s)  # 2
+            content = await self._content(connection, newest, now_s)  # 2
             serial = newest.serial if newest else 0
             digest = content.digest()
             if newest and newest.content_digest == digest:  # 3
@@ -128,16 +129,26 @@ class Publisher:
         self.log.info("bundle_built", serial=bundle.serial, size_bytes=len(bundle.archive))
         return bundle.serial
 
-    async def _content(self, connection: Connection, now_s: int) -> Content:
+    async def _content(
+        self, connection: Connection, newest: StoredBundle | None, now_s: int
+    ) -> Content:
         tenants = []
+        published: Mapping[str, Mapping[str, str]] | None = None
         for row in await connection.fetch(_TENANTS):
             tenant = TenantId(str(row["id"]))
             modes = self.modes(tenant)
             if modes is None:
                 # Built from nothing heard, a bundle could take configured features away.
-                raise BehavryError(
-                    "DEPENDENCY_UNAVAILABLE", "the tenant's features are not known yet"
-                )
+                if newest is None:
+                    raise BehavryError(
+                        "DEPENDENCY_UNAVAILABLE", "the tenant's features are not known yet"
+                    )
+                published = published or bundles.modes_of(newest.archive)
+                modes = published.get(tenant)
+            if modes is None:
+                # New, and in no bundle so far: that it is still in none takes nothing from it.
+                self.log.info("tenant_waits_for_its_plan", tenant=tenant)
+                continue
             await connection.execute(_SET_TENANT, tenant)
             rows = await desired.read(connection, tenant, now_s=now_s)
             tenants.append(desired_state.tenant_content(rows, modes))

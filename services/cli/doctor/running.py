@@ -182,7 +182,7 @@ def plan(installation: Installation) -> Iterator[Check]:
     if held["stale"]:
         yield warn("license", f"{why}, as it was said last", "see the log of entitlements")
     elif _days_left(held, installation.now_s) <= EXPIRY_WARN_DAYS:
-        yield warn("license", f"{why}, until {held['plan_expires_at']}", "behavry license show")
+        yield warn("license", f"{why}, until {held['expires_at']}", "behavry license show")
     else:
         yield ok("license", why)
 
@@ -211,7 +211,7 @@ def _as_machine(installation: Installation) -> Control:
 
 
 def _days_left(held: dict[str, Any], now_s: int) -> float:
-    until = held["plan_expires_at"]
+    until = held["expires_at"]
     if until is None:
         return float("inf")
     return (datetime.fromisoformat(until).timestamp() - now_s) / 86_400

@@ -17,6 +17,7 @@ from services.common.ids import AgentId
 from services.common.postgres.connection import Connection
 from services.control import agents as rules
 from services.control import credentials
+from services.control.api import plan_limits
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call, Change, Visit
 from services.control.api.guards import needs
@@ -192,6 +193,7 @@ async def delete_agent_secret(
 
 async def register(call: Visit, change: Change, new: agents.NewAgent, *, verb: str) -> AgentMade:
     """Makes an agent with its first secret; `call` is whoever asks, by role or by enrolment."""
+    await plan_limits.check_agents(call, change)
     row = await agents.insert(change.connection, change.tenant, new, call.now)
     if row is None:
         raise Refusal("CONFLICT", "An agent of that name exists.")

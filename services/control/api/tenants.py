@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints
 
 from services.common.ids import TenantId
 from services.control import agents as agent_rules
+from services.control.api import plan_limits
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call
 from services.control.api.guards import operates
@@ -59,6 +60,7 @@ async def create_tenant(
     """
     tenant = TenantId(call.control.new_id())
     async with call.change_in(tenant, call.principal.actor(), desired=True) as change:
+        await plan_limits.check_tenants(call, change)
         made = await store.insert(
             change.connection, id=tenant, slug=body.slug, name=body.name, now=call.now
         )

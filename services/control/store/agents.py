@@ -25,6 +25,7 @@ _GET: Final = f"SELECT {_COLUMNS} FROM control.agents WHERE id = $1"  # noqa: S6
 _GET_LOCKED: Final = f"{_GET} FOR UPDATE"
 _PAGE: Final = f"""
 SELECT {_COLUMNS} FROM control.agents WHERE id > $1 ORDER BY id LIMIT $2"""  # noqa: S608  # a constant list of columns
+_COUNT: Final = "SELECT count(*) FROM control.agents WHERE status <> 'revoked'"
 _SET_STATUS: Final = f"""
 UPDATE control.agents SET status = $2, revision = revision + 1 WHERE id = $1
 RETURNING {_COLUMNS}"""  # noqa: S608  # a constant list of columns
@@ -119,6 +120,11 @@ async def with_secrets(
 
 async def page(connection: Connection, *, after: str, limit: int) -> list[dict[str, Any]]:
     return [dict(row) for row in await connection.fetch(_PAGE, after, limit)]
+
+
+async def count(connection: Connection) -> int:
+    """The tenant's agents that are not revoked."""
+    return int(await connection.fetchval(_COUNT))
 
 
 async def set_status(connection: Connection, id: AgentId, status: str) -> dict[str, Any]:

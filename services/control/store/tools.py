@@ -24,6 +24,23 @@ _OF_SERVER: Final = """
 SELECT name, state, action, category, allow_tags, pinned_hash, seen_hash, revision
 FROM control.tools WHERE server_id = $1 AND name = ANY($2::text[]) FOR UPDATE"""
 _COUNT: Final = "SELECT count(*) FROM control.tools WHERE server_id = $1"
+#: Definitions as agents read them now. Hidden ones weigh what they would.
+_WEIGHTS: Final = """
+SELECT s.slug AS server,
+       count(*) FILTER (WHERE t.state = 'approved') AS approved,
+       count(*) FILTER (WHERE t.state = 'hidden') AS hidden,
+       count(*) FILTER (WHERE t.state = 'unclassified') AS unclassified,
+       count(*) FILTER (WHERE t.state = 'changed') AS changed,
+       coalesce(sum(ceil(octet_length(d.definition) / $1::numeric)), 0)::bigint
+           AS estimated_tokens,
+       coalesce(sum(ceil(octet_length(d.definition) / $1::numeric))
+                FILTER (WHERE t.state = 'approved'), 0)::bigint AS shown_estimated_tokens
+FROM control.servers s
+LEFT JOIN control.tools t ON t.tenant_id = s.tenant_id AND t.server_id = s.id
+LEFT JOIN control.tool_definitions d
+       ON d.tenant_id = t.tenant_id AND d.server_id = t.server_id AND d.tool = t.name
+          AND d.schema_hash = t.seen_hash
+GROUP BY s.slug ORDER BY s.slug"""
 _PUT: Final = """
 INSERT INTO control.tools
     (tenant_id, server_id, name, state, action, category, allow_tags, pinned_hash, seen_hash,
@@ -98,6 +115,11 @@ async def by_name(
 
 async def count(connection: Connection, server_id: str) -> int:
     return int(await connection.fetchval(_COUNT, server_id))
+
+
+async def weights(connection: Connection, *, bytes_per_token: int) -> list[dict[str, Any]]:
+    """Of every server: how many tools are in each state, and what their definitions weigh."""
+    return [dict(row) for row in await connection.fetch(_WEIGHTS, bytes_per_token)]
 
 
 async def classify(

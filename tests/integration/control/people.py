@@ -6,7 +6,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from services.common.ids import TenantId
-from services.control.features import Entitlements, FeatureAnswer
+from services.control.features import KEYS, Entitlements, FeatureAnswer
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import Somebody, run, signed_in
 
@@ -17,7 +17,7 @@ WHY: Final = {"x-behavry-reason": "a test looks after this tenant"}
 
 
 def entitle(rest: Rest, tenant: str = "", *, mode: str = "on") -> None:
-    """What entitlements would say of the tenant: it has teams, or had them."""
+    """What entitlements would say of the tenant: it has all features, or had them."""
     rest.running.control.features.update(
         Entitlements(
             tenant=TenantId(tenant or rest.running.tenant.id),
@@ -25,14 +25,15 @@ def entitle(rest: Rest, tenant: str = "", *, mode: str = "on") -> None:
             status="ACTIVE",
             plan_expires_at_s=None,
             revision=1,
-            features=(
+            features=tuple(
                 FeatureAnswer(
-                    key="team_management",
+                    key=key,
                     allowed=mode == "on",
                     mode=mode,
                     source="PLAN",
                     required_plan="professional",
-                ),
+                )
+                for key in sorted(KEYS)
             ),
         )
     )

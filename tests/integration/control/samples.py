@@ -178,6 +178,11 @@ async def _of_user(world: World, verb: str) -> Sample:
     return Sample(path=f"{USERS}/{await world.user()}:{verb}")
 
 
+async def _rotate_key(world: World) -> Sample:
+    made = await world.did("/api/v1/api-keys", {"name": world.name(), "role": "viewer"})
+    return Sample(path=f"/api/v1/api-keys/{made['id']}:rotate", body={}, secrets=("key",))
+
+
 def _invite(name: str) -> dict[str, Any]:
     return {"email": f"{name}@example.org", "role": "viewer"}
 
@@ -199,6 +204,7 @@ SAMPLES: Final[dict[str, Make]] = {
     "create_tenant": lambda w: _made("/api/v1/tenants", {"slug": w.name("tenant-"), "name": "T"}),
     "begin_step_up": lambda w: _made("/api/v1/auth/step-up:begin", None, "token"),
     "begin_passkey": lambda w: _made("/api/v1/me/mfa/passkeys:begin", None, "token"),
+    "rotate_api_key": _rotate_key,
     "create_enrollment_token": lambda w: _made(
         "/api/v1/enrollment-tokens", {"label": w.name()}, "token"
     ),
@@ -245,6 +251,8 @@ WITHOUT_SAMPLE: Final = {
     "enroll": "the enrolment token itself is used once (test_agents.py)",
     "step_up": "ends the session that asked; below, by itself",
     "logout": "ends the session that asked; below, by itself",
+    "activate_license": "needs entitlements beside control (test_plans.py)",
+    "change_tenant_features": "as activate_license",
     "verify_audit": "needs audit beside control (test_neighbours.py)",
 }
 
@@ -311,5 +319,6 @@ LISTS: Final[dict[str, Listed]] = {
 #: Why a list is not walked here.
 NOT_WALKED: Final = {
     "list_tenants": "super-admins alone may (test_super_admins.py)",
+    "get_tenant_features": "entitlements' rows (test_plans.py)",
     "list_traces": "audit's rows and audit's pages (integration/audit/test_reader.py)",
 }

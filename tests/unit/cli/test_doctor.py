@@ -190,7 +190,7 @@ def test_notices_that_do_not_arrive_are_found(
 def test_a_licence_that_ends_soon_is_told(
     installation: Installation, control: RestControl, until: str | None, state: str
 ) -> None:
-    held = {"plan": "trial", "status": "EXPIRING", "stale": False, "plan_expires_at": until}
+    held = {"plan": "trial", "status": "EXPIRING", "stale": False, "expires_at": until}
     control.answers["GET /api/v1/license"] = (200, held)
 
     assert state == _found(running.plan(installation))["license"].state
