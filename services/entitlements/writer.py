@@ -6,7 +6,8 @@ Decides what is refused. What comes of a change is effective.py's, telling it pu
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -181,7 +182,9 @@ class Writer:
         now_s, cause, tenant = self._judge.now_s, change.cause, change.tenant
         try:
             async with self._store.changing(tenant) as tx:  # 1
-                await _check_new(tx, change, now_s)  # 2
+                same = await _came_before(tx, tenant, cause, change.asked, now_s)  # 2
+                if same is not None:
+                    raise _Answered(same)
                 row = await self._row(tx, tenant)  # 3
                 _check_revision(row, tx, cause)  # 4
                 written = Written(
@@ -197,12 +200,9 @@ class Writer:
                 view = effective.view(after, self._judge.ceiling, now_s)
                 await tx.settled(tenant, now_s, self._had(before) | view.allowed())
                 answer = change.encode(tx.revision, view)  # 7
-                await tx.forget_answers(tenant, now_s - SAME_ANSWER_S)
-                await tx.answer(
-                    tenant, cause.request_id, asked=change.asked, answer=answer, now_s=now_s
-                )
-        except _Answered as same:
-            return same.answer
+                await _remember(tx, tenant, cause, asked=change.asked, answer=answer, now_s=now_s)
+        except _Answered as before_this:
+            return before_this.answer
         return answer
 
     # --- licences -------------------------------------------------------------------------------
@@ -223,12 +223,30 @@ class Writer:
             self._check_in_time(found)
         except LicenseRefused as refused:
             raise BehavryError(f"LICENSE_{refused.code}", refused.why) from None
+        asked = f"activate {found.token_sha256} {replacing}".encode()
         try:
-            async with self._store.changing(owner) as tx:
-                await self._keep(tx, owner, token, found, cause, replacing=replacing)
+            async with self._once(tenant, cause, asked) as tx:
+                await self._keep(tx, owner, token, found, replacing=replacing)
         except Unchanged:
             pass
         return found
+
+    @asynccontextmanager
+    async def _once(
+        self, tenant: TenantId | None, cause: Cause, asked: bytes
+    ) -> AsyncIterator[Changing]:
+        """A change that a tenant's request makes once: again, it is Unchanged. What is asked of the
+        installation itself has no other memory than what is stored.
+        """
+        now_s = self._judge.now_s
+        async with self._store.changing(tenant) as tx:
+            if tenant is not None:
+                if await _came_before(tx, tenant, cause, asked, now_s) is not None:
+                    raise Unchanged
+                _check_revision(await self._row(tx, tenant), tx, cause)
+            yield tx
+            if tenant is not None:
+                await _remember(tx, tenant, cause, asked=asked, answer=b"", now_s=now_s)
 
     def _owner(self, tenant: TenantId | None, token: str) -> TenantId | None:
         """Whose licence it would be: the admin of an installation's only tenant speaks for the
@@ -256,7 +274,6 @@ class Writer:
         owner: TenantId | None,
         token: str,
         license: License,
-        cause: Cause,
         *,
         replacing: bool,
     ) -> None:
@@ -265,8 +282,6 @@ class Writer:
         tokens = await tx.tokens() if row is None else row.tokens
         if any(licenses.sha256(one.text) == license.token_sha256 for one in tokens):
             raise Unchanged
-        if row is not None:
-            _check_revision(row, tx, cause)
         held = self._believed(owner, tokens)
         active = choosing.counting([one for one in held if not one.revoked], now_s)
         older = active is not None and license.issued_at_s < active.license.issued_at_s
@@ -321,18 +336,19 @@ class Writer:
 
     async def remove(self, tenant: TenantId | None, jti: str, cause: Cause) -> None:
         """Raises NOT_FOUND."""
-        async with self._store.changing(tenant) as tx:
-            row = None if tenant is None else await self._row(tx, tenant)
-            if row is not None:
-                _check_revision(row, tx, cause)
-            owner = tenant
-            found = _of_jti(row.tokens if row else await tx.tokens(), jti)
-            if not found and tenant is not None and self._judge.count() == 1:
-                owner, found = None, _of_jti(await tx.tokens(), jti)
-            if not found:
-                raise BehavryError("NOT_FOUND", "no such licence is stored")
-            await tx.drop_licenses(owner, found)
-            await self._concerns(tx, owner, row)
+        try:
+            async with self._once(tenant, cause, f"remove {jti}".encode()) as tx:
+                row = None if tenant is None else await self._row(tx, tenant)
+                owner = tenant
+                found = _of_jti(row.tokens if row else await tx.tokens(), jti)
+                if not found and tenant is not None and self._judge.count() == 1:
+                    owner, found = None, _of_jti(await tx.tokens(), jti)
+                if not found:
+                    raise BehavryError("NOT_FOUND", "no such licence is stored")
+                await tx.drop_licenses(owner, found)
+                await self._concerns(tx, owner, row)
+        except Unchanged:
+            return
 
 
 def _of_jti(tokens: tuple[Token, ...], jti: str) -> list[str]:
@@ -348,14 +364,23 @@ def _of_jti(tokens: tuple[Token, ...], jti: str) -> list[str]:
     return found
 
 
-async def _check_new(tx: Changing, change: Change, now_s: int) -> None:
-    before = await tx.answered(change.tenant, change.cause.request_id, now_s - SAME_ANSWER_S)
+async def _came_before(
+    tx: Changing, tenant: TenantId, cause: Cause, asked: bytes, now_s: int
+) -> bytes | None:
+    """The answer that the same request had; one that asked something else must not have its id."""
+    before = await tx.answered(tenant, cause.request_id, now_s - SAME_ANSWER_S)
     if before is None:
-        return
-    asked, answer = before
-    if asked != change.asked:
+        return None
+    if before[0] != asked:
         raise BehavryError("IDEMPOTENCY_MISMATCH", "another request had the same id")
-    raise _Answered(answer)
+    return before[1]
+
+
+async def _remember(
+    tx: Changing, tenant: TenantId, cause: Cause, *, asked: bytes, answer: bytes, now_s: int
+) -> None:
+    await tx.forget_answers(tenant, now_s - SAME_ANSWER_S)
+    await tx.answer(tenant, cause.request_id, asked=asked, answer=answer, now_s=now_s)
 
 
 def _check_revision(row: Row, tx: Changing, cause: Cause) -> None:

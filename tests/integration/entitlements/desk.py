@@ -131,17 +131,17 @@ class Desk:
         return answer.entitlements
 
     async def activate(
-        self, token: str, tenant: str = "", *, replace: bool = False
+        self, token: str, tenant: str = "", *, replace: bool = False, **cause: Any
     ) -> wire.ActivateLicenseResponse:
         request = wire.ActivateLicenseRequest(
-            tenant_id=tenant, token=token, replace=replace, cause=self.cause()
+            tenant_id=tenant, token=token, replace=replace, cause=self.cause(**cause)
         )
         answer = await self.call(self.admin.ActivateLicense, request)
         assert isinstance(answer, wire.ActivateLicenseResponse)
         return answer
 
-    async def remove(self, jti: str, tenant: str = "") -> None:
-        request = wire.RemoveLicenseRequest(tenant_id=tenant, jti=jti, cause=self.cause())
+    async def remove(self, jti: str, tenant: str = "", **cause: Any) -> None:
+        request = wire.RemoveLicenseRequest(tenant_id=tenant, jti=jti, cause=self.cause(**cause))
         await self.call(self.admin.RemoveLicense, request)
 
     async def history(self, tenant: str, page_size: int = 500) -> list[wire.Override]:

@@ -57,6 +57,26 @@ async def test_the_same_token_again_changes_nothing(enterprise: Desk) -> None:
     assert first == again
 
 
+async def test_a_request_that_is_repeated_does_not_bring_a_removed_licence_back(
+    enterprise: Desk,
+) -> None:
+    tenant = await enterprise.tenant()
+    await enterprise.tenant()
+    token = issued(tenant=tenant, jti="once")
+    await enterprise.activate(token, tenant, request_id="one")
+    await enterprise.remove("once", tenant, request_id="two")
+    await enterprise.remove("once", tenant, request_id="two")
+    again = await enterprise.activate(token, tenant, request_id="one")
+    anew = await enterprise.activate(token, tenant, request_id="three")
+    stale = enterprise.remove("once", tenant, expected=again.entitlements.revision)
+
+    assert (False, True) == (
+        again.entitlements.HasField("license"),
+        anew.entitlements.HasField("license"),
+    )
+    assert "STALE_REVISION" == await reason_of(stale)
+
+
 async def test_one_that_was_issued_earlier_is_refused_unless_it_is_to_replace(
     enterprise: Desk,
 ) -> None:
