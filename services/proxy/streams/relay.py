@@ -6,15 +6,13 @@ list changed is views.py's to find out; what a server asks of the agent is askin
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from services.common.telemetry.counters import Counter
-from services.proxy import answers, local, messages
-from services.proxy.backends.upstream import PAUSED, Heard, UpstreamFailed
-from services.proxy.calls import Spawn
+from services.proxy import answers
+from services.proxy.backends.upstream import PAUSED, Heard
 from services.proxy.eras import LEVEL_META
 from services.proxy.governed import Call
 
@@ -84,25 +82,6 @@ class Relay:
         if heard.method == MESSAGE:
             return not modern or loud(heard.params) >= _wanted(self._call.message.params)
         return heard.method == ELICITED and not modern
-
-
-def refusing(spawn: Spawn) -> Asked:
-    """Every request of a server is told that nobody does that here."""
-
-    def refuse(call: Call, heard: Heard) -> None:
-        backend, visit = call.live.backend, call.subject.visit
-        if backend is None or heard.id is None:
-            return
-        error = {"code": messages.METHOD_NOT_FOUND, "message": "not supported"}
-        upstream = local.upstream_session(call.session)
-
-        async def tell() -> None:
-            with contextlib.suppress(UpstreamFailed):
-                await backend.tell(visit, {"id": heard.id, "error": error}, upstream)
-
-        spawn("refuse server request", tell)
-
-    return refuse
 
 
 def notification(method: str, params: Mapping[str, Any]) -> bytes:
