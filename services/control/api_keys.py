@@ -79,3 +79,12 @@ def within(scopes: Collection[str], resource: str, *, writes: bool) -> bool:
     if not scopes or resource in scopes or (resource == "me" and not writes):
         return True
     return not writes and f"{resource}:read" in scopes
+
+
+def covers(scopes: Collection[str], wanted: Collection[str]) -> bool:
+    """Whether whoever has `scopes` may make a key of the `wanted` ones."""
+    if not scopes:
+        return True
+    return bool(wanted) and all(
+        one in scopes or one.removesuffix(":read") in scopes for one in wanted
+    )

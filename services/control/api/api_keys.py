@@ -1,7 +1,10 @@
-"""API keys of machines and people: made, listed, ended. A key is in the one answer that made it."""
+"""API keys of machines and people: made, listed, rotated, ended. A key is in the one answer that
+made it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Literal
 
@@ -11,34 +14,46 @@ from starlette.responses import Response
 
 from services.control import api_keys as rules
 from services.control.api.bodies import Body, json_body
-from services.control.api.context import Call
+from services.control.api.context import Call, Change
 from services.control.api.guards import needs
 from services.control.api.shapes import Answer, Page, Paging, Time, split, start_of
 from services.control.audit_records import change as changed
-from services.control.problems import Refusal, not_found
+from services.control.problems import FieldError, Refusal, not_found
 from services.control.roles import Role
 from services.control.store import keys
 
 router = APIRouter(prefix="/api/v1/api-keys", tags=["people"])
 
 DAY_S = 86_400
+Days = Annotated[int, Field(ge=1, le=rules.MAX_LIFE_S // DAY_S)]
 
 
 class NewKey(Body):
     name: str = Field(min_length=1, max_length=80)
     role: Literal["viewer", "analyst", "policy_author", "admin"]
-    expires_in_days: int = Field(rules.DEFAULT_LIFE_S // DAY_S, ge=1, le=rules.MAX_LIFE_S // DAY_S)
+    #: Resources that it is good for, `agents` or `agents:read`; empty: whatever the role may.
+    scopes: list[str] = Field(default=[], max_length=len(rules.SCOPES))
+    expires_in_days: Days = rules.DEFAULT_LIFE_S // DAY_S
+
+
+class Rotation(Body):
+    #: How long the old key goes on.
+    overlap_hours: int = Field(default=24, ge=0, le=rules.MAX_OVERLAP_S // 3600)
+    expires_in_days: Days = rules.DEFAULT_LIFE_S // DAY_S
 
 
 class Key(Answer):
     id: str
     name: str
     role: str
+    scopes: list[str]
     prefix: str
     created_by: str
     created_at: Time
     expires_at: Time
     revoked_at: Time | None
+    #: Its successor's id, where it was rotated.
+    replaced_by: str | None
 
 
 class KeyMade(Answer):
@@ -48,6 +63,7 @@ class KeyMade(Answer):
     key: str
     name: str
     role: str
+    scopes: list[str]
     expires_at: Time
 
 
@@ -64,32 +80,47 @@ async def list_api_keys(call: Annotated[Call, needs(Role.ADMIN)], query: Paging)
 async def create_api_key(
     call: Annotated[Call, needs(Role.ADMIN)], body: Annotated[NewKey, json_body(NewKey)]
 ) -> KeyMade:
-    if Role.of(body.role) > call.principal.role:
-        raise Refusal("ROLE_REQUIRED", "Nobody grants above their own level.")
-    key = rules.new_key(call.control.settings.environment)
-    expires_at = call.now + timedelta(days=body.expires_in_days)
+    """At most what its maker may. A person proves who they are first."""
+    _check_fresh(call)
+    _check_scopes(body.scopes)
+    _check_within(call, body.role, body.scopes)
     async with call.change(desired=False) as change:
-        await keys.insert(
-            change.connection,
-            call.tenant,
-            key,
+        return await _made(
+            call,
+            change,
             name=body.name,
             role=body.role,
-            created_by=call.principal.label,
-            now=call.now,
-            expires_at=expires_at,
+            scopes=body.scopes,
+            days=body.expires_in_days,
+            verb="created",
         )
-        await change.record(
-            "admin.api_key.created",
-            resource="api_key",
-            resource_id=key.id,
-            changes=[
-                changed("name", None, body.name),
-                changed("role", None, body.role),
-                changed("key", None, ""),
-            ],
+
+
+@router.post("/{key_id}:rotate", status_code=201)
+async def rotate_api_key(
+    key_id: str,
+    call: Annotated[Call, needs(Role.ADMIN)],
+    body: Annotated[Rotation, json_body(Rotation)],
+) -> KeyMade:
+    """A new key of the same name, role and scopes. The old one goes on for the overlap alone."""
+    _check_fresh(call)
+    async with call.change(desired=False) as change:
+        old = None if "\0" in key_id else await keys.lock(change.connection, key_id, call.now)
+        if old is None:
+            raise not_found("API key")
+        _check_within(call, old["role"], old["scopes"])
+        made = await _made(
+            call,
+            change,
+            name=old["name"],
+            role=old["role"],
+            scopes=old["scopes"],
+            days=body.expires_in_days,
+            verb="rotated",
         )
-    return KeyMade(id=key.id, key=key.text, name=body.name, role=body.role, expires_at=expires_at)
+        ends_at = call.now + timedelta(hours=body.overlap_hours)
+        await keys.replace(change.connection, key_id, by=made.id, ends_at=ends_at)
+    return made
 
 
 @router.delete("/{key_id}", status_code=204)
@@ -101,3 +132,61 @@ async def delete_api_key(key_id: str, call: Annotated[Call, needs(Role.ADMIN)]) 
             raise not_found("API key")
         await change.record("admin.api_key.deleted", resource="api_key", resource_id=key_id)
     return Response(status_code=204)
+
+
+async def _made(
+    call: Call,
+    change: Change,
+    *,
+    name: str,
+    role: str,
+    scopes: Sequence[str],
+    days: int,
+    verb: str,
+) -> KeyMade:
+    """The row and its record, in the transaction that is open."""
+    key = rules.new_key(call.control.settings.environment)
+    expires_at = call.now + timedelta(days=days)
+    await keys.insert(
+        change.connection,
+        call.tenant,
+        key,
+        name=name,
+        role=role,
+        created_by=call.principal.label,
+        now=call.now,
+        expires_at=expires_at,
+        scopes=scopes,
+    )
+    await change.record(
+        f"admin.api_key.{verb}",
+        resource="api_key",
+        resource_id=key.id,
+        changes=[
+            changed("name", None, name),
+            changed("role", None, role),
+            changed("scopes", None, list(scopes)),
+            changed("key", None, ""),
+        ],
+    )
+    return KeyMade(
+        id=key.id, key=key.text, name=name, role=role, scopes=list(scopes), expires_at=expires_at
+    )
+
+
+def _check_fresh(call: Call) -> None:
+    """A stolen session makes nothing that outlives it."""
+    if call.principal.is_human and not call.stepped_up:
+        raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
+
+
+def _check_scopes(scopes: Sequence[str]) -> None:
+    unknown = [index for index, scope in enumerate(scopes) if scope not in rules.SCOPES]
+    if unknown:
+        errors = [FieldError(f"/scopes/{index}", "not_allowed") for index in unknown]
+        raise Refusal("VALIDATION_FAILED", "There is no such scope.", errors=errors)
+
+
+def _check_within(call: Call, role: str, scopes: Sequence[str]) -> None:
+    if Role.of(role) > call.principal.role or not rules.covers(call.principal.scopes, scopes):
+        raise Refusal("ROLE_REQUIRED", "Nobody grants above their own level.", required_role=role)

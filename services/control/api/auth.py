@@ -100,7 +100,7 @@ async def login(
     body: Annotated[SignIn, json_body(SignIn)],
     response: Response,
 ) -> SignedIn:
-    check_origin(visit)
+    await check_origin(visit)
     account, username = await prove(visit, body.username, body.password)
     kind: sessions.Kind = "bearer" if body.bearer else "browser"
     if account.factors:
@@ -119,7 +119,7 @@ async def give_second_factor(
     response: Response,
 ) -> SignedIn:
     """What was asked for, answered: the session begins."""
-    check_origin(visit)
+    await check_origin(visit)
     kind, token = await second_half(visit, body, body.token)
     return _told(visit, kind, token, response)
 
@@ -325,10 +325,13 @@ async def end(call: Call) -> None:
     control.recorder.wake()
 
 
-def check_origin(visit: Visit) -> None:
+async def check_origin(visit: Visit) -> None:
     """Another site must not sign a browser in under an account of its own (login CSRF)."""
     origin = visit.request.headers.get("origin")
     if origin is not None and not visit.control.origins.allows(origin):
+        await visit.record_failure(
+            None, {"kind": "unknown"}, "csrf_failed", type="user.request_refused"
+        )
         raise Refusal("CSRF_FAILED", "The Origin header must name this installation.")
 
 

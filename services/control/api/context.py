@@ -149,18 +149,21 @@ class Visit:
         )
 
     async def record_failure(
-        self, tenant: TenantId | None, actor: Mapping[str, Any], reason: str
+        self,
+        tenant: TenantId | None,
+        actor: Mapping[str, Any],
+        reason: str,
+        *,
+        type: str = "user.signin_failed",
     ) -> None:
-        """A failed try to get in. Beyond ten per address, reason and minute they are counted, and
-        the count rides on the next record.
+        """A failed try to get in, unless told. Beyond ten per address, reason and minute they are
+        counted, and the count rides on the next record.
         """
         control = self.control
         count = control.failures.admit((tenant, self.address, reason))
         if count == 0:
             return
-        record = audit_records.user(
-            "user.signin_failed", tenant, self.came(actor), reason=reason, count=count
-        )
+        record = audit_records.user(type, tenant, self.came(actor), reason=reason, count=count)
         async with tenant_tx(control.pool, tenant or NIL_TENANT) as connection:
             await control.recorder.put(connection, record)
         control.recorder.wake()

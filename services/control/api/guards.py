@@ -65,7 +65,7 @@ class RoleGuard:
         sender = await authenticate(control, request)  # 1
         principal = await self._in_tenant(control, request, sender)  # 2
         if sender.csrf_token and request.method not in _SAFE:
-            _check_own_page(control, request, sender)  # 3
+            await _check_own_page(Visit(control=control, request=request), sender)  # 3
         self._check_role(request, principal)  # 4
         if lacks_factor(control, sender) and not _OF_ONESELF.match(request.scope["route"].path):
             raise Refusal("SECOND_FACTOR_REQUIRED", "Add a passkey or one-time codes first.")
@@ -284,12 +284,18 @@ async def _touch(control: Control, tenant: TenantId, digest: bytes, now: datetim
         await people.touch_session(connection, digest, now)
 
 
-def _check_own_page(control: Control, request: Request, principal: Principal) -> None:
-    sent = request.headers.get(sessions.CSRF_HEADER, "")
-    if not control.origins.allows(request.headers.get("origin", "")):
-        raise Refusal("CSRF_FAILED", "The Origin header must name this installation.")
-    if not sessions.same(sent, principal.csrf_token or ""):
-        raise Refusal("CSRF_FAILED", f"The header {sessions.CSRF_HEADER} is missing or wrong.")
+async def _check_own_page(visit: Visit, principal: Principal) -> None:
+    """Raises CSRF_FAILED, which somebody else's page brought about: it is on record."""
+    headers, words = visit.request.headers, ""
+    if not visit.control.origins.allows(headers.get("origin", "")):
+        words = "The Origin header must name this installation."
+    elif not sessions.same(headers.get(sessions.CSRF_HEADER, ""), principal.csrf_token or ""):
+        words = f"The header {sessions.CSRF_HEADER} is missing or wrong."
+    if words:
+        await visit.record_failure(
+            principal.tenant, principal.actor(), "csrf_failed", type="user.request_refused"
+        )
+        raise Refusal("CSRF_FAILED", words)
 
 
 def _unauthenticated() -> Refusal:

@@ -130,7 +130,7 @@ async def accept_invite(
     visit: Annotated[Visit, anyone()], body: Annotated[Acceptance, json_body(Acceptance)]
 ) -> Accepted:
     """Makes the person, who then signs in like everybody."""
-    check_origin(visit)
+    await check_origin(visit)
     control = visit.control
     try:
         control.limits.invite_failures.check(visit.address)  # 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -16,10 +17,16 @@ SELECT tenant_id, tenant_slug, tenant_status, name, role, scopes, secret_sha256,
 FROM control.find_api_key($1)"""
 _INSERT: Final = """
 INSERT INTO control.api_keys
-    (id, tenant_id, name, role, prefix, secret_sha256, created_by, created_at, expires_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING"""
+    (id, tenant_id, name, role, prefix, secret_sha256, created_by, created_at, expires_at, scopes)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (id) DO NOTHING"""
+#: One that is replaced already has its successor.
+_LOCK: Final = """
+SELECT name, role, scopes FROM control.api_keys
+WHERE id = $1 AND revoked_at IS NULL AND expires_at > $2 AND replaced_by IS NULL FOR UPDATE"""
+_REPLACE: Final = """
+UPDATE control.api_keys SET replaced_by = $2, expires_at = least(expires_at, $3) WHERE id = $1"""
 _LIST: Final = """
-SELECT id, name, role, prefix, created_by, created_at, expires_at, revoked_at
+SELECT id, name, role, scopes, prefix, created_by, created_at, expires_at, revoked_at, replaced_by
 FROM control.api_keys WHERE id > $1 ORDER BY id LIMIT $2"""
 _REVOKE: Final = """
 UPDATE control.api_keys SET revoked_at = $2 WHERE id = $1 AND revoked_at IS NULL RETURNING name"""
@@ -58,10 +65,22 @@ async def insert(
     created_by: str,
     now: datetime,
     expires_at: datetime,
+    scopes: Sequence[str] = (),
 ) -> bool:
     """False when a key of that id exists already."""
     args = (key.id, tenant, name, role, key.prefix, key.secret_sha256, created_by, now, expires_at)
-    return await connection.execute(_INSERT, *args) == "INSERT 0 1"
+    return await connection.execute(_INSERT, *args, list(scopes)) == "INSERT 0 1"
+
+
+async def lock(connection: Connection, id: str, now: datetime) -> dict[str, Any] | None:
+    """A live key that nobody replaces meanwhile."""
+    row = await connection.fetchrow(_LOCK, id, now)
+    return dict(row) if row else None
+
+
+async def replace(connection: Connection, id: str, *, by: str, ends_at: datetime) -> None:
+    """It goes on beside its successor, no longer than it would have."""
+    await connection.execute(_REPLACE, id, by, ends_at)
 
 
 async def page(connection: Connection, *, after: str, limit: int) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ COMMANDS = {
     "GET /api/v1/api-keys": "api-keys list",
     "POST /api/v1/api-keys": "api-keys create",
     "DELETE /api/v1/api-keys/{key_id}": "api-keys revoke",
+    "POST /api/v1/api-keys/{key_id}:rotate": "api-keys rotate",
     "GET /api/v1/audit/heads": "audit heads",
     "POST /api/v1/audit/verify": "audit verify",
     "POST /api/v1/auth/login": "login",
