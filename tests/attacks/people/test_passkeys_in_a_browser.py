@@ -1,0 +1,111 @@
+"""A real browser's passkey (Chromium's virtual authenticator, CTAP 2): what it makes and signs is
+taken by control, on the site that it is for and no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import pytest
+from aiohttp import web
+from playwright.async_api import Page
+
+from services.control.settings import ControlSettings
+from tests.fakes.browser import browsing
+from tests.fakes.clock import ManualClock
+from tests.fakes.postgres import Database
+from tests.integration.control.conftest import opened
+from tests.integration.control.escalated import joined
+from tests.integration.control.factors import MFA, STEP_UP, first_half, second_half
+from tests.integration.control.test_problems import check
+from tests.promises import promise
+
+pytestmark = pytest.mark.needs_browser
+
+_CREATE: Final = """async (options) => {
+    const publicKey = PublicKeyCredential.parseCreationOptionsFromJSON(options);
+    return (await navigator.credentials.create({publicKey})).toJSON();
+}"""
+_GET: Final = """async (options) => {
+    const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(options);
+    return (await navigator.credentials.get({publicKey})).toJSON();
+}"""
+
+
+@asynccontextmanager
+async def page_of_the_site() -> AsyncIterator[str]:
+    """An empty page on localhost, which is what a passkey is bound to."""
+    application = web.Application()
+
+    async def empty(_: web.Request) -> web.Response:
+        return web.Response(text="<!doctype html><title>x</title>", content_type="text/html")
+
+    application.router.add_get("/", empty)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://localhost:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def authenticator(page: Page, *, verified: bool = True) -> None:
+    tool = await page.context.new_cdp_session(page)
+    await tool.send("WebAuthn.enable")
+    await tool.send(
+        "WebAuthn.addVirtualAuthenticator",
+        {
+            "options": {
+                "protocol": "ctap2",
+                "transport": "internal",
+                "hasResidentKey": True,
+                "hasUserVerification": True,
+                "isUserVerified": verified,
+                "automaticPresenceSimulation": True,
+            }
+        },
+    )
+
+
+async def asked(page: Page, script: str, options: dict[str, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(json.dumps(await page.evaluate(script, options)))
+    return answer
+
+
+@promise("people:second-factor")
+async def test_a_browsers_passkey_signs_in_and_proves_again_and_not_from_another_site(
+    settings: ControlSettings, clock: ManualClock, control_database: Database
+) -> None:
+    async with page_of_the_site() as ours, page_of_the_site() as theirs, browsing() as seat:
+        here = replace(settings, public_url=ours.replace("localhost", "127.0.0.1"))
+        async with opened(here, clock, control_database) as rest:
+            page, anna = seat.page, await joined(rest, "anna")
+            await page.goto(ours)
+            await authenticator(page)
+            begun = (await rest.post(f"{MFA}/passkeys:begin", key=anna.token)).json
+            made = await asked(page, _CREATE, begun["options"])
+            body = {"name": "laptop", "token": begun["token"], "credential": made}
+            added = await rest.post(f"{MFA}/passkeys", body, key=anna.token)
+            assert 201 == added.status, added.body
+
+            half = await first_half(rest, anna)
+            proof = await asked(page, _GET, half["passkey"])
+            answer = await second_half(rest, half["token"], passkey=proof)
+            assert 200 == answer.status, answer.body
+            token = answer.json["token"]
+            begun = (await rest.post(f"{STEP_UP}:begin", key=token)).json
+            proof = await asked(page, _GET, begun["passkey"])
+            said = {"token": begun["token"], "passkey": proof}
+            assert 200 == (await rest.post(STEP_UP, said, key=token)).status
+
+            half = await first_half(rest, anna)  # the same machine, another port: another site
+            await page.goto(theirs)
+            proof = await asked(page, _GET, half["passkey"])
+            stolen = await second_half(rest, half["token"], passkey=proof)
+            check(stolen, 401, "unauthenticated")
