@@ -41,7 +41,7 @@ TokenFile = Annotated[Path, Parameter(help="Holds the licence; - reads it from s
 @app.command
 def inspect(file: TokenFile, *, json: JsonOption = False) -> None:
     """What a licence says, without believing it."""
-    from services.cli import licenses  # noqa: PLC0415
+    from services.cli import licenses  # noqa: PLC0415  # see above
 
     said = licenses.inspect(file)
     if not json:
@@ -65,7 +65,7 @@ def verify(
     """Check a licence without a network. Status 0: in force; 1: lapsed, not yet valid, or not for
     here; 2: no licence; 3: signature or key.
     """
-    from services.cli import licenses  # noqa: PLC0415
+    from services.cli import licenses  # noqa: PLC0415  # see above
 
     root = state_root(state)
     found = licenses.verify(file, root=root, tenant=tenant, revocations=revocations)
@@ -81,7 +81,7 @@ def request(
     state: StateOption = None,
 ) -> None:
     """What an issuer needs to make a licence for this installation alone."""
-    from services.cli import licenses, secret_files  # noqa: PLC0415
+    from services.cli import licenses, secret_files  # noqa: PLC0415  # see above
 
     secret_files.check_new(out)
     asked = licenses.request(state_root(state))
@@ -123,7 +123,7 @@ def issue(
     out: Annotated[Path | None, Parameter("--out", help="A new file for it.")] = None,
 ) -> None:
     """Make and sign a licence, where the private key is."""
-    from services.cli import licenses, secret_files  # noqa: PLC0415
+    from services.cli import licenses, secret_files  # noqa: PLC0415  # see above
 
     secret_files.check_new(out)
     features = licenses.pairs(feature or [], "--feature")

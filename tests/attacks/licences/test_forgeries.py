@@ -233,7 +233,7 @@ async def test_a_forged_or_older_list_revokes_and_restores_nothing(desk: Desk) -
     tenant = await desk.tenant()
     await desk.activate(issued(jti="ours", plan="enterprise"))
     listed = {"now_s": NOW_S, "key": "issuer"}
-    await desk.activate(revocations_token(serial=5, revoked=["ours"], **listed))  # type: ignore[arg-type]
+    await desk.activate(revocations_token(serial=5, revoked=["ours"], **listed))  # type: ignore[arg-type]  # a mixed dict
     forged = [
         revocations_token(now_s=NOW_S, serial=9, revoked=[], key="somebody"),
         revocations_token(now_s=NOW_S, serial=9, revoked=[], key="dev"),

@@ -14,7 +14,14 @@ from random import Random
 import asyncpg
 import pytest
 
+from services.common.clock import SystemClock
+from services.common.postgres.pool import open_pool
+from services.common.telemetry.logging import get_log
 from services.entitlements import publishing
+from services.entitlements.license_keys import Keys
+from services.entitlements.publishing import Board
+from services.entitlements.sources import Sources
+from services.entitlements.store import Store
 from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
 from tests.integration.entitlements.desk import (
@@ -148,14 +155,6 @@ async def test_a_quiet_watch_hears_that_the_service_is_there(
 async def test_a_service_that_looks_does_one_statement_however_many_tenants_there_are(
     enterprise: Desk, entitlements_database: Database
 ) -> None:
-    from services.common.clock import SystemClock  # noqa: PLC0415
-    from services.common.postgres.pool import open_pool  # noqa: PLC0415
-    from services.common.telemetry.logging import get_log  # noqa: PLC0415
-    from services.entitlements.license_keys import Keys  # noqa: PLC0415
-    from services.entitlements.publishing import Board  # noqa: PLC0415
-    from services.entitlements.sources import Sources  # noqa: PLC0415
-    from services.entitlements.store import Store  # noqa: PLC0415
-
     await as_admin(entitlements_database, _FILL, 200, float(NOW_S + 10**9), NOW_S)
     async with open_pool(entitlements_database.dsn("behavry_entitlements")) as pool:
         board = Board(
