@@ -27,6 +27,7 @@ SERVICES = ("audit", "entitlements", "control", "authorizer", "proxy")
 # What a process inherits from the caller beside its own settings.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
 HEALTH_TIMEOUT_S = 2.0
+LICENSE = "BEHAVRY_LICENSE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,7 @@ def _settings(plan: Plan) -> dict[str, str]:
     given = {
         name: value
         for name, value in plan.caller.items()
-        if name.startswith("BEHAVRY_") and name != "BEHAVRY_DB_URL"
+        if name.startswith("BEHAVRY_") and name not in {"BEHAVRY_DB_URL", LICENSE}
     }
     keys = plan.state.keys
     return given | {
@@ -178,7 +179,10 @@ def own_settings(plan: Plan, name: str, dsns: Mapping[str, str]) -> dict[str, st
                 "BEHAVRY_AUDIT_READER_DB_URL": dsns["behavry_audit_reader"],
             }
         case "entitlements":
-            return {"BEHAVRY_ENTITLEMENTS_DB_URL": dsns["behavry_entitlements"]}
+            own = {"BEHAVRY_ENTITLEMENTS_DB_URL": dsns["behavry_entitlements"]}
+            if LICENSE in plan.caller:  # nobody else needs to hold it
+                own[LICENSE] = plan.caller[LICENSE]
+            return own
         case "control":
             return {
                 "BEHAVRY_CONTROL_DB_URL": dsns["behavry_control"],

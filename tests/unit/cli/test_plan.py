@@ -104,6 +104,19 @@ def test_the_caller_s_own_secrets_and_addresses_are_not_handed_on(decided: Plan)
     assert "BEHAVRY_DB_URL" not in env
 
 
+def test_a_licence_of_the_caller_reaches_the_service_that_checks_it_and_no_other(
+    decided: Plan,
+) -> None:
+    given = replace(decided, caller={**decided.caller, "BEHAVRY_LICENSE": "a licence"})
+    told = [
+        service
+        for service in plan.SERVICES
+        if "BEHAVRY_LICENSE" in plan.service(given, service, DSNS).env
+    ]
+
+    assert ["entitlements"] == told
+
+
 def test_no_database_address_reaches_a_service_that_does_not_keep_state(decided: Plan) -> None:
     for service in ("authorizer", "proxy"):
         assert not [name for name in plan.service(decided, service, DSNS).env if "DB_URL" in name]
