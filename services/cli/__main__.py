@@ -60,6 +60,7 @@ for _name, _target, _help in (
     ("audit", "audit:app", "Whether the records are the ones that were written."),
     ("users", "users:app", "The people of the tenant and their roles."),
     ("invites", "invites:app", "How people come into the tenant."),
+    ("sign-in", "sign_in:app", "How the tenant's people sign in."),
     ("mfa", "mfa:app", "Your second factors."),
     ("sessions", "sessions:app", "Where you are signed in."),
     ("tenants", "tenants:app", "The tenants of this installation."),

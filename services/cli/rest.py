@@ -93,17 +93,20 @@ class Control:
     def delete(self, path: str, *, etag: str | None = None) -> None:
         self._ask("DELETE", path, None, {} if etag is None else {"if-match": etag})
 
-    def get_tagged(self, path: str) -> tuple[Any, str | None]:
-        """The resource and its ETag, which a later `put` names."""
-        answer = self._send("GET", path, None, {})
+    def get_tagged(self, path: str, *, reason: str | None = None) -> tuple[Any, str | None]:
+        """The resource and its ETag, which a later `put` names. `reason`: a super-admin's."""
+        headers = {} if reason is None else {"x-behavry-reason": reason}
+        answer = self._send("GET", path, None, headers)
         return answer.json(), answer.headers.get("etag")
 
     def get_because(self, path: str, reason: str) -> Any:
         """What a super-admin reads inside a tenant, and why."""
         return self._ask("GET", path, None, {"x-behavry-reason": reason})
 
-    def post_because(self, path: str, reason: str, body: Any = None) -> Any:
-        headers = {"x-behavry-reason": reason}
+    def post_because(
+        self, path: str, reason: str, body: Any = None, *, etag: str | None = None
+    ) -> Any:
+        headers = {"x-behavry-reason": reason} | ({} if etag is None else {"if-match": etag})
         return self._ask("POST", path, body if body is not None else {}, headers)
 
     def items(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:

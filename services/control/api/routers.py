@@ -10,6 +10,7 @@ from services.control.api import (
     approval_page,
     audit,
     auth,
+    auth_settings,
     bundle,
     context_gate,
     enrollment,
@@ -40,6 +41,8 @@ from services.control.api import (
 
 ROUTERS: Final = (
     auth.router,
+    auth_settings.router,
+    auth_settings.approving,
     my_sessions.router,
     mfa.router,
     users.router,

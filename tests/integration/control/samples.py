@@ -245,6 +245,7 @@ WITHOUT_SAMPLE: Final = {
     "confirm_totp": "a code fits once (test_second_factors.py)",
     "add_passkey": "needs an authenticator (test_second_factors.py)",
     "renew_recovery_codes": "takes the place of earlier ones (test_second_factors.py)",
+    "approve_auth_settings": "as suspend_tenant (test_auth_settings.py)",
     "suspend_tenant": "each of a super-admin's requests leaves a record (test_super_admins.py)",
     "resume_tenant": "as suspend_tenant",
     "token": "as login; answers are OAuth's, and each token is one of its own",

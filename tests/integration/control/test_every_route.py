@@ -245,7 +245,7 @@ async def test_a_page_token_is_worth_nothing_elsewhere(world: World, other_key: 
 
 @promise("api:two-statements")
 async def test_each_get_costs_two_statements(world: World) -> None:
-    """The least of three tries: what runs beside requests is counted with them."""
+    """The least of a few tries: what runs beside requests is counted with them."""
     ids = {
         "agent_id": await world.agent(),
         "switch_id": await world.kill_switch(),
@@ -266,11 +266,13 @@ async def test_each_get_costs_two_statements(world: World) -> None:
         path = one.path.format_map(Counted(ids))
         key = world.person.token if one.human else ""
         tries = []
-        for _ in range(3):
+        for _ in range(8):
             before = counters.statements
             if (await world.rest.get(path, key=key)).status == 200:
                 answered.add(one.name)
             tries.append(counters.statements - before)
+            if tries[-1] <= STATEMENTS + OF_TRANSACTION:
+                break
         costs[one.name] = min(tries)
 
     assert {} == {n: c for n, c in costs.items() if c > STATEMENTS + OF_TRANSACTION}

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.integration.control.samples import LISTS, SAMPLES
+from tests.integration.control.samples import LISTS, SAMPLES, World
 from tests.integration.control.second_tenant import MARK, Neighbour, moved_in, state_of
-from tests.integration.control.test_every_route import World, send, world
+from tests.integration.control.test_every_route import send, world
 from tests.integration.control.test_problems import WHY, operations
 from tests.promises import promise
 
