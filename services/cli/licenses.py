@@ -21,7 +21,7 @@ from services.entitlements.license import Expected, License, LicenseRefused
 from services.entitlements.license_keys import load_keys
 from services.entitlements.standing import DAY_S, Standing, standing
 
-INSTALLATION_FILE = "installation.json"
+INSTALLATION_FILE = "installation.fingerprint"
 VERSION = 1
 _UNTRUSTED = frozenset({"SIGNATURE_INVALID", "UNKNOWN_KEY"})
 
@@ -131,9 +131,8 @@ def _requested(file: Path) -> str:
 def _fingerprint(root: Path) -> str | None:
     """Of this installation; None where there is none, or none has run yet."""
     try:
-        document = json.loads((root / INSTALLATION_FILE).read_bytes())
-        return str(document["fingerprint"])
-    except (OSError, ValueError, TypeError, KeyError):
+        return (root / INSTALLATION_FILE).read_text("ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
         return None
 
 

@@ -5,17 +5,14 @@ be asked for where there is no network (`behavry license request`).
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 from services.common import durable_file
 
-VERSION = 1
-
 
 def write(path: Path, fingerprint: str) -> None:
     """Where it cannot be written there is none: nothing but that command reads it."""
-    content = json.dumps({"version": VERSION, "fingerprint": fingerprint}).encode() + b"\n"
+    content = fingerprint.encode() + b"\n"
     with contextlib.suppress(OSError):
         if not path.exists() or path.read_bytes() != content:
             durable_file.replace(path, content)

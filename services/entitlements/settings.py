@@ -18,7 +18,7 @@ class EntitlementsSettings(ServiceSettings):
     license_file: Path | None = setting("BEHAVRY_LICENSE_FILE", default=None)
     #: A list of revoked licences.
     revocations_file: Path | None = setting("BEHAVRY_LICENSE_REVOCATIONS_FILE", default=None)
-    #: Holds the id that licences are bound to, for `behavry license request`.
+    #: Says to what licences are bound, for `behavry license request`.
     installation_file: Path = setting(
-        "BEHAVRY_INSTALLATION_FILE", derived=under("state_dir", "installation.json")
+        "BEHAVRY_INSTALLATION_FILE", derived=under("state_dir", "installation.fingerprint")
     )

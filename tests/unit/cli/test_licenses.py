@@ -32,7 +32,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
         raise AssertionError("a licence command uses no network")
 
     monkeypatch.setenv("BEHAVRY_ENV", "development")
-    installation_file.write(state_dir / "installation.json", OURS)
+    installation_file.write(state_dir / "installation.fingerprint", OURS)
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 

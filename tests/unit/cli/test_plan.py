@@ -1,7 +1,7 @@
 """What `up` tells each process: settings that its service knows, all it needs, no secret."""
 
 import importlib
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
