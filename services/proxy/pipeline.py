@@ -123,13 +123,7 @@ class Pipeline:
         try:
             caller = await self._authenticate(arrival)  # 1
         except Unauthenticated as failure:
-            return self.steps.refusals.unauthenticated(
-                failure,
-                snapshot=self.snapshot,
-                server=arrival.server,
-                client_ip=arrival.client_ip,
-                metadata_url=arrival.metadata_url if arrival.discovering else "",
-            )
+            return self._turned_back(arrival, failure)
         except ControlAway:
             return unavailable("control_unavailable")
         try:
@@ -161,7 +155,11 @@ class Pipeline:
         try:
             if arrival.verb != "POST":
                 return await self._in_session(arrival, visit)
+            before = self.snapshot
             body = await arrival.read()  # 4
+            if self.snapshot is not before:  # it took its time, and rights may have ended
+                self._still(arrival, visit.caller)
+                visit = self._visit(arrival, visit.caller)
             message = messages.parse(body)  # 5
             route, session = self._route(arrival, visit, message)  # 6
             if route.modern and message.kind is Kind.REQUEST:
@@ -169,6 +167,8 @@ class Pipeline:
             if crowded and message.kind is Kind.REQUEST:
                 return await self._crowded_out(visit, message, route)
             return await self._dispatch(arrival, visit, message, route, session)  # 8
+        except Unauthenticated as failure:
+            return self._turned_back(arrival, failure)
         except TooLarge:
             why = Rejection(status=413, code=messages.INVALID_REQUEST, message="body too large",
                             reason="body_too_large")  # fmt: skip
@@ -251,14 +251,29 @@ class Pipeline:
         caller = self.identity.recall(arrival.credential, arrival.resource)
         if caller is None:
             caller = await self.identity.prove(arrival.credential, arrival.resource)
-        tenant = self.snapshot.tenants.get(caller.tenant)
-        if tenant is not None and caller.session in tenant.revoked_sessions:
-            agent = tenant.agents.get(caller.agent)
-            if agent is not None and not agent.active:
-                return caller  # known and not let in: refused by name further on, and recorded so
-            self.identity.forget(arrival.credential)
-            raise Unauthenticated("session_revoked", claimed=caller.tenant)
+        self._still(arrival, caller)
         return caller
+
+    def _still(self, arrival: Arrival, caller: Caller) -> None:
+        """Raises Unauthenticated where the session was revoked."""
+        tenant = self.snapshot.tenants.get(caller.tenant)
+        if tenant is None or caller.session not in tenant.revoked_sessions:
+            return
+        agent = tenant.agents.get(caller.agent)
+        if agent is not None and not agent.active:
+            return  # known and not let in: refused by name further on, and recorded so
+        if arrival.credential is not None:
+            self.identity.forget(arrival.credential)
+        raise Unauthenticated("session_revoked", claimed=caller.tenant)
+
+    def _turned_back(self, arrival: Arrival, failure: Unauthenticated) -> Answer:
+        return self.steps.refusals.unauthenticated(
+            failure,
+            snapshot=self.snapshot,
+            server=arrival.server,
+            client_ip=arrival.client_ip,
+            metadata_url=arrival.metadata_url if arrival.discovering else "",
+        )
 
     def _visit(self, arrival: Arrival, caller: Caller) -> Visit:
         """Unknown server and server not granted to this agent read alike."""

@@ -212,11 +212,13 @@ class Feeds:
     # --- what ends them -------------------------------------------------------------------------
 
     def policy_changed(self) -> None:
-        """Another snapshot: who may not be here any more goes, and the rest look again."""
+        """Another snapshot: who may not be here any more goes, and the rest look again. A server
+        whose entry changed is another server: who listens to it comes again.
+        """
         snapshot = self._snapshot()
         for feed in self._all():
             visit = renewed(feed.visit, snapshot)
-            if visit is None:
+            if visit is None or visit.server != feed.visit.server:
                 feed.end()
             else:
                 feed.visit = visit
@@ -253,7 +255,10 @@ class Feeds:
 
     @contextmanager
     def _place(self, feed: Feed) -> Iterator[None]:
-        caller = feed.visit.caller
+        now = renewed(feed.visit, self._snapshot())
+        if now is None:  # its rights ended while it came in: nobody would end it later
+            raise Refused(local.failed("agent_suspended"))
+        feed.visit, caller = now, now.caller
         mine = self._open.setdefault((caller.tenant, caller.agent), set())
         if len(mine) >= PER_AGENT or self._closed:
             if not mine:

@@ -22,6 +22,7 @@ from services.proxy.backends.upstream import (
 )
 from services.proxy.backends.upstream import Session as Upstream
 from services.proxy.calls import Spawn, Visit
+from services.proxy.snapshot import Server
 
 FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 30.0
@@ -73,6 +74,7 @@ class Source:
 
 @dataclass(slots=True, eq=False)
 class _Shared:
+    server: Server
     members: dict[object, tuple[Hear, Missed]] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
 
@@ -99,8 +101,10 @@ class Sources:
     async def joined(
         self, key: tuple[str, ...], source: Source, hear: Hear, missed: Missed
     ) -> AsyncIterator[None]:
-        """The first one's source serves all of the same key."""
-        shared = self._shared.setdefault(key, _Shared())
+        """The first one's source serves all of the same key, while the server is the same."""
+        server, shared = source.visit.server, self._shared.get(key)
+        if shared is None or (shared.server is not server and shared.server != server):
+            shared = self._shared[key] = _Shared(server)
         member = object()
         shared.members[member] = (hear, missed)
         if shared.task is None:
@@ -110,7 +114,8 @@ class Sources:
         finally:
             del shared.members[member]
             if not shared.members:
-                self._shared.pop(key, None)
+                if self._shared.get(key) is shared:
+                    del self._shared[key]
                 shared.task.cancel()
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 import pytest
 
 from services.proxy.transports import reply
 from tests.altered import altered
 from tests.fakes.authorizer import AGENT, OTHER_AGENT, SESSION
-from tests.fakes.gateway import Gateway, gateway, http_server, until
+from tests.fakes.gateway import BOTH, Gateway, gateway, http_server, modern_request, until
 from tests.fakes.listening import calling, got, listening
+from tests.fakes.raw_http import connected, request
 from tests.fakes.talker import SUBSCRIPTION_META, Talker, talking
 
 ERAS = ["modern", "legacy"]
@@ -298,6 +300,64 @@ async def test_a_stream_ends_with_its_rights(
         rest = await ends(proxy, stream)
 
     assert ([ENDED] if agent == "modern" else []) == rest
+
+
+@pytest.mark.parametrize("why", ["suspended", "session revoked", "not granted"])
+async def test_rights_that_end_while_a_request_comes_in_open_no_stream(
+    proxy: Gateway, talker: Talker, why: str
+) -> None:
+    await ready(proxy, talker, "modern")
+    params = {"notifications": {"toolsListChanged": True}}
+    message, named = modern_request("subscriptions/listen", params, {}, {})
+    body = orjson.dumps(message)
+    sent = {
+        "host": proxy.url.removeprefix("http://"),
+        "authorization": f"Bearer {proxy.issuer.token()}",
+        "content-type": "application/json",
+        "accept": BOTH,
+        "content-length": str(len(body)),
+        "expect": "100-continue",
+        **named,
+    }
+    agents = proxy.authorizer.snapshot["tenants"][proxy.tenant]["agents"]
+    changed = {"suspended": {"status": "suspended"}, "not granted": {"servers": []}}.get(why, {})
+    revoked = [SESSION] if why == "session revoked" else []
+    async with connected(proxy.url) as http:
+        asked = await http.ask(request(proxy.mcp(), sent.items()))
+        agents = {**agents, AGENT: {**agents[AGENT], **changed}}
+        await proxy.authorizer.publish(agents=agents, revoked_sessions=revoked)
+        await proxy.settled()
+        refused = await http.ask(body)
+
+    assert 100 == asked.status
+    answer = orjson.loads(refused.body)["error"]
+    expected = {"suspended": "agent_suspended", "not granted": "unknown server"}
+    assert expected.get(why, "unauthenticated") == answer["message"]
+    assert 0 == proxy.running.listening()
+
+
+@pytest.mark.parametrize("agent", ERAS)
+async def test_a_stream_ends_where_the_servers_entry_changes(
+    proxy: Gateway, talker: Talker, agent: str
+) -> None:
+    """What it may ask, where it is and how we present ourselves may be another matter now."""
+    await ready(proxy, talker, "modern")
+    headers = await session(proxy) if agent == "legacy" else {}
+    opened = (
+        listening(proxy, {"toolsListChanged": True}) if agent == "modern" else got(proxy, headers)
+    )
+    servers = proxy.authorizer.snapshot["tenants"][proxy.tenant]["servers"]
+    async with opened as stream:
+        assert 200 == await stream.opened()
+        await until(lambda: proxy.running.listening() == 1)
+        await proxy.authorizer.publish(servers={**servers})
+        await proxy.settled()
+        assert 1 == proxy.running.listening()
+        grown = {"notes": {**servers["notes"], "grants": {"sampling": True}}}
+        await proxy.authorizer.publish(servers={**servers, **grown})
+        rest = await ends(proxy, stream)
+
+    assert agent == "legacy" or rest[-1] == ENDED
 
 
 async def test_deleting_a_session_ends_its_stream_and_the_servers(
