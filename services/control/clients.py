@@ -416,10 +416,18 @@ def entitlements_of(tenant: ent.TenantEntitlements) -> Entitlements:
         ),
         grace_ends_at_s=tenant.grace_ends_at or None,
         limits=_limits(tenant.limits),
-        license=_license(tenant.license) if tenant.HasField("license") else None,
+        license=_counting(tenant),
         scheduled=_license(tenant.scheduled) if tenant.HasField("scheduled") else None,
         overrides=dict(tenant.feature_overrides),
     )
+
+
+def _counting(tenant: ent.TenantEntitlements) -> License | None:
+    """The tenant's own licence, else the installation's."""
+    if tenant.HasField("license"):
+        return _license(tenant.license)
+    has_one = tenant.HasField("installation_license")
+    return _license(tenant.installation_license) if has_one else None
 
 
 def _limits(limits: ent.Limits) -> Limits:

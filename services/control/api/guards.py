@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
+import asyncpg
 from fastapi import Depends
 from starlette.requests import Request
 
@@ -135,22 +136,27 @@ class RoleGuard:
             raise Refusal(
                 "REASON_REQUIRED", f"Say why, in {tenancy.REASON_HEADER}: 8 to 500 characters."
             )
-        async with call.change(desired=False) as change:
-            if visits:
-                await change.record(
-                    "admin.superadmin.access",
-                    resource="tenant",
-                    resource_id=call.tenant,
-                    reason=reason,
-                )
-            if bypassed and self.feature is not None:
-                await change.put(
-                    "entitlement.bypass",
-                    feature=self.feature,
-                    mode=call.plan.mode(self.feature),
-                    method=call.request.method,
-                    reason=reason,
-                )
+        try:
+            async with call.change(desired=False) as change:
+                if visits:
+                    await change.record(
+                        "admin.superadmin.access",
+                        resource="tenant",
+                        resource_id=call.tenant,
+                        reason=reason,
+                    )
+                if bypassed and self.feature is not None:
+                    await change.put(
+                        "entitlement.bypass",
+                        feature=self.feature,
+                        mode=call.plan.mode(self.feature),
+                        method=call.request.method,
+                        reason=reason,
+                    )
+        except asyncpg.PostgresError as failure:
+            raise Refusal(
+                "DEPENDENCY_UNAVAILABLE", "What is done here cannot be recorded now."
+            ) from failure
         if bypassed:
             call.control.counters.counter("entitlement.bypass").value += 1
 

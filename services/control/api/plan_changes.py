@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import asyncpg
+
 from services.common.errors import BehavryError
 from services.control import idempotency
 from services.control.api import plan_shown
@@ -42,14 +44,19 @@ async def change(
 ) -> Entitlements:
     """1. the record of what is wanted  2. the change  3. the record of its outcome."""
     known = call.control.features.of(call.tenant)
-    async with call.change(desired=False) as before:  # 1
-        await before.record(
-            wanted.before,
-            resource=wanted.resource,
-            resource_id=wanted.resource_id,
-            changes=[changed(name, None, value) for name, value in wanted.said.items()],
-            reason=wanted.reason,
-        )
+    try:
+        async with call.change(desired=False) as before:  # 1
+            await before.record(
+                wanted.before,
+                resource=wanted.resource,
+                resource_id=wanted.resource_id,
+                changes=[changed(name, None, value) for name, value in wanted.said.items()],
+                reason=wanted.reason,
+            )
+    except asyncpg.PostgresError as failure:
+        raise Refusal(
+            "DEPENDENCY_UNAVAILABLE", "What is changed here cannot be recorded now."
+        ) from failure
     try:
         held = await act(_cause(call, wanted))  # 2
     except BehavryError as refused:
