@@ -27,16 +27,24 @@ STDERR_RING: Final = 64 * 1024
 class Child:
     """Made by `start`; `run` must be running for answers to arrive."""
 
-    def __init__(self, process: asyncio.subprocess.Process, dropped: Counter) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, dropped: Counter, *, shared: bool
+    ) -> None:
         self._process = process
         self._writing = asyncio.Lock()
         self._nonsense: list[float] = []
         self._stderr = bytearray()
-        self.talk = Conversation(self._write, dropped)
+        self.talk = Conversation(self._write, dropped, shared=shared)
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def unread(self) -> int:
+        """Bytes that wait until it reads."""
+        stdin = self._process.stdin
+        return 0 if stdin is None else stdin.transport.get_write_buffer_size()
 
     async def run(self) -> None:
         """Reads until the child ends; then nobody waits any more."""
@@ -84,6 +92,7 @@ class Child:
             raise UpstreamFailed("upstream_unreachable", ran=False)
         async with self._writing:
             try:
+                await stdin.drain()  # what it does not read is not piled up here
                 stdin.write(message + b"\n")
                 await stdin.drain()
             except (ConnectionError, RuntimeError):
@@ -114,9 +123,14 @@ class Child:
 
 
 async def start(
-    command_line: Sequence[str], *, env: Mapping[str, str], cwd: str | None, dropped: Counter
+    command_line: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: str | None,
+    dropped: Counter,
+    shared: bool = False,
 ) -> Child:
-    """In a session, so a process group, of its own. Raises OSError."""
+    """In a session, so a process group, of its own; `shared` by several agents. Raises OSError."""
     process = await asyncio.create_subprocess_exec(
         *command_line,
         stdin=asyncio.subprocess.PIPE,
@@ -127,4 +141,4 @@ async def start(
         limit=MAX_LINE,
         start_new_session=True,
     )
-    return Child(process, dropped)
+    return Child(process, dropped, shared=shared)

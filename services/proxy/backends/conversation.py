@@ -2,7 +2,8 @@
 
 Decides which answer, piece of progress or question belongs to which request (mcp.md 7): by id, by
 progress token, by subscription; what names none goes to whoever listens, else to the request that
-began last. What a line of bytes looks like is its owner's business.
+began last, unless several agents share the line: then it may be anybody's, and is nobody's. What a
+line of bytes looks like is its owner's business.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from services.proxy.backends.upstream import (
 from services.proxy.messages import METHOD_NOT_FOUND
 
 IN_FLIGHT: Final = 16
+#: How long a server may take to hear that a request was given up: it may not read at all.
+CANCEL_S: Final = 1.0
 LISTEN: Final = "subscriptions/listen"
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
 PROGRESS: Final = "notifications/progress"
@@ -46,9 +49,16 @@ class Conversation:
     message to `read`, and calls `end` when nothing comes any more.
     """
 
-    def __init__(self, send: Callable[[bytes], Awaitable[None]], dropped: Counter) -> None:
+    def __init__(
+        self,
+        send: Callable[[bytes], Awaitable[None]],
+        dropped: Counter,
+        *,
+        shared: bool = False,
+    ) -> None:
         self._send = send
         self._dropped = dropped
+        self._shared = shared
         self._pending: dict[int, _Pending] = {}
         self._listeners: list[Hear] = []
         self._next_id = 0
@@ -65,8 +75,15 @@ class Conversation:
 
     async def ask(self, request: Request, hear: Hear | None = None) -> Reply:
         """Raises UpstreamFailed. Cancelling it tells the server, and its late answer is dropped."""
-        async with self._places:
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise UpstreamFailed("upstream_timeout", ran=False) from None
+        try:
             return await self._ask(request, hear, request.timeout_s)
+        finally:
+            self._places.release()
 
     async def tell(self, message: Mapping[str, Any]) -> None:
         """A notification, or an answer to what the server asked. Raises UpstreamFailed."""
@@ -124,8 +141,10 @@ class Conversation:
             self._pending.pop(number, None)
 
     async def _cancel(self, number: int) -> None:
-        with contextlib.suppress(UpstreamFailed):
-            await self.tell({"method": "notifications/cancelled", "params": {"requestId": number}})
+        note = {"method": "notifications/cancelled", "params": {"requestId": number}}
+        with contextlib.suppress(UpstreamFailed, TimeoutError):
+            async with asyncio.timeout(CANCEL_S):
+                await self.tell(note)
 
     def _answered(self, message: dict[str, Any], size: int) -> None:
         given = message.get("id")
@@ -160,7 +179,7 @@ class Conversation:
             await self._reply(heard, {"result": {}})
             return
         hears = self._newest() or next(iter(self._listeners), None)
-        if hears is None:
+        if hears is None or self._shared:
             error = {"code": METHOD_NOT_FOUND, "message": "not supported"}
             await self._reply(heard, {"error": error})
         else:
@@ -190,8 +209,12 @@ class Conversation:
                 hear(heard)
         elif (newest := self._newest()) is not None:
             newest(heard)
+        else:
+            self._dropped.value += 1
 
     def _newest(self) -> Hear | None:
+        if self._shared:
+            return None
         return next((one.hear for one in reversed(self._pending.values()) if one.hear), None)
 
 

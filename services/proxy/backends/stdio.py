@@ -115,7 +115,8 @@ class StdioBackend:
         """A child has one conversation, opened by us. The session says which one."""
         if (await self.facts(visit)).modern:
             return None
-        told = messages.encode(dict(capabilities), sort=True).decode()
+        alone = visit.server.share == "agent"  # of a shared child nobody can be asked anything
+        told = messages.encode(dict(capabilities), sort=True).decode() if alone else _NOTHING
         _, facts = await self._ready(visit, told)
         return Session(told, facts.version)
 
@@ -175,7 +176,6 @@ class StdioBackend:
         holder = _holder(visit, told)
         slot = self._slots.get(holder)
         if slot is None:
-            self._room(visit)
             slot = self._slots[holder] = _Slot()
         slot.used_ns = self._clock.monotonic_ns()
         if slot.fits(visit) and slot.child is not None and slot.facts is not None:
@@ -183,10 +183,13 @@ class StdioBackend:
         async with slot.starting:
             if slot.fits(visit) and slot.child is not None and slot.facts is not None:
                 return slot.child, slot.facts
+            self._room(visit, slot)
             return await self._start(visit, slot, told)
 
-    def _room(self, visit: Visit) -> None:
-        live = [holder for holder, slot in self._slots.items() if slot.child is not None]
+    def _room(self, visit: Visit, slot: _Slot) -> None:
+        """For one more beside those that run or are being started. Raises UpstreamFailed."""
+        others = ((holder, one) for holder, one in self._slots.items() if one is not slot)
+        live = [holder for holder, one in others if one.alive or one.starting.locked()]
         mine = sum(tenant == visit.caller.tenant for tenant, *_ in live)
         if len(live) >= PER_HOST or mine >= PER_TENANT:
             raise UpstreamFailed("capacity", ran=False)
@@ -207,7 +210,10 @@ class StdioBackend:
         try:
             env = environment(command, self._inherited, home=home, secrets=self._resolved(command))
             line = self._line(command, home)
-            child = await start(line, env=env, cwd=command.cwd, dropped=self._dropped)  # 3
+            shared = visit.server.share == "server"
+            child = await start(  # 3
+                line, env=env, cwd=command.cwd, dropped=self._dropped, shared=shared
+            )
             leftovers.note(home, child.pid)
         except OSError:
             self._back_off(slot, now_ns, failed=True)

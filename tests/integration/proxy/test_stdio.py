@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.authorizer import server_entry
+from services.common.telemetry.counters import Counter
+from services.proxy.backends.child import start
+from services.proxy.backends.upstream import Request, UpstreamFailed
+from tests.fakes.authorizer import AGENT, server_entry
 from tests.fakes.children import ROOT
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.installation import still_there
@@ -251,3 +254,44 @@ async def test_a_failing_child_ends_the_call_with_a_reason(
         statuses = [one["status"] for one in proxy.records("call.outcome")]
         assert ["ok", "indeterminate"] == statuses
         assert ["c1", "c2"] == tools.ran()
+
+
+async def test_a_child_that_reads_nothing_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that are given up are not piled up before it."""
+    monkeypatch.setattr("services.proxy.backends.conversation.CANCEL_S", 0.05)
+    child = await start(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        env={}, cwd=None, dropped=Counter(),
+    )  # fmt: skip
+    running = asyncio.get_running_loop().create_task(child.run())
+    request = Request(method="tools/call", params={"x": "y" * 1_000_000}, timeout_s=0.1)
+    for _ in range(5):
+        with pytest.raises(UpstreamFailed, match="upstream_timeout"):
+            await child.talk.ask(request)
+
+    assert child.unread < 2_000_000
+    os.killpg(child.pid, signal.SIGKILL)
+    await running
+    await child.stop()
+
+
+async def test_children_that_start_at_once_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.backends.stdio.PER_TENANT", 2)
+    async with probing(tmp_path) as proxy:  # one runs
+        agents = proxy.authorizer.snapshot["tenants"][proxy.tenant]["agents"]
+        others = [f"0199d0d0-0000-7000-8000-00000000010{n}" for n in range(4)]
+        await proxy.authorizer.publish(agents={**agents, **dict.fromkeys(others, agents[AGENT])})
+        await proxy.settled()
+        answers = await asyncio.gather(*[
+            proxy.call("look", {}, server="probe", token=proxy.issuer.token(sub=other))
+            for other in others
+        ])  # fmt: skip
+
+    reasons = [
+        answer["result"]["_meta"]["com.behavry/decision"]["reason"]
+        for _, answer in answers
+        if answer["result"].get("isError")
+    ]
+    assert ["capacity"] * 3 == reasons

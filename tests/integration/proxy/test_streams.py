@@ -320,11 +320,13 @@ async def test_rights_that_end_while_a_request_comes_in_open_no_stream(
         **named,
     }
     agents = proxy.authorizer.snapshot["tenants"][proxy.tenant]["agents"]
-    changed = {"suspended": {"status": "suspended"}, "not granted": {"servers": []}}.get(why, {})
+    changes: dict[str, Any] = {
+        "suspended": {"status": "suspended"}, "not granted": {"servers": []},
+    }  # fmt: skip
     revoked = [SESSION] if why == "session revoked" else []
     async with connected(proxy.url) as http:
         asked = await http.ask(request(proxy.mcp(), sent.items()))
-        agents = {**agents, AGENT: {**agents[AGENT], **changed}}
+        agents = {**agents, AGENT: {**agents[AGENT], **changes.get(why, {})}}
         await proxy.authorizer.publish(agents=agents, revoked_sessions=revoked)
         await proxy.settled()
         refused = await http.ask(body)

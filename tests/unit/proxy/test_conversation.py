@@ -7,7 +7,8 @@ import orjson
 import pytest
 
 from services.common.telemetry.counters import Counter
-from services.proxy.backends.conversation import SUBSCRIPTION_META, Conversation
+from services.proxy.backends import conversation
+from services.proxy.backends.conversation import IN_FLIGHT, SUBSCRIPTION_META, Conversation
 from services.proxy.backends.upstream import (
     MAX_ANSWER,
     Heard,
@@ -24,12 +25,14 @@ class Line:
     def __init__(self) -> None:
         self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.dropped = Counter()
-        self.broken = False
+        self.broken = self.blocked = False
         self.talk = Conversation(self._send, self.dropped)
 
     async def _send(self, message: bytes) -> None:
         if self.broken:
             raise UpstreamFailed("upstream_protocol", ran=None)
+        if self.blocked:
+            await asyncio.Event().wait()
         self.sent.put_nowait(orjson.loads(message))
 
     async def said(self) -> dict[str, Any]:
@@ -232,3 +235,61 @@ async def test_what_is_no_message_is_dropped(line: Line, message: dict[str, Any]
 
     assert ([], 1) == (heard, line.dropped.value)
     asked.cancel()
+
+
+async def test_a_server_that_reads_nothing_keeps_nobody(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither who runs out of time nor who gives up waits until it hears of that."""
+    monkeypatch.setattr(conversation, "CANCEL_S", 0)
+    line.blocked = True
+    late, given_up = line.ask(timeout_s=0), line.ask()
+    with pytest.raises(UpstreamFailed) as failed:
+        await late
+    given_up.cancel()
+    async with asyncio.timeout(5):
+        await asyncio.wait([given_up])
+
+    assert ("upstream_timeout", True) == (failed.value.reason, given_up.cancelled())
+
+
+async def test_who_finds_no_place_in_time_is_told_so(line: Line) -> None:
+    running = [line.ask() for _ in range(IN_FLIGHT)]
+    for _ in running:
+        await line.said()
+    with pytest.raises(UpstreamFailed) as failed:
+        await line.ask(timeout_s=0)
+
+    assert ("upstream_timeout", False) == (failed.value.reason, failed.value.ran)
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+    answered = line.ask()
+    while (sent := await line.said())["method"] != "tools/call":
+        pass
+    await line.says(id=sent["id"], result={})
+    assert {} == (await answered).result
+
+
+async def test_on_a_line_that_agents_share_nobody_hears_what_names_no_request(line: Line) -> None:
+    line.talk = Conversation(line._send, line.dropped, shared=True)
+    mine: list[Heard] = []
+    listened: list[Heard] = []
+    asked = line.ask(mine.append, progress="p")
+    token = (await line.said())["id"]
+    await line.says(method="notifications/message", params={"level": "info", "data": "whose?"})
+    assert (1, []) == (line.dropped.value, mine)
+
+    loop = asyncio.get_running_loop()
+    listening = loop.create_task(line.talk.listen(Listening(), listened.append, modern=False))
+    await asyncio.sleep(0)
+    await line.says(id="q", method="elicitation/create", params={"mode": "form"})
+    refused = await line.said()
+    await line.says(method="notifications/tools/list_changed")
+    await line.says(method="notifications/progress", params={"progressToken": token})
+
+    assert ("q", -32601) == (refused["id"], refused["error"]["code"])
+    assert ["notifications/tools/list_changed"] == [one.method for one in listened]
+    assert ["p"] == [one.params["progressToken"] for one in mine]
+    asked.cancel()
+    listening.cancel()
