@@ -175,7 +175,11 @@ async def _made(
 
 
 def _check_fresh(call: Call) -> None:
-    """A stolen session makes nothing that outlives it."""
+    """A stolen session makes nothing that outlives it, nor does whoever comes from elsewhere: their
+    going would not end it.
+    """
+    if call.principal.home is not None:
+        raise Refusal("HUMAN_REQUIRED", "Only people and keys of the tenant make its keys.")
     if call.principal.is_human and not call.stepped_up:
         raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
 

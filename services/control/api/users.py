@@ -85,7 +85,7 @@ async def set_user_role(
     body: Annotated[SetRole, json_body(SetRole)],
     response: Response,
 ) -> User:
-    """Counts from their next request on."""
+    """Counts from their next request on. Keys of theirs that may more than they end with it."""
     check_level(call, body.role)
     return await _changed(call, user_id, response, role=body.role)
 
@@ -157,6 +157,7 @@ async def _changed(
             if status == "deactivated":
                 await _end(call, change, wanted)  # 2
             if role is not None:
+                await _lower(call, change, wanted, Role.of(role))
                 await store.set_role(change.connection, wanted, role)  # 3
                 what, old, new = "role", before["role"], role
             else:
@@ -171,8 +172,7 @@ async def _changed(
             row = await store.get(change.connection, wanted) or {}
     except store.LastAdmin:
         raise _last_admin() from None
-    if status == "deactivated":
-        call.control.signals.escalation()
+    call.control.signals.escalation()
     tag(response, row["revision"])
     return User(**row)
 
@@ -196,6 +196,15 @@ async def _end(call: Call, change: Change, wanted: str) -> None:
     await acts.take_back(call, change, wanted)
     ended = await store.end_access(change.connection, wanted, call.now)
     for key in ended:
+        await change.record("admin.api_key.deleted", resource="api_key", resource_id=key)
+
+
+async def _lower(call: Call, change: Change, wanted: str, role: Role) -> None:
+    """What they made or gave and could not any more."""
+    if role < Role.ANALYST:
+        await acts.take_back(call, change, wanted)
+    above = [one.key for one in Role if one > role]
+    for key in await store.end_keys_above(change.connection, wanted, above, call.now):
         await change.record("admin.api_key.deleted", resource="api_key", resource_id=key)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -37,6 +37,9 @@ UPDATE control.user_sessions SET ended_at = $2 WHERE user_id = $1 AND ended_at I
 _END_KEYS: Final = """
 UPDATE control.api_keys SET revoked_at = $2 WHERE created_by = $1 AND revoked_at IS NULL
 RETURNING id"""
+_END_KEYS_ABOVE: Final = """
+UPDATE control.api_keys SET revoked_at = $2
+WHERE created_by = $1 AND revoked_at IS NULL AND role = ANY($3) RETURNING id"""
 _APPROVED_BY: Final = """
 SELECT e.id FROM control.escalations e
 JOIN control.escalation_votes v ON v.tenant_id = e.tenant_id AND v.escalation_id = e.id
@@ -103,6 +106,14 @@ async def end_access(connection: Connection, id: str, now: datetime) -> list[str
     """Ends their sessions and the keys that they made; which keys those were."""
     await connection.execute(_END_SESSIONS, id, now)
     return [row["id"] for row in await connection.fetch(_END_KEYS, f"user:{id}", now)]
+
+
+async def end_keys_above(
+    connection: Connection, id: str, roles: Sequence[str], now: datetime
+) -> list[str]:
+    """Ends the keys that they made and that may more than they; which ones those were."""
+    rows = await connection.fetch(_END_KEYS_ABOVE, f"user:{id}", now, list(roles))
+    return [row["id"] for row in rows]
 
 
 async def approved_by(connection: Connection, id: str, now: datetime) -> list[str]:

@@ -95,6 +95,27 @@ async def test_a_role_counts_from_the_next_request(rest: Rest) -> None:
 
 
 @promise("people:leave-at-once")
+async def test_with_a_role_go_the_keys_and_approvals_that_it_was_needed_for(rest: Rest) -> None:
+    async with linked(rest) as plane:
+        anna = await joined(rest, "anna", "admin")
+        high, low = [
+            (await rest.post("/api/v1/api-keys", {"name": r, "role": r}, key=anna.token)).json[
+                "key"
+            ]
+            for r in ("policy_author", "viewer")
+        ]
+        escalation = await asked(rest, plane)
+        assert 200 == (await anna.act(escalation, "approve")).status
+        assert 200 == await set_role(rest, anna, "analyst")
+        check(await rest.get("/api/v1/me", key=high), 401, "unauthenticated")
+        assert "approved" == (await rest.get(f"{ESCALATIONS}/{escalation}")).json["state"]
+        assert 200 == await set_role(rest, anna, "viewer")
+
+        assert "revoked" == (await rest.get(f"{ESCALATIONS}/{escalation}")).json["state"]
+        assert 200 == (await rest.get("/api/v1/me", key=low)).status
+
+
+@promise("people:leave-at-once")
 async def test_whoever_is_deactivated_has_no_session_no_key_and_no_approval_left(
     rest: Rest,
 ) -> None:

@@ -104,6 +104,9 @@ async def test_inside_a_tenant_nobody_from_elsewhere_is_one_of_its_people(rest: 
     escalation = f"{TENANTS}/{tenant}/escalations/{GONE}:approve"
     headers = WHY | {"idempotency-key": "k"}
     check(await rest.post(escalation, {}, key=boss.token, headers=headers), 403, "human_required")
+    lasting = f"{TENANTS}/{tenant}/api-keys"
+    key = {"name": "mine", "role": "viewer"}
+    check(await rest.post(lasting, key, key=boss.token, headers=WHY), 403, "human_required")
     for path in ("me", "me/sessions", "auth/login"):
         check(
             await rest.get(f"{TENANTS}/{tenant}/{path}", key=boss.token, headers=WHY),
