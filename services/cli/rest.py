@@ -31,7 +31,12 @@ class Refused(CommandFailed):
             f"{item.get('pointer', '')} {item.get('code', '')}".strip()
             for item in problem.get("errors", [])
         ]
-        parts = [str(text), *pointers]
+        named = [
+            f"{name.replace('_', ' ')}: {problem[name]}"
+            for name in ("feature", "required_plan", "limit", "allowed")
+            if problem.get(name)
+        ]
+        parts = [str(text), *pointers, *named]
         super().__init__(
             f"{self.code or answer.status}: {'; '.join(parts)}{_ADVICE.get(self.code, '')}",
             status=_exit_of(answer.status, self.code),
@@ -47,6 +52,11 @@ _ADVICE = {
 _EXITS = {
     "self_approval_forbidden": Exit.DENIED,
     "feature_not_included": Exit.NOT_ENTITLED,
+    "limit_exceeded": Exit.NOT_ENTITLED,
+    "override_exceeds_license": Exit.NOT_ENTITLED,
+    "license_signature_invalid": Exit.DIFFERENCE,
+    "license_unknown_key": Exit.DIFFERENCE,
+    "license_malformed": Exit.USAGE,
     "dependency_unavailable": Exit.UNREACHABLE,
     "control_unavailable": Exit.UNREACHABLE,
     "overloaded": Exit.UNREACHABLE,
@@ -108,6 +118,9 @@ class Control:
     ) -> Any:
         headers = {"x-behavry-reason": reason} | ({} if etag is None else {"if-match": etag})
         return self._ask("POST", path, body if body is not None else {}, headers)
+
+    def put_because(self, path: str, reason: str, body: Any) -> Any:
+        return self._ask("PUT", path, body, {"x-behavry-reason": reason})
 
     def items(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Every item of a list, page after page; a page may be empty and not the last."""

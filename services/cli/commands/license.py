@@ -2,24 +2,59 @@
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 from cyclopts import App, Parameter
 
 from services.cli.commands.options import JsonOption, StateOption, control_of, state_root
-from services.cli.output import as_json, emit, emit_text, plain, say, table
+from services.cli.output import CommandFailed, as_json, emit, emit_text, plain, say, table
 
 app = App(name="license", help="The plan and its features.")
+TokenFile = Annotated[
+    Path, Parameter(allow_leading_hyphen=True, help="Holds the licence; - reads it from stdin.")
+]
+_LAPSED = frozenset({"EXPIRED", "REVOKED"})
 
 
 @app.command
 def show(*, state: StateOption = None, json: JsonOption = False) -> None:
     """The plan, and each feature: allowed or not, and by which plan it could be had."""
-    held = control_of(state).get("/api/v1/license")
+    _show(control_of(state).get("/api/v1/license"), json=json)
+
+
+@app.command
+def activate(
+    file: TokenFile,
+    *,
+    replace: Annotated[
+        bool,
+        Parameter("--replace", negative=(), help="Also where one issued later is active."),
+    ] = False,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put a licence, or a list of revoked ones, into effect. Status 3: signature or key; 2: it is
+    no licence; 1: it is refused for another reason.
+    """
+    from services.cli.secret_files import read_secret  # noqa: PLC0415  # as below
+
+    body = {"key": read_secret(file)} | ({"replace": True} if replace else {})
+    held = control_of(state).post("/api/v1/license/activate", body, key=str(uuid4()))
+    _show(held, json=json)
+
+
+def _show(held: dict[str, Any], *, json: bool) -> None:
+    """Status 1 where the plan has lapsed."""
     if json:
         emit(held)
-        return
-    emit_text(f"{held['plan']} ({held['status']})")
-    emit_text(table(held["features"], "key", "allowed", "mode", "source", "required_plan"))
+    else:
+        until = f", until {held['expires_at']}" if held.get("expires_at") else ""
+        emit_text(f"{held['plan']} ({held['status']}){until}")
+        if scheduled := held.get("scheduled"):
+            emit_text(f"{scheduled['plan']} from {scheduled['starts_at']}")
+        emit_text(table(held["features"], "key", "allowed", "mode", "source", "required_plan"))
+    if held["status"] in _LAPSED:
+        raise CommandFailed("the plan has lapsed: see the modes of its features")
 
 
 @app.command
@@ -34,8 +69,6 @@ def plans(*, state: StateOption = None, json: JsonOption = False) -> None:
 
 # --- without a service ----------------------------------------------------------------------------
 # What reads or makes licences is imported when it is used: `show` should not pay for it.
-
-TokenFile = Annotated[Path, Parameter(help="Holds the licence; - reads it from stdin.")]
 
 
 @app.command

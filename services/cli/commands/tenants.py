@@ -72,6 +72,68 @@ def resume(tenant: str, /, *, reason: ReasonOption, state: StateOption = None) -
     say(f"{told['slug']} is {told['status']}")
 
 
+FeatureOption = Annotated[list[str] | None, Parameter(negative=(), help="A feature's key.")]
+WhenOption = Annotated[
+    str | None, Parameter(help="RFC 3339, as 2027-01-31T00:00:00Z; else at once, or without end.")
+]
+
+
+@app.command
+def features(
+    tenant: str,
+    /,
+    *,
+    reason: ReasonOption,
+    enable: FeatureOption = None,
+    disable: FeatureOption = None,
+    clear: FeatureOption = None,
+    starts_at: WhenOption = None,
+    ends_at: WhenOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """What the tenant may use, and why. With --enable, --disable or --clear: change it first."""
+    control = control_of(state)
+    path = f"{_PATH}/{id_of(control, tenant)}/features"
+    lists = {"enable": enable or [], "disable": disable or [], "clear": clear or []}
+    if any(lists.values()):
+        times = {"starts_at": starts_at, "ends_at": ends_at}
+        body = lists | {name: value for name, value in times.items() if value}
+        held = control.post_because(path, reason, body)
+    else:
+        held = control.get_because(path, reason)
+    if json:
+        emit(held)
+        return
+    emit_text(f"{held['plan']} ({held['status']})")
+    emit_text(table(held["features"], "key", "allowed", "mode", "source", "required_plan"))
+    if held["history"]["items"]:
+        emit_text(
+            table(held["history"]["items"], "created_at", "feature", "effect", "actor", "reason")
+        )
+
+
+@app.command
+def plan(
+    tenant: str,
+    plan: str,
+    /,
+    *,
+    reason: ReasonOption,
+    expires_at: WhenOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Put the tenant on a plan, at once."""
+    control = control_of(state)
+    body = {"plan": plan} | ({"expires_at": expires_at} if expires_at else {})
+    held = control.put_because(f"{_PATH}/{id_of(control, tenant)}/plan", reason, body)
+    if json:
+        emit(held)
+    else:
+        say(f"{tenant} is on {held['plan']} ({held['status']})")
+
+
 def id_of(control: Control, tenant: str) -> str:
     """The id of a tenant named by slug or id."""
     if is_id(tenant):

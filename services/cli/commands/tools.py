@@ -25,6 +25,18 @@ def list_tools(server: str, /, *, state: StateOption = None, json: JsonOption = 
 
 
 @app.command
+def summary(*, state: StateOption = None, json: JsonOption = False) -> None:
+    """How many tools of each server are in which state, and what agents read of them."""
+    held = control_of(state).get("/api/v1/context-gate/summary")
+    if json:
+        emit(held)
+        return
+    rows = [*held["servers"], {"server": "all", **held["total"]}]
+    states = ("approved", "hidden", "unclassified", "changed")
+    emit_text(table(rows, "server", *states, "shown_estimated_tokens", "estimated_tokens"))
+
+
+@app.command
 def classify(
     server: str,
     /,
