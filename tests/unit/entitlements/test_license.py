@@ -251,8 +251,8 @@ def test_a_scheduled_one_takes_over_by_itself() -> None:
 
 def test_the_list_with_the_highest_serial_counts_and_a_forged_one_never() -> None:
     lists = [
-        revocations_token(now_s=NOW_S, serial=2, revoked=["a"], key="issuer"),
         revocations_token(now_s=NOW_S, serial=3, revoked=["b"], key="issuer"),
+        revocations_token(now_s=NOW_S, serial=2, revoked=["a"], key="issuer"),
         revocations_token(now_s=NOW_S, serial=9, revoked=[], key="somebody"),
     ]
     found = stored.newest_list(lists, keys=KEYS)
