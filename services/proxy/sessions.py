@@ -112,8 +112,9 @@ class Sessions:
         return session if level is None else msgspec.structs.replace(session, level=level)
 
     def set_level(self, session: Session, level: str) -> None:
-        """From here on, until it ends."""
-        self._levels[session.id] = level
+        """From here on, until it ends; it may have ended meanwhile."""
+        if session.id not in self._ended:
+            self._levels[session.id] = level
 
     def end(self, visit: Visit, session: Session) -> None:
         self._ended[session.id] = session.opened_s + LIFE_S

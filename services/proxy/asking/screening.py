@@ -30,6 +30,9 @@ _SECRET_PHRASES: Final = (
     "accesskey", "apikey", "authkey", "clientsecret", "onetimecode", "password", "privatekey",
     "secretkey", "signingkey",
 )  # fmt: skip
+#: What no secret is entered as; several types at once, or an unknown one, may be text.
+_NO_TEXT: Final = ("boolean", "integer", "null", "number", "object")
+_CHOICES: Final = ("enum", "oneOf", "anyOf")
 _OURS: Final = ("com.behavry/", "io.modelcontextprotocol/")
 
 
@@ -108,10 +111,25 @@ def _secret(name: str, field: dict[str, Any]) -> bool:
     """A password by its format; or text without given choices under a name for secrets."""
     if field.get("format") == "password" or field.get("writeOnly") is True:
         return True
-    if field.get("type", "string") != "string" or "enum" in field or "oneOf" in field:
+    if not _holds_text(field):
         return False
     title = field.get("title")
     return _names_secret(name) or (type(title) is str and _names_secret(title))
+
+
+def _holds_text(field: dict[str, Any]) -> bool:
+    """What the user types, and does not choose; in doubt it is."""
+    kind, items = field.get("type", "string"), field.get("items")
+    if kind == "array" and type(items) is dict:
+        return _holds_text(items)
+    return kind not in _NO_TEXT and not any(_chosen(name, field) for name in _CHOICES)
+
+
+def _chosen(name: str, field: dict[str, Any]) -> bool:
+    options = field.get(name)
+    if type(options) is not list or not options:
+        return False
+    return name == "enum" or all(type(one) is dict and "const" in one for one in options)
 
 
 def _names_secret(text: str) -> bool:

@@ -207,7 +207,7 @@ class Feeds:
             self.views.other_changed(visit, method, lambda: self._tell(owner(visit), method))
         elif not call.route.modern:
             tell = partial(call.stream.push, notification(method, {}))
-            self.views.other_changed(visit, method, tell)
+            self.views.other_changed(visit, method, tell, call.stream)
 
     # --- what ends them -------------------------------------------------------------------------
 

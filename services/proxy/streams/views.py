@@ -8,7 +8,8 @@ word is enough.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Final
 
 from services.common.errors import BehavryError
@@ -45,19 +46,22 @@ class Views:
         self._spawn = spawn
         self._listening = listening
         self._tell = tell
-        #: Where a look is under way, and what came meanwhile.
-        self._looking: dict[_Place | None, bool] = {}
+        #: What is being looked at, and for whom; whether it changed again meanwhile.
+        self._looking: dict[object, bool] = {}
 
     def list_changed(self, visit: Visit, stream: Stream | None = None) -> None:
-        """A server says so; of many such words at once one look comes. `stream` is told, too."""
+        """A server says so; `stream` alone is told, where there is one."""
         if stream is None:
-            self._look((visit.caller.tenant, visit.slug), visit)
+            place = (visit.caller.tenant, visit.slug)
+            self._look(place, partial(self._changed, place, visit))
         else:
-            self._spawn("views", lambda: self._told(visit, stream))
+            self._look((TOOLS, stream), partial(self._told, visit, stream))
 
-    def other_changed(self, visit: Visit, method: str, tell: Callable[[], None]) -> None:
+    def other_changed(
+        self, visit: Visit, method: str, tell: Callable[[], None], stream: Stream | None = None
+    ) -> None:
         """A list that is not of tools, says the server. Prompts are compared, and `tell` tells all
-        that the agent listens on.
+        that the agent listens on, or `stream` alone.
         """
         known, listed = self._catalog.lists, lists.CHANGED[method]
         if method != PROMPTS:
@@ -73,33 +77,36 @@ class Views:
             if changed:
                 tell()
 
-        self._spawn("lists", compare)
+        self._look((method, stream or owner(visit)), compare)
 
     def policy_changed(self) -> None:
-        self._look(None, None)
+        self._look(None, partial(self._compare, None))
 
     async def missed(self, visit: Visit) -> bool:
         """Whether it changed since the agent last knew, before anybody told it."""
         return await self._differs(visit)
 
-    def _look(self, place: _Place | None, visit: Visit | None) -> None:
-        if place in self._looking:
-            self._looking[place] = True
+    def _look(self, what: object, look: Callable[[], Awaitable[None]]) -> None:
+        """One at a time of the same: a server may say so faster than anybody can look."""
+        if what in self._looking:
+            self._looking[what] = True
             return
-        self._looking[place] = False
-        self._spawn("views", lambda: self._looked(place, visit))
+        self._looking[what] = False
+        self._spawn("views", lambda: self._looked(what, look))
 
-    async def _looked(self, place: _Place | None, visit: Visit | None) -> None:
+    async def _looked(self, what: object, look: Callable[[], Awaitable[None]]) -> None:
         again = True
         try:
             while again:
-                self._looking[place] = False
-                if visit is not None:
-                    await self._renew(visit)
-                await self._compare(place)
-                again = self._looking[place]
+                self._looking[what] = False
+                await look()
+                again = self._looking[what]
         finally:
-            del self._looking[place]
+            del self._looking[what]
+
+    async def _changed(self, place: _Place, visit: Visit) -> None:
+        await self._renew(visit)
+        await self._compare(place)
 
     async def _told(self, visit: Visit, stream: Stream) -> None:
         await self._renew(visit)

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from services.proxy.backends import legacy_sse
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import server_entry
 from tests.fakes.gateway import Gateway, gateway
@@ -163,6 +164,19 @@ async def test_a_stream_that_ends_ends_its_call_and_the_next_opens_another(
     assert "upstream_protocol" == said["reason"]
     assert "seen" == answer["result"]["content"][0]["text"]
     assert (["indeterminate", "ok"], 2) == (statuses, old.streams)
+
+
+async def test_a_stream_that_says_more_than_can_be_looked_at_is_left(
+    tmp_path: Path, old: SseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(legacy_sse, "MAX_WAITING_BYTES", 1000)
+    async with behind(old, tmp_path) as proxy:
+        await proxy.offered("notes", "look")
+        old.before = [b'{"jsonrpc":"2.0","method":"x","params":{"pad":"%s"}}' % (b"y" * 2000)]
+        _, failed = await proxy.call("look")
+
+    said = failed["result"]["_meta"]["com.behavry/decision"]
+    assert "upstream_protocol" == said["reason"]
 
 
 async def test_a_message_that_is_refused_ran_nothing(tmp_path: Path, old: SseServer) -> None:

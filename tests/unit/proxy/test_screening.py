@@ -64,10 +64,29 @@ def test_the_form_of_a_field_counts_wherever_it_stands(field: dict[str, Any], sh
 
 
 @pytest.mark.parametrize(
-    "field", [{"type": "integer"}, {"type": "boolean"}, {"enum": ["a", "b"]}, {"oneOf": []}]
-)
+    "field",
+    [
+        {"type": "integer"}, {"type": "boolean"}, {"enum": ["a", "b"]},
+        {"oneOf": [{"const": "a", "title": "A"}]},
+        {"type": "array", "items": {"type": "string", "enum": ["a"]}},
+        {"type": "array", "items": {"anyOf": [{"const": "a"}]}},
+    ],
+)  # fmt: skip
 def test_what_holds_no_text_of_the_users_holds_no_secret(field: dict[str, Any]) -> None:
     assert "" == reason(ELICIT, form("max_tokens", **field))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"type": ["string", "null"]}, {"type": ["integer"]}, {"type": "text"}, {"type": None},
+        {"type": "array"}, {"type": "array", "items": {"type": "string"}},
+        {"enum": []}, {"enum": "a"}, {"oneOf": []}, {"oneOf": [{"type": "string"}]},
+        {"anyOf": [{"const": "a"}, {"type": "string"}]},
+    ],
+)  # fmt: skip
+def test_a_secret_is_not_asked_for_in_another_form(field: dict[str, Any]) -> None:
+    assert "capability_not_granted" == reason(ELICIT, form("password", **field))
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,14 @@ def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
     clock.advance(1801)
     sessions.sweep()
     sessions.admit(visit())
+
+
+def test_a_level_that_comes_too_late_is_not_kept() -> None:
+    sessions, _ = made()
+    session = sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
+    sessions.set_level(session, "info")
+    assert 1 == len(sessions._levels)
+    sessions.end(visit(), session)
+    sessions.set_level(session, "debug")
+
+    assert {} == sessions._levels
