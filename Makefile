@@ -81,15 +81,17 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 # --- tests -------------------------------------------------------------------------------------
 
 .PHONY: test unit contract integration journeys attacks conformance wheel bench bench-against bench-hops bench-pages bench-relay bench-hidden bench-start chaos
-# What mostly waits runs two at a time; what measures or kills under load runs alone.
-BESIDE := $(addprefix tests/,unit integration/control integration/proxy integration/authorizer contract/tickets)
+# What measures, kills under load or crowds a machine runs alone; all else two at a time.
+ALONE := tests/perf tests/contract/engines tests/integration/outbox tests/integration/tickets tests/integration/up \
+  $(addprefix tests/journeys/test_,cheap_by_rule.py failures.py memory.py stops.py under_fire.py) \
+  $(addprefix tests/attacks/mcp/test_,crossing.py fuzz.py heads.py)
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
 ifdef T
 	$(PYTEST) $(T)
 else
 	failed=0; \
-	$(PYTEST) -n 2 --dist loadfile $(BESIDE) || failed=1; \
-	$(PYTEST) $(BESIDE:%=--ignore=%) $(filter-out $(BESIDE),$(LAYERS)) || failed=1; \
+	$(PYTEST) -n 2 --dist loadfile $(ALONE:%=--ignore=%) $(LAYERS) || failed=1; \
+	$(PYTEST) $(ALONE) || failed=1; \
 	exit $$failed
 endif
 

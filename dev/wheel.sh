@@ -20,7 +20,7 @@ cp pyproject.toml "$place"
 cd "$place"
 # An empty `services` beside the tests would hide the wheel's; so would pythonpath = ".".
 venv/bin/python -P -c 'import services, sys; sys.exit("site-packages" not in services.__file__)'
-venv/bin/pytest -q -p no:cacheprovider \
+venv/bin/pytest -q -p no:cacheprovider -n 2 --dist loadfile \
     --ignore=tests/unit/test_lint_rules.py \
     --ignore=tests/unit/test_import_contracts.py \
     --ignore=tests/unit/test_promises.py \
