@@ -23,6 +23,8 @@ from services.proxy.sessions import Session, holder
 
 MOST: Final = 1_000
 MAX_KEPT: Final = 1024 * 1024
+#: Of all tails together.
+MAX_BYTES: Final = 64 * 1024 * 1024
 KEPT_S: Final = 60.0
 MAX_EVENT_ID: Final = 1024
 _MARK: Final = "tail"
@@ -34,17 +36,20 @@ Rest = AsyncIterator[tuple[bytes, str]]
 class Tail:
     """Numbered from 1; 0 is the beginning."""
 
-    def __init__(self, when_ended: Callable[[Tail], None]) -> None:
+    def __init__(
+        self, when_grown: Callable[[Tail, int], None], when_ended: Callable[[Tail], None]
+    ) -> None:
         self.id: Final = uuid4().hex
+        self._when_grown = when_grown
         self._when_ended = when_ended
         self.news = asyncio.Event()
         self.ended = False
         self._said: list[bytes] = []
-        self._size = 0
+        self.size = 0
 
     def add(self, message: bytes) -> None:
         """Beyond 1 MiB only the answer is kept."""
-        if self._size + len(message) <= MAX_KEPT:
+        if self.size + len(message) <= MAX_KEPT:
             self._keep(message)
 
     def end(self, answer: bytes) -> None:
@@ -59,8 +64,9 @@ class Tail:
 
     def _keep(self, message: bytes) -> None:
         self._said.append(message)
-        self._size += len(message)
+        self.size += len(message)
         self.news.set()
+        self._when_grown(self, len(message))
 
 
 class Tails:
@@ -68,6 +74,7 @@ class Tails:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, Tail] = OrderedDict()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -75,8 +82,8 @@ class Tails:
     def begin(self) -> Tail:
         """The oldest gives its place."""
         if len(self._kept) >= MOST:
-            self._kept.popitem(last=False)
-        tail = Tail(self._forget_later)
+            self._forget(next(iter(self._kept)))
+        tail = Tail(self._grown, self._forget_later)
         self._kept[tail.id] = tail
         return tail
 
@@ -91,8 +98,20 @@ class Tails:
             raise Unsealed
         return tail, int(number)
 
+    def _grown(self, tail: Tail, size: int) -> None:
+        """The oldest go where all together are too much."""
+        if tail.id in self._kept:
+            self._bytes += size
+        while self._bytes > MAX_BYTES:
+            self._forget(next(iter(self._kept)))
+
     def _forget_later(self, tail: Tail) -> None:
-        asyncio.get_running_loop().call_later(KEPT_S, self._kept.pop, tail.id, None)
+        asyncio.get_running_loop().call_later(KEPT_S, self._forget, tail.id)
+
+    def _forget(self, name: str) -> None:
+        tail = self._kept.pop(name, None)
+        if tail is not None:
+            self._bytes -= tail.size
 
 
 class Resuming:

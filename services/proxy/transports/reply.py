@@ -80,7 +80,8 @@ class Reply:
             self._ending = True
             self._timer.cancel()
             if self._tail is not None:
-                self._tail.end(answer.body)
+                tail, self._tail = self._tail, None
+                tail.end(answer.body)
             elif self._writer is None:
                 await send_answer(self._send, answer)
             else:
@@ -88,6 +89,8 @@ class Reply:
         finally:
             self._ending = True
             self._timer.cancel()
+            if self._tail is not None:  # nothing else will be said to who comes back for it
+                self._tail.end(b"")
             if self._writer is not None:
                 await _ended(self._writer)
             if self._watcher is not None:
