@@ -17,8 +17,8 @@ from typing import Final
 
 import aiohttp
 
+from services.common.sse import EventParser, EventTooLong
 from services.mcp_stdio.credential import Credential, CredentialRefused, Unavailable
-from services.mcp_stdio.events import Events, EventTooLong
 from services.mcp_stdio.messages import MAX_LINE
 
 #: Pauses between attempts to connect: a gateway that restarts is not noticed.
@@ -174,7 +174,7 @@ class Gateway:
             self._say(away or "the gateway is back")
 
 
-async def contents(response: aiohttp.ClientResponse, events: Events) -> AsyncIterator[bytes]:
+async def contents(response: aiohttp.ClientResponse, events: EventParser) -> AsyncIterator[bytes]:
     """Each message of an answer: one of a JSON body, any number of an event stream. Raises Broken
     where it breaks off.
     """
@@ -183,6 +183,7 @@ async def contents(response: aiohttp.ClientResponse, events: Events) -> AsyncIte
         if raw.strip():
             yield raw
         return
+    events.again()
     try:
         async for chunk in response.content.iter_any():
             for data in events.feed(chunk):

@@ -14,9 +14,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
+from services.common.sse import EventParser
 from services.mcp_stdio import headers, messages
 from services.mcp_stdio.credential import CredentialRefused
-from services.mcp_stdio.events import Events
 from services.mcp_stdio.gateway import Away, Broken, Gateway, Request, Say, contents
 from services.mcp_stdio.headers import Param
 from services.mcp_stdio.messages import MAX_LINE, Key, Kind, Malformed, Message
@@ -183,7 +183,7 @@ class Relay:
             body=message.body,
             harmless=message.method in HARMLESS,
         )
-        events = Events(MAX_LINE)
+        events = EventParser(MAX_LINE)
         async with self._gateway.exchange(request) as response:
             status, opening = response.status, message.method == "initialize"
             kept = session if not flight.modern and not opening else None
@@ -200,9 +200,9 @@ class Relay:
                     if flight.answered:
                         return None
             except Broken:
-                if kept is None or not events.last_id:
+                if kept is None or not events.event_id:
                     raise
-        if kept is not None and events.last_id:
+        if kept is not None and events.event_id:
             await self._resume(flight, kept, events)
         elif not flight.cancelled:
             if status != 200:
@@ -210,7 +210,7 @@ class Relay:
             await self._fail(flight, _meaning(status))
         return None
 
-    async def _resume(self, flight: Flight, session: Session, events: Events) -> None:
+    async def _resume(self, flight: Flight, session: Session, events: EventParser) -> None:
         async with aclosing(self._sessions.resumed(session, events)) as rest:
             async for raw in rest:
                 await self._emit(flight, raw)

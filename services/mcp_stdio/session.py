@@ -12,9 +12,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from dataclasses import dataclass
 from typing import Any, Final
 
+from services.common.sse import EventParser
 from services.mcp_stdio import messages
 from services.mcp_stdio.credential import CredentialRefused
-from services.mcp_stdio.events import Events
 from services.mcp_stdio.gateway import Away, Broken, Gateway, Request, contents
 from services.mcp_stdio.messages import MAX_LINE, Message
 
@@ -78,7 +78,7 @@ class Sessions:
             request = Request(verb="POST", headers={}, body=opening.body, harmless=True)
             async with self._gateway.exchange(request) as response:
                 given = response.headers.get("Mcp-Session-Id", "")
-                async for raw in contents(response, Events(MAX_LINE)):
+                async for raw in contents(response, EventParser(MAX_LINE)):
                     self.opened(opening, raw, given)
             session = self.now
             if session is gone or session is None:
@@ -91,10 +91,10 @@ class Sessions:
             self._stream.cancel()
         self._stream = self._spawn(self._follow(session))
 
-    async def resumed(self, session: Session, events: Events) -> AsyncGenerator[bytes]:
+    async def resumed(self, session: Session, events: EventParser) -> AsyncGenerator[bytes]:
         """An answer's stream ended before the answer: it goes on where it was left."""
         for _ in range(RESUMES):
-            await asyncio.sleep(events.retry_s or FIRST_PAUSE_S)
+            await asyncio.sleep(_pause_s(events))
             with contextlib.suppress(Away, Broken):
                 async with self._gateway.exchange(_listening(session, events)) as response:
                     if response.status != 200:
@@ -118,7 +118,7 @@ class Sessions:
 
     async def _follow(self, session: Session) -> None:
         """The stream on which the gateway speaks unasked, where it offers one."""
-        events, failures = Events(MAX_LINE), 0
+        events, failures = EventParser(MAX_LINE), 0
         while True:
             with contextlib.suppress(Away, Broken):
                 async with self._gateway.exchange(_listening(session, events)) as response:
@@ -128,7 +128,7 @@ class Sessions:
                     async for raw in contents(response, events):
                         await self._hear(raw)
             failures += 1
-            pause_s = (events.retry_s or FIRST_PAUSE_S) * 2 ** min(failures, 10)
+            pause_s = _pause_s(events) * 2 ** min(failures, 10)
             await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
 
     async def _tell(self, session: Session, method: str, **more: Any) -> None:
@@ -138,8 +138,12 @@ class Sessions:
             return
 
 
-def _listening(session: Session, events: Events) -> Request:
+def _pause_s(events: EventParser) -> float:
+    return FIRST_PAUSE_S if events.retry_ms is None else events.retry_ms / 1000
+
+
+def _listening(session: Session, events: EventParser) -> Request:
     made = {**session.headers, "Accept": "text/event-stream"}
-    if events.last_id:
-        made["Last-Event-ID"] = events.last_id
+    if events.event_id:
+        made["Last-Event-ID"] = events.event_id
     return Request(verb="GET", headers=made, harmless=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 from typing import Any, Final
 
+from services.common.sse import EventParser
 from services.mcp_stdio import headers, messages
-from services.mcp_stdio.events import Events
 from services.mcp_stdio.gateway import Gateway, Request, contents
 from services.mcp_stdio.headers import Param
 from services.mcp_stdio.messages import MAX_LINE, Message
@@ -61,7 +61,7 @@ class Wanted:
         made = headers.modern(asked, asked.version or "", ())
         request = Request(verb="POST", headers=made, body=asked.body, harmless=True)
         async with self._gateway.exchange(request) as response:
-            async for raw in contents(response, Events(MAX_LINE)):
+            async for raw in contents(response, EventParser(MAX_LINE)):
                 tree = messages.received(raw)
                 if tree is not None and tree.get("id") == own:
                     return self.note(tree)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from services.common.sse import EventParser, EventTooLong
 from services.common.telemetry.counters import Counter
 from services.proxy import messages
 from services.proxy.answers import UNSUPPORTED_VERSION
 from services.proxy.backends.connection import Response
 from services.proxy.backends.conversation import PROGRESS, read_heard
-from services.proxy.backends.events import EventParser, EventTooLong
 from services.proxy.backends.upstream import (
     MAX_ANSWER,
     MODERN_CODES,
@@ -100,9 +100,8 @@ class Exchange:
 
     def again(self) -> None:
         """Another stream follows, which goes on where the last one broke off."""
-        before, self._parser = self._parser, EventParser(MAX_ANSWER)
-        if before is not None:
-            self._parser.event_id, self._parser.retry_ms = before.event_id, before.retry_ms
+        if self._parser is not None:
+            self._parser.again()
 
     # --- answers --------------------------------------------------------------------------------
 

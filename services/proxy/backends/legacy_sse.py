@@ -16,10 +16,10 @@ from urllib.parse import urljoin, urlsplit
 
 from services.common.clock import Clock
 from services.common.ids import AgentId, ServerSlug, TenantId
+from services.common.sse import MESSAGE, EventParser, EventTooLong
 from services.common.telemetry.counters import Counters
 from services.proxy import messages
 from services.proxy.backends.conversation import Conversation
-from services.proxy.backends.events import MESSAGE, EventParser, EventTooLong
 from services.proxy.backends.upstream import (
     CALL_S,
     CONNECT_S,

@@ -17,13 +17,13 @@ from functools import partial
 from typing import Any, Final
 
 from services.common.clock import Clock
+from services.common.sse import RETRY_MS
 from services.common.telemetry.counters import Counters
 from services.proxy import messages
 from services.proxy.backends.circuit import is_away
 from services.proxy.backends.connection import Response, Tap
 from services.proxy.backends.conversation import with_progress
 from services.proxy.backends.credentials import Credentials, Header
-from services.proxy.backends.events import RETRY_MS
 from services.proxy.backends.exchange import Exchange
 from services.proxy.backends.sites import Door, Site
 from services.proxy.backends.upstream import (

@@ -247,7 +247,8 @@ async def test_an_answer_that_breaks_off_goes_on_where_it_was_left(
         answer = {"jsonrpc": "2.0", "id": 1, "result": {"content": []}}
         match asked.verb, asked.method, asked.headers.get("last-event-id"):
             case "POST", "tools/call", _:
-                begun = await stream(request, b"id: e-7\nretry: 100\ndata:\n\n")
+                half = b'id: e-8\ndata: {"half'
+                begun = await stream(request, b"id: e-7\nretry: 100\ndata:\n\n", half)
                 if cut and request.transport is not None:
                     request.transport.abort()
                 return begun

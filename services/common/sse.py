@@ -42,6 +42,15 @@ class EventParser:
         self._mark: bytes | None = b""
         self._after_cr = False
 
+    def again(self) -> None:
+        """Another stream follows, which goes on where this one broke off: after the last event
+        that was whole.
+        """
+        self._rest.clear()
+        self._data, self._size = [], 0
+        self._id, self._type = None, MESSAGE
+        self._mark, self._after_cr = b"", False
+
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Raises EventTooLong."""
         if self._mark is not None:

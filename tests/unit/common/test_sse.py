@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.proxy.backends.events import EventParser, EventTooLong
+from services.common.sse import EventParser, EventTooLong
 
 STREAM = (
     b"\xef\xbb\xbf: comment\n\ndata: one\n\nevent: message\r\ndata: two\r\ndata:  more\r\n\r\n"
@@ -82,6 +82,20 @@ def test_a_long_line_in_small_pieces_is_searched_once() -> None:
     for _ in range(400_000):
         for _event in parser.feed(b"x"):
             raise AssertionError
+
+
+def test_another_stream_goes_on_after_the_last_whole_event() -> None:
+    parser = EventParser(1000)
+    list(parser.feed(b"id: 1\nretry: 500\ndata: a\n\nid: 2\nevent: x\ndata: half\ndata: a li"))
+    parser.again()
+    assert ("1", 500) == (parser.event_id, parser.retry_ms)
+
+    told = [
+        (data, parser.event_id, parser.event_type)
+        for data in parser.feed(b"\xef\xbb\xbfdata: b\n\nid: 3\ndata: c\n\n")
+    ]
+
+    assert [(b"b", "1", "message"), (b"c", "3", "message")] == told
 
 
 class Model:
