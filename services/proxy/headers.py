@@ -6,32 +6,19 @@ upstream anew from the final body (3.3): nothing of the agent's own headers trav
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from services.common.mcp_headers import NAMED, TOKEN, at, decode, encode, render
 from services.proxy.answers import HEADER_MISMATCH, Rejection
 from services.proxy.messages import INVALID_REQUEST, Message
 
-#: Method -> the member of params that `Mcp-Name` repeats.
-NAMED: Final[Mapping[str, str]] = {
-    "tools/call": "name",
-    "prompts/get": "name",
-    "resources/read": "uri",
-    "tasks/get": "taskId",
-    "tasks/update": "taskId",
-    "tasks/cancel": "taskId",
-}
 PARAM_PREFIX: Final = b"mcp-param-"
 MAX_PARAMS: Final = 16
 MAX_PARAM_BYTES: Final = 1024
 _SINGLE: Final = (b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"mcp-session-id")
-_SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=", re.DOTALL)
-_PLAIN: Final = re.compile(r"[\x20-\x7e]*")
-_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _DECIMAL: Final = re.compile(r"(-?[0-9]{1,400})(?:\.0+)?")
 _TYPES: Final = ("string", "integer", "boolean")
 _ONE_SCHEMA: Final = frozenset({
@@ -55,29 +42,6 @@ class ParamHeader:
 
 class InvalidAnnotation(Exception):
     """A schema whose `x-mcp-header` cannot be followed; its tool leaves the lists."""
-
-
-def decode(value: str) -> str | None:
-    """`=?base64?..?=` opened; None where that is not canonical base64 of UTF-8, and for plain text
-    that two readers could take for two texts.
-    """
-    match = _SENTINEL.fullmatch(value)
-    if match is None:
-        return value if _PLAIN.fullmatch(value) else None
-    try:
-        content = base64.b64decode(match[1], validate=True)
-        if base64.b64encode(content).decode() != match[1]:
-            return None
-        return content.decode()
-    except (binascii.Error, ValueError):
-        return None
-
-
-def encode(value: str) -> str:
-    """As it is where a header can carry it, else disguised as base64."""
-    if _PLAIN.fullmatch(value) and value == value.strip() and not _SENTINEL.fullmatch(value):
-        return value
-    return f"=?base64?{base64.b64encode(value.encode()).decode()}?="
 
 
 def doubled(raw: Raw) -> bool:
@@ -115,7 +79,7 @@ def agree_params(
     """
     for one in expected:
         raw = headers.get(one.name)
-        value = _at(arguments, one.path)
+        value = at(arguments, one.path)
         rendered = render(value)
         if raw is None and rendered is None:
             continue
@@ -159,7 +123,7 @@ def annotated(schema: Any) -> tuple[ParamHeader, ...]:
         if "x-mcp-header" not in node:
             continue
         token, kind = node["x-mcp-header"], node.get("type")
-        if not path or type(token) is not str or not _TOKEN.fullmatch(token) or kind not in _TYPES:
+        if not path or type(token) is not str or not TOKEN.fullmatch(token) or kind not in _TYPES:
             raise InvalidAnnotation
         name = PARAM_PREFIX + token.lower().encode()
         if name in found:
@@ -168,25 +132,12 @@ def annotated(schema: Any) -> tuple[ParamHeader, ...]:
     return tuple(found.values())
 
 
-def render(value: Any) -> str | None:
-    """An argument as a header carries it; None where it has no such form."""
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return value
-        case int() | float():
-            return str(value)
-        case _:
-            return None
-
-
 def param_headers(
     expected: Sequence[ParamHeader], arguments: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     """What goes upstream, made from the final arguments."""
     for one in expected:
-        rendered = render(_at(arguments, one.path))
+        rendered = render(at(arguments, one.path))
         if rendered is not None:
             yield one.name.decode(), encode(rendered)
 
@@ -196,14 +147,6 @@ def _equal(kind: str, value: Any, rendered: str, given: str) -> bool:
         number = _DECIMAL.fullmatch(given)
         return number is not None and int(number[1]) == int(value)
     return given == rendered
-
-
-def _at(arguments: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        if type(arguments) is not dict:
-            return None
-        arguments = arguments.get(key)
-    return arguments
 
 
 def _positions(root: Any) -> Iterator[tuple[tuple[str, ...] | None, dict[str, Any]]]:

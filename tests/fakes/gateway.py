@@ -21,12 +21,12 @@ from joserfc.jwk import RSAKey
 
 from behavry.audit.v1 import audit_pb2
 from services.common.clock import SystemClock
+from services.common.mcp_headers import NAMED
 from services.common.outbox.files import DiskFiles
 from services.common.outbox.recovery import read_all
 from services.common.outbox.segment import scan
 from services.common.settings import load
 from services.proxy.app import Running, running
-from services.proxy.headers import NAMED
 from services.proxy.settings import ProxySettings
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import (

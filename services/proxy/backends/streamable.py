@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from services.common.clock import Clock
+from services.common.mcp_headers import encode
 from services.common.telemetry.counters import Counters
 from services.proxy.backends.conversation import LISTEN
 from services.proxy.backends.credentials import Credentials
@@ -35,7 +36,6 @@ from services.proxy.backends.upstream import (
 from services.proxy.bridge import OURS, Facts, modern_meta
 from services.proxy.calls import Visit
 from services.proxy.eras import MODERN, NEWEST_LEGACY, NEWEST_MODERN
-from services.proxy.headers import encode
 
 SESSION_IDLE_NS: Final = 1_800 * 1_000_000_000
 CHECK_NS: Final = 30 * 1_000_000_000

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from services.proxy.headers import encode
+from services.common.mcp_headers import encode
 from tests.attacks.mcp import mutations
 from tests.attacks.mcp.ground import SERVERS, Ground, message
 from tests.attacks.mcp.mutations import EVERYTHING, META, Case, bent, tree_of

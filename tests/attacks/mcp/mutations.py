@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from services.proxy.headers import NAMED
+from services.common.mcp_headers import NAMED
 from tests.fakes import mcp_wire as wire
 
 TOOLS: Final = ("read_note", "write_note")
