@@ -45,6 +45,7 @@ from services.control.keys import KeySet, SigningKey
 from services.control.limits import Limits, Merging
 from services.control.notifications import sending
 from services.control.notifications.deliveries import Deliveries
+from services.control.oidc import providers as openid
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import ControlPeers, Planes
@@ -157,6 +158,9 @@ async def running(
         sender = await stack.enter_async_context(
             sending.opened(SecretFiles(settings.secrets_dir), clock)
         )
+        providers = await stack.enter_async_context(
+            openid.opened(SecretFiles(settings.secrets_dir), clock)
+        )
         notifications = Deliveries(
             pool=pool,
             db_url=settings.db_url,
@@ -194,6 +198,7 @@ async def running(
             counters=counters,
             verify_jobs=verifications,
             sender=sender,
+            providers=providers,
             new_tenant=tell_of,
         )
         tool_inbox = ToolInbox(pool, clock, signals, recorder, log)

@@ -109,3 +109,5 @@ class Limits:
         self.enroll_failures = Window(clock, limit=30, seconds=60)
         #: Tries to accept invites that are none, per address.
         self.invite_failures = Window(clock, limit=30, seconds=60)
+        #: Words of providers that somebody signed out, and that are none, per address.
+        self.logout_failures = Window(clock, limit=30, seconds=60)

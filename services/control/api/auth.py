@@ -29,7 +29,7 @@ from services.control.escalations import STEP_UP
 from services.control.passkeys import NotProven
 from services.control.problems import Refusal
 from services.control.roles import Role
-from services.control.store import factors, people
+from services.control.store import auth_settings, factors, oidc, people
 from services.control.store.people import Account
 
 router = APIRouter(prefix="/api/v1", tags=["people"])
@@ -179,8 +179,21 @@ async def prove(visit: Visit, typed: str, password: str) -> tuple[Account, str]:
     if account is None or not fits or not account.is_active:
         await _record_failure(visit, account)
         raise Refusal("UNAUTHENTICATED", "User name or password is wrong.")
+    if not await password_counts(visit, account):
+        actor = {"kind": "user", "id": account.user_id}
+        await visit.record_failure(account.tenant, actor, "password_not_used_here")
+        raise Refusal("UNAUTHENTICATED", "User name or password is wrong.")
     control.limits.sign_in.forget((username, visit.address))
     return account, username
+
+
+async def password_counts(visit: Visit, account: Account) -> bool:
+    """Where people sign in by a provider, one admin's alone does: for the day that it is away."""
+    async with tenant_tx(visit.control.pool, account.tenant) as connection:
+        held = await auth_settings.get(connection)
+        if held.provider == "password":
+            return True
+        return await oidc.break_glass(connection) == account.user_id
 
 
 async def second_half(visit: Visit, proof: Proof, challenge: str) -> tuple[sessions.Kind, str]:

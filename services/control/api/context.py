@@ -28,6 +28,7 @@ from services.control.features import Checks, Features, checks_of
 from services.control.keys import KeySet
 from services.control.limits import Limits, Merging
 from services.control.notifications.sending import Sender
+from services.control.oidc.providers import Providers
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import Planes
@@ -79,6 +80,8 @@ class Control:
     counters: Counters
     verify_jobs: VerifyJobs
     sender: Sender
+    #: Of people's identity, where a tenant has one.
+    providers: Providers
     #: Tells entitlements of a tenant, until it has heard.
     new_tenant: Callable[[TenantId, str], None]
 

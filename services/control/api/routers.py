@@ -10,6 +10,7 @@ from services.control.api import (
     approval_page,
     audit,
     auth,
+    auth_oidc,
     auth_settings,
     bundle,
     context_gate,
@@ -41,6 +42,7 @@ from services.control.api import (
 
 ROUTERS: Final = (
     auth.router,
+    auth_oidc.router,
     auth_settings.router,
     auth_settings.approving,
     my_sessions.router,

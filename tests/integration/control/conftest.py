@@ -36,6 +36,7 @@ class Answered:
     headers: dict[str, str]
     body: bytes
     json: Any
+    cookies: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -73,6 +74,7 @@ class Rest:
                 headers={name.lower(): value for name, value in answer.headers.items()},
                 body=body,
                 json=await answer.json(content_type=None) if is_json else None,
+                cookies=answer.headers.getall("set-cookie", []),
             )
 
     async def get(self, path: str, **options: Any) -> Answered:

@@ -239,6 +239,7 @@ SAMPLES: Final[dict[str, Make]] = {
 #: Why an operation has no sample.
 WITHOUT_SAMPLE: Final = {
     "login": "nobody is signed in whose key it could be; each sign-in is a session of its own",
+    "backchannel_logout": "by a provider's token, which is used once (test_oidc.py)",
     "accept_invite": "as login; the invite's token itself is used once (test_invites.py)",
     "give_second_factor": "as login; a challenge is answered once (test_second_factors.py)",
     "begin_totp": "takes the place of what was begun before (test_second_factors.py)",

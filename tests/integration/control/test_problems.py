@@ -24,7 +24,9 @@ from tests.promises import promise
 
 PLANTED: Final = "planted-7f3a91"
 #: Their refusals have another form: OAuth's, or none.
-OWN_FORM: Final = {"/api/v1/auth/token", "/healthz", "/readyz"}
+OWN_FORM: Final = {
+    "/api/v1/auth/token", "/api/v1/auth/backchannel-logout", "/healthz", "/readyz",
+}  # fmt: skip
 GONE: Final = "00000000-0000-7000-8000-000000000000"
 JSON: Final = {"content-type": "application/json"}
 #: Super-admins say why, wherever they go.
