@@ -7,6 +7,7 @@ raised, or as DEPENDENCY_UNAVAILABLE.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import AsyncGenerator, Sequence
@@ -18,6 +19,7 @@ import grpc
 from behavry.audit.v1 import audit_pb2, audit_pb2_grpc
 from behavry.entitlements.v1 import entitlements_pb2 as ent
 from behavry.entitlements.v1 import entitlements_pb2_grpc
+from services.common.errors import BehavryError
 from services.common.ids import TenantId
 from services.common.rpc.client import Link
 from services.common.rpc.errors import known
@@ -367,7 +369,7 @@ class EntitlementsFeed:
                 if not isinstance(message, ent.WatchEntitlementsResponse):  # the stream's end
                     return
                 if message.HasField("synced"):
-                    if self.features.catalogue is None or all_the_way:
+                    with contextlib.suppress(BehavryError):  # names are not worth a stream
                         self.features.catalogue = await self.plans.ask_catalogue()
                     self.features.sync(message.synced.epoch, message.synced.revision, listed or {})
                     listed = None

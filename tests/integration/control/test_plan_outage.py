@@ -5,7 +5,6 @@ restart of control, for as long as it takes; what costs a check, and what a bund
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import statistics
 import subprocess
@@ -15,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import pytest
 
@@ -25,8 +23,7 @@ from services.common.ids import TenantId
 from services.common.rpc.client import dial
 from services.common.rpc.peers import Identity
 from services.common.settings import load
-from services.control.clients import entitlements_of
-from services.control.features import Checks, Features
+from services.control.features import Checks
 from services.control.settings import ControlSettings
 from tests.fakes.asking import ask_until
 from tests.fakes.children import ROOT, end
@@ -161,17 +158,6 @@ async def test_without_any_word_no_bundle_loses_a_rule(
     assert 1 == len(rebuilt["agents"])
 
 
-@pytest.mark.parametrize("broken", [b"", b"behavry.entitlements/1\n\xff", b"another form"])
-async def test_a_copy_that_cannot_be_read_is_none(
-    env: dict[str, str], database: Database, clock: ManualClock, broken: bytes
-) -> None:
-    settings = load(ControlSettings, env)
-    settings.entitlements_copy.write_bytes(broken)
-    async with opened(settings, clock, database) as rest:
-        check(await rest.get(LICENSE), 503, "dependency_unavailable")
-        assert 200 == (await rest.get("/api/v1/agents")).status
-
-
 @promise("plans:check-is-free")
 async def test_a_check_costs_no_call_and_a_hair_of_one(
     env: dict[str, str], database: Database, clock: ManualClock, state: Path
@@ -204,28 +190,3 @@ async def test_a_check_costs_no_call_and_a_hair_of_one(
     # Control asks the database for its health beside: at most one question a second.
     assert (0, True) == (after[0] - before[0], after[1] - before[1] <= 1)
     assert statistics.median(took) <= statistics.median(calls) / 80
-
-
-async def test_ten_thousand_tenants_are_held_and_read_again_quickly(
-    clock: ManualClock,
-) -> None:
-    """A holder's memory and time, with messages as the service makes them."""
-    one = wire.TenantEntitlements(plan="professional", status="VALID", revision=7)
-    for number in range(1, 18):
-        one.features.add(feature=number, allowed=True, mode=wire.MODE_ON, source=wire.SOURCE_PLAN,
-                         required_plan="professional")  # fmt: skip
-    features = Features(clock)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.monotonic()
-    told = {}
-    for _ in range(10_000):
-        one.tenant_id = str(uuid4())
-        held = entitlements_of(wire.TenantEntitlements.FromString(one.SerializeToString()))
-        told[held.tenant] = held
-    features.sync("e1", 7, told)
-    took = time.monotonic() - began
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-
-    assert len(features.kept().tenants) == 10_000
-    assert grown <= 64 * 1024
-    assert took <= 6.0

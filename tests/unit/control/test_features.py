@@ -1,0 +1,150 @@
+"""What is believed of what entitlements says, and what is kept of it."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from behavry.entitlements.v1 import entitlements_pb2 as wire
+from services.common.ids import TenantId
+from services.control import snapshots
+from services.control.clients import entitlements_of
+from services.control.features import Entitlements, FeatureAnswer, Features, allows
+from tests.fakes.clock import ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+def held(tenant: str, revision: int, mode: str = "on") -> Entitlements:
+    answer = FeatureAnswer(
+        key="context_gate", allowed=mode == "on", mode=mode, source="PLAN", required_plan="trial"
+    )
+    return Entitlements(
+        tenant=TenantId(tenant), plan="trial", status="VALID", plan_expires_at_s=None,
+        revision=revision, features=(answer,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "read", "write", "remove"),
+    [
+        ("on", True, True, True),
+        ("frozen", True, False, True),
+        ("tightened", True, False, True),
+        ("kept", True, False, True),
+        ("stopped", True, False, True),
+        ("off", False, False, False),
+        ("of another version", False, False, False),
+    ],
+)
+def test_what_each_mode_allows(mode: str, read: bool, write: bool, remove: bool) -> None:
+    assert (read, write, remove) == tuple(
+        allows(mode, what) for what in ("read", "write", "remove")
+    )
+
+
+def test_the_holder_equals_the_service_wherever_the_stream_is_cut(clock: ManualClock) -> None:
+    """Random changes, lists begun and cut, messages late or twice, restored databases."""
+    chance = random.Random(612)
+    features = Features(clock)
+    epoch, revision, service = "e0", 0, dict[TenantId, Entitlements]()
+    before = list[tuple[str, Entitlements]]()
+    for step in range(3000):
+        if chance.random() < 0.01:  # restored: an earlier state, in another epoch
+            epoch, revision = f"e{step}", max(0, revision - 20)
+            service = {one: held(one, min(now.revision, revision)) for one, now in service.items()}
+            features.sync(epoch, revision, service)
+        revision += 1
+        tenant = TenantId(f"t{chance.randrange(12)}")
+        if chance.random() < 0.1 and tenant in service:
+            del service[tenant]
+            deleted = True
+        else:
+            service[tenant] = held(tenant, revision, chance.choice(("on", "off", "frozen")))
+            before.append((epoch, service[tenant]))
+            deleted = False
+        heard = chance.random()
+        if heard < 0.5 and deleted:
+            features.forget(tenant, revision)
+        elif heard < 0.5:
+            features.update(service[tenant])
+        elif heard < 0.6:
+            named, late = chance.choice(before)
+            known = features.of(late.tenant)
+            if known is not None and named == epoch:
+                features.update(late)
+                after = features.of(late.tenant)
+                assert after is not None
+                assert after.revision >= known.revision
+        elif heard < 0.8:
+            features.sync(epoch, revision, service)
+            assert service == {one.tenant: one for one in features.kept().tenants}
+
+
+def test_what_came_while_the_list_was_told_is_not_forgotten(clock: ManualClock) -> None:
+    features = Features(clock)
+    features.sync("e1", 5, {TenantId("a"): held("a", 5)})
+    features.update(held("new", 7))
+    features.sync("e1", 6, {TenantId("a"): held("a", 5)})
+
+    assert {"a", "new"} == {one.tenant for one in features.kept().tenants}
+
+
+def test_a_copy_is_private_whole_and_read_as_it_was(tmp_path: Path, clock: ManualClock) -> None:
+    features, file = Features(clock), tmp_path / "copy"
+    features.sync("e1", 5, {TenantId("a"): held("a", 5, "kept")})
+    features.catalogue = {"plans": [], "features": []}
+    snapshots.write(file, features.kept())
+    kept = snapshots.read(file)
+    assert kept is not None
+    restored = Features(clock)
+    restored.restore(kept)
+
+    assert 0o600 == file.stat().st_mode & 0o777
+    assert features.kept() == restored.kept()
+    assert (False, True) == (features.stale, restored.stale)
+    # Within its epoch nothing lower is believed after a restart either.
+    restored.sync("e1", 4, {TenantId("a"): held("a", 4)})
+    assert held("a", 5, "kept") == restored.of(TenantId("a"))
+
+
+@pytest.mark.parametrize("broken", [b"", b"behavry.entitlements/1\n\xff", b"another form"])
+def test_a_copy_that_cannot_be_read_is_none(tmp_path: Path, broken: bytes) -> None:
+    file = tmp_path / "copy"
+    assert snapshots.read(file) is None
+    file.write_bytes(broken)
+
+    assert snapshots.read(file) is None
+
+
+def test_ten_thousand_tenants_are_held_and_read_again_quickly(
+    clock: ManualClock,
+) -> None:
+    """A holder's memory and time, with messages as the service makes them."""
+    one = wire.TenantEntitlements(plan="professional", status="VALID", revision=7)
+    for number in range(1, 18):
+        one.features.add(feature=number, allowed=True, mode=wire.MODE_ON, source=wire.SOURCE_PLAN,
+                         required_plan="professional")  # fmt: skip
+    features = Features(clock)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    told = {}
+    for _ in range(10_000):
+        one.tenant_id = str(uuid4())
+        held = entitlements_of(wire.TenantEntitlements.FromString(one.SerializeToString()))
+        told[held.tenant] = held
+    features.sync("e1", 7, told)
+    took = time.monotonic() - began
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+    assert len(features.kept().tenants) == 10_000
+    assert grown <= 64 * 1024
+    assert took <= 6.0
