@@ -78,10 +78,12 @@ async def list_api_keys(call: Annotated[Call, needs(Role.ADMIN)], query: Paging)
 
 @router.post("", status_code=201)
 async def create_api_key(
-    call: Annotated[Call, needs(Role.ADMIN)], body: Annotated[NewKey, json_body(NewKey)]
+    call: Annotated[Call, needs(Role.ADMIN, fresh=True)],
+    body: Annotated[NewKey, json_body(NewKey)],
 ) -> KeyMade:
-    """At most what its maker may. A person proves who they are first."""
-    _check_fresh(call)
+    """At most what its maker may. A stolen session makes nothing that outlives it, nor does whoever
+    comes from elsewhere: their going would not end it.
+    """
     _check_scopes(body.scopes)
     _check_within(call, body.role, body.scopes)
     async with call.change(desired=False) as change:
@@ -99,11 +101,10 @@ async def create_api_key(
 @router.post("/{key_id}:rotate", status_code=201)
 async def rotate_api_key(
     key_id: str,
-    call: Annotated[Call, needs(Role.ADMIN)],
+    call: Annotated[Call, needs(Role.ADMIN, fresh=True)],
     body: Annotated[Rotation, json_body(Rotation)],
 ) -> KeyMade:
     """A new key of the same name, role and scopes. The old one goes on for the overlap alone."""
-    _check_fresh(call)
     async with call.change(desired=False) as change:
         old = None if "\0" in key_id else await keys.lock(change.connection, key_id, call.now)
         if old is None:
@@ -172,16 +173,6 @@ async def _made(
     return KeyMade(
         id=key.id, key=key.text, name=name, role=role, scopes=list(scopes), expires_at=expires_at
     )
-
-
-def _check_fresh(call: Call) -> None:
-    """A stolen session makes nothing that outlives it, nor does whoever comes from elsewhere: their
-    going would not end it.
-    """
-    if call.principal.home is not None:
-        raise Refusal("HUMAN_REQUIRED", "Only people and keys of the tenant make its keys.")
-    if call.principal.is_human and not call.stepped_up:
-        raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
 
 
 def _check_scopes(scopes: Sequence[str]) -> None:

@@ -87,13 +87,11 @@ async def get_auth_settings(call: Annotated[Call, needs(Role.ADMIN)], response: 
 
 @router.put("")
 async def put_auth_settings(
-    call: Annotated[Call, needs(Role.ADMIN, human=True)],
+    call: Annotated[Call, needs(Role.ADMIN, human=True, fresh=True)],
     body: Annotated[AuthDocument, json_body(AuthDocument)],
     response: Response,
 ) -> Auth:
     """In force at once where a super-admin says so; else it waits for one."""
-    if not call.stepped_up:
-        raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
     wanted = body.model_dump()
     async with call.change(desired=False) as change:
         held = await store.get(change.connection, lock=True)
@@ -110,11 +108,9 @@ async def put_auth_settings(
 
 @approving.post("/{tenant_id:uuid}/auth:approve")
 async def approve_auth_settings(
-    tenant_id: UUID, call: Annotated[Call, operates()], response: Response
+    tenant_id: UUID, call: Annotated[Call, operates(fresh=True)], response: Response
 ) -> Auth:
     """What the tenant's admin proposed comes into force. Needs If-Match: it is what was read."""
-    if not call.stepped_up:
-        raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
     async with call.change(desired=False) as change:
         held = await store.get(change.connection, lock=True)
         check_if_match(call.request, held.revision, required=True)

@@ -2,9 +2,9 @@
 keys is read from the guard itself, so the description cannot differ from what is enforced.
 
 Order (control.md 2.1): the credential, 401; a tenant in the path that the sender may not see, 404;
-the browser's CSRF proof, 403; the role and a key's scopes, 403; that it is a person, 403; the
-feature, 403; the idempotency key and a super-admin's reason, 400. Bodies are read after that, by
-`bodies`, so that a broken one never answers before them.
+the browser's CSRF proof, 403; the role and a key's scopes, 403; that it is a person, lately proven
+where that is due, 403; the feature, 403; the idempotency key and a super-admin's reason, 400.
+Bodies are read after that, by `bodies`, so that a broken one never answers before them.
 
 No deferred annotations here: the framework resolves them against a callable's globals, which an
 instance does not have.
@@ -41,7 +41,8 @@ _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 class RoleGuard:
     """Admits whoever has at least this role. `human`: in a session of a person; `keyed`: with an
     Idempotency-Key; `feature`: where the plan has it; `removes`: it takes away what is there, which
-    a lapsed plan does not hinder; `operator`: super-admins alone, whatever their role.
+    a lapsed plan does not hinder; `operator`: super-admins alone, whatever their role; `fresh`: a
+    person of the tenant proves who they are right before.
     """
 
     role: Role
@@ -50,6 +51,7 @@ class RoleGuard:
     feature: str | None = None
     removes: bool = False
     operator: bool = False
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.feature is not None and self.feature not in KEYS:
@@ -64,43 +66,44 @@ class RoleGuard:
         """The numbers are the module's order."""
         control = control_of(request)
         sender = await authenticate(control, request)  # 1
-        principal = await self._in_tenant(control, request, sender)  # 2
+        wanted = request.path_params.get("tenant_id") or getattr(request.state, "inside", None)
+        principal = sender
+        if wanted is not None:
+            principal = await self._in_tenant(control, str(wanted), sender)  # 2
         if sender.csrf_token and request.method not in _SAFE:
             await _check_own_page(Visit(control=control, request=request), sender)  # 3
-        self._check_role(request, principal)  # 4
+        self._check_role(request, principal, visits=wanted is not None)  # 4
         if lacks_factor(control, sender) and not _OF_ONESELF.match(request.scope["route"].path):
             raise Refusal("SECOND_FACTOR_REQUIRED", "Add a passkey or one-time codes first.")
         call = Call(control=control, request=request, principal=principal)
-        self._check_person(principal)  # 5
+        self._check_person(call)  # 5
         bypassed = self._check_feature(call)  # 6
         if self.keyed and idempotency.HEADER not in request.headers:  # 7
             raise Refusal("IDEMPOTENCY_KEY_REQUIRED", "Send an Idempotency-Key.")
-        visits = principal.home is not None or "tenant_id" in request.path_params
-        if visits or bypassed:
-            await self._record(call, visits=visits, bypassed=bypassed)
+        if wanted is not None or bypassed:
+            await self._record(call, visits=wanted is not None, bypassed=bypassed)
         request.state.admitted = True
         await replays.claim(call)
         return call
 
-    async def _in_tenant(self, control: Control, request: Request, sender: Principal) -> Principal:
-        """The sender as they are in the tenant that the path names; else in their own."""
-        wanted = request.path_params.get("tenant_id") or getattr(request.state, "inside", None)
-        if wanted is None:
-            return sender
+    async def _in_tenant(self, control: Control, wanted: str, sender: Principal) -> Principal:
+        """The sender as they are in the tenant that the path names. Raises NOT_FOUND where they may
+        not see it; that they may not act by its name is said with the role.
+        """
         if not sender.super_admin:
-            if str(wanted) != sender.tenant:
+            if wanted != sender.tenant:
                 raise not_found("tenant")
-            raise _role_required(SUPER_ADMIN)
+            return sender
         async with control.pool.acquire() as connection:
-            tenant = await tenants.find(connection, str(wanted))
+            tenant = await tenants.find(connection, wanted)
         if tenant is None:
             raise not_found("tenant")
         return replace(
             sender, tenant=tenant.id, tenant_slug=tenant.slug, role=Role.ADMIN, home=sender.tenant
         )
 
-    def _check_role(self, request: Request, principal: Principal) -> None:
-        if self.operator and not principal.super_admin:
+    def _check_role(self, request: Request, principal: Principal, *, visits: bool) -> None:
+        if (self.operator or visits) and not principal.super_admin:
             raise _role_required(SUPER_ADMIN)
         if principal.role < self.role:
             raise _role_required(self.role.key)
@@ -109,11 +112,15 @@ class RoleGuard:
         if not api_keys.within(principal.scopes, scope, writes=writes):
             raise Refusal("ROLE_REQUIRED", "This key is not good for that.", required_scope=scope)
 
-    def _check_person(self, principal: Principal) -> None:
+    def _check_person(self, call: Call) -> None:
+        principal = call.principal
         if self.human and not principal.is_human:
             raise Refusal("HUMAN_REQUIRED", "Only a person can do this: sign in.")
-        if self.human and principal.home is not None and not self.operator:
+        comes_from_elsewhere = principal.home is not None and not self.operator
+        if (self.human or self.fresh) and comes_from_elsewhere:
             raise Refusal("HUMAN_REQUIRED", "Only a person of the tenant can do this.")
+        if self.fresh and principal.is_human and not call.stepped_up:
+            raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
 
     def _check_feature(self, call: Call) -> bool:
         """Whether the plan does not allow it and a super-admin does it nevertheless."""
@@ -168,6 +175,7 @@ class OpenDoor:
     required = None
     human = False
     keyed = False
+    fresh = False
     feature = None
 
     async def __call__(self, request: Request) -> Visit:
@@ -184,14 +192,19 @@ def needs(
     keyed: bool = False,
     feature: str | None = None,
     removes: bool = False,
+    fresh: bool = False,
 ) -> Any:
     """The dependency that admits by role."""
-    return Depends(RoleGuard(role=role, human=human, keyed=keyed, feature=feature, removes=removes))
+    return Depends(
+        RoleGuard(
+            role=role, human=human, keyed=keyed, feature=feature, removes=removes, fresh=fresh
+        )
+    )
 
 
-def operates(*, keyed: bool = False) -> Any:
+def operates(*, keyed: bool = False, fresh: bool = False) -> Any:
     """The dependency that admits super-admins alone."""
-    return Depends(RoleGuard(role=Role.VIEWER, human=True, keyed=keyed, operator=True))
+    return Depends(RoleGuard(role=Role.VIEWER, human=True, keyed=keyed, operator=True, fresh=fresh))
 
 
 def anyone() -> Any:

@@ -94,11 +94,10 @@ async def list_my_factors(call: Annotated[Call, needs(Role.VIEWER, human=True)])
 
 @router.post("/totp", status_code=201)
 async def begin_totp(
-    call: Annotated[Call, needs(Role.VIEWER, human=True)],
+    call: Annotated[Call, needs(Role.VIEWER, human=True, fresh=True)],
     body: Annotated[Named, json_body(Named)],
 ) -> TotpBegun:
     """Counts once a code of it was given."""
-    _check_fresh(call)
     factor, secret = call.control.new_id(), rules.new_secret()
     sealed = proofs.sealing(call).seal(secret, owner=call.principal.id)
     async with call.change(desired=False) as change:
@@ -119,10 +118,9 @@ async def begin_totp(
 @router.post("/totp/{factor_id:uuid}:confirm")
 async def confirm_totp(
     factor_id: UUID,
-    call: Annotated[Call, needs(Role.VIEWER, human=True)],
+    call: Annotated[Call, needs(Role.VIEWER, human=True, fresh=True)],
     body: Annotated[Confirmation, json_body(Confirmation)],
 ) -> Added:
-    _check_fresh(call)
     _take(call)
     who, wanted = _who(call), str(factor_id)
     async with call.change(desired=False) as change:
@@ -138,8 +136,9 @@ async def confirm_totp(
 
 
 @router.post("/passkeys:begin")
-async def begin_passkey(call: Annotated[Call, needs(Role.VIEWER, human=True)]) -> PasskeyBegun:
-    _check_fresh(call)
+async def begin_passkey(
+    call: Annotated[Call, needs(Role.VIEWER, human=True, fresh=True)],
+) -> PasskeyBegun:
     token, challenge = sessions.new_token(), passkeys.new_challenge()
     async with tenant_tx(call.control.pool, call.tenant) as connection:
         known = await store.passkeys(connection, call.principal.id)
@@ -165,10 +164,9 @@ async def begin_passkey(call: Annotated[Call, needs(Role.VIEWER, human=True)]) -
 
 @router.post("/passkeys", status_code=201)
 async def add_passkey(
-    call: Annotated[Call, needs(Role.VIEWER, human=True)],
+    call: Annotated[Call, needs(Role.VIEWER, human=True, fresh=True)],
     body: Annotated[NewPasskey, json_body(NewPasskey)],
 ) -> Added:
-    _check_fresh(call)
     factor, digest = call.control.new_id(), sessions.stored(body.token)
     async with call.change(desired=False) as change:
         await _check_room(call, change)
@@ -204,10 +202,9 @@ async def add_passkey(
 
 @router.post("/recovery-codes", status_code=201)
 async def renew_recovery_codes(
-    call: Annotated[Call, needs(Role.VIEWER, human=True)],
+    call: Annotated[Call, needs(Role.VIEWER, human=True, fresh=True)],
 ) -> RecoveryCodes:
     """Earlier ones are worth nothing from then on."""
-    _check_fresh(call)
     async with call.change(desired=False) as change:
         codes = await _new_codes(call, change)
         await change.record(
@@ -218,9 +215,8 @@ async def renew_recovery_codes(
 
 @router.delete("/{factor_id:uuid}", status_code=204)
 async def remove_my_factor(
-    factor_id: UUID, call: Annotated[Call, needs(Role.VIEWER, human=True)]
+    factor_id: UUID, call: Annotated[Call, needs(Role.VIEWER, human=True, fresh=True)]
 ) -> Response:
-    _check_fresh(call)
     async with call.change(desired=False) as change:
         kind = await store.remove(change.connection, call.principal.id, str(factor_id), call.now)
         if kind is None:
@@ -236,12 +232,6 @@ async def remove_my_factor(
 
 def _who(call: Call) -> Who:
     return Who(tenant=call.tenant, user=call.principal.id)
-
-
-def _check_fresh(call: Call) -> None:
-    """A stolen session must not change what would keep it out."""
-    if not call.stepped_up:
-        raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
 
 
 def _take(call: Call) -> None:

@@ -106,6 +106,8 @@ def _complete(operation: dict[str, Any], route: APIRoute, names: dict[Any, Any])
         operation["x-required-feature"] = guard.feature
     if guard.human:
         operation["x-requires-human"] = True
+    if guard.fresh:
+        operation["x-requires-step-up"] = True
     if guard.keyed:
         operation.setdefault("parameters", []).append(_KEY)
     operation["responses"].pop("422", None)
