@@ -1,5 +1,6 @@
 """Control on a real PostgreSQL, as whoever wants to be somebody else finds it."""
 
 from tests.integration.control.conftest import clock, made_state, other_key, rest, settings, state
+from tests.integration.control.people import cheap_passwords
 
-__all__ = ["clock", "made_state", "other_key", "rest", "settings", "state"]
+__all__ = ["cheap_passwords", "clock", "made_state", "other_key", "rest", "settings", "state"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from services.control import api_keys, invites, second_factors, tenancy
 from services.control.features import allows
+from services.control.passwords import Passwords
 from services.control.sessions import Origins
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -130,3 +131,15 @@ def test_what_a_mode_lets_through(mode: str, read: bool, write: bool, remove: bo
 )  # fmt: skip
 def test_whether_others_can_reach_us(url: str, loopback: bool) -> None:
     assert loopback is Origins(url).loopback
+
+
+async def test_a_password_costs_what_rfc_9106_says_and_is_not_short() -> None:
+    passwords = Passwords()
+    stored = await passwords.hash("twelve letters")
+
+    assert stored.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+    assert await passwords.matches(stored, "twelve letters")
+    assert not await passwords.matches(stored, "twelve Letters")
+    assert not await passwords.matches(None, "no such user")
+    with pytest.raises(ValueError, match="12"):
+        await passwords.hash("eleven char")
