@@ -95,6 +95,9 @@ POST   api-keys                                     admin          fresh lasts r
 POST   api-keys/{key_id}:rotate                     admin          fresh lasts reads
 DELETE api-keys/{key_id}                            admin
 
+GET    auth/login                                   nobody
+GET    auth/callback                                nobody
+POST   auth/backchannel-logout                      nobody
 GET    settings/auth                                admin
 PUT    settings/auth                                admin          human fresh reads
 POST   tenants/{tenant_id}/auth:approve             super_admin    fresh
