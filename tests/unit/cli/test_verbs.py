@@ -120,10 +120,16 @@ COMMANDS = {
     "GET /api/v1/traces": "traces list",
     "GET /api/v1/traces/{trace_id:uuid}": "traces show",
 }
-#: What agents and planes ask for themselves.
-NOT_FOR_PEOPLE = {"POST /api/v1/auth/token", "GET /api/v1/policy/bundle"}
-#: Passkeys answer browsers alone.
+#: What agents, planes and identity providers ask for themselves.
+NOT_FOR_PEOPLE = {
+    "POST /api/v1/auth/backchannel-logout",
+    "POST /api/v1/auth/token",
+    "GET /api/v1/policy/bundle",
+}
+#: Passkeys and identity providers answer browsers alone.
 IN_BROWSERS = {
+    "GET /api/v1/auth/callback",
+    "GET /api/v1/auth/login",
     "POST /api/v1/auth/step-up:begin",
     "POST /api/v1/me/mfa/passkeys",
     "POST /api/v1/me/mfa/passkeys:begin",
