@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings the tools that are not Python packages into .tools/bin: OPA, Node.js, the MCP Inspector,
-# the protocol's conformance suite, MCP clients, and what browser tests run inside a page.
+# the protocol's conformance suite, MCP clients, an OpenID provider, and what browser tests run inside
+# a page.
 # Downloads and builds. What takes minutes to build is kept, by version, outside the tree
 # (BEHAVRY_CACHE, else the user's cache directory), so that a second clone has it in seconds.
 # Decides only where a tool comes from; which version is written here and nowhere else.
@@ -27,6 +28,7 @@ main() {
     conformance
     servers
     clients
+    idp
     browser
 }
 
@@ -139,6 +141,12 @@ clients() {
         fi
     done
     echo "tools: clients $(grep -hoE '^(mcp|openai-agents|langchain-mcp-adapters)==[^ ;]+' tests/conformance/clients/mcp?/requirements.txt | tr '\n' ' ')"
+}
+
+# An OpenID provider that others wrote, for people to sign in by.
+idp() {
+    locked tests/integration/control/idp .tools/idp
+    echo "tools: oidc-provider $(sed -n 's/.*oidc-provider": "\(.*\)"/\1/p' .tools/idp/package.json)"
 }
 
 browser() {

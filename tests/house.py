@@ -23,6 +23,8 @@ AXE = ROOT / ".tools" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
 SERVERS = ROOT / ".tools" / "servers" / "node_modules" / ".bin"
 #: MCP clients that others wrote, each environment with the versions that go together.
 CLIENTS = ROOT / ".tools" / "clients"
+#: An OpenID provider that others wrote.
+IDP = ROOT / ".tools" / "idp" / "node_modules" / "oidc-provider" / "lib" / "index.js"
 
 
 class OffMachineError(RuntimeError):
@@ -49,6 +51,7 @@ def missing() -> dict[str, str]:
             "make tools",
         ),
         "needs_servers": (SERVERS.is_dir(), "make tools"),
+        "needs_idp": (tool("node") is not None and IDP.exists(), "make tools"),
         "needs_browser": (
             tool("chromium") is not None and AXE.exists(),
             "make tools, and the system's package manager for chromium",

@@ -79,6 +79,7 @@ PROMISES: Final[dict[str, str]] = {
     "people:provider-forged": "Nothing forged, replayed or mixed up signs anybody in.",
     "people:provider-instead-of-passwords": "Where a provider is, passwords open one account.",
     "people:provider-keys-bounded": "Invented keys cost a provider two fetches a minute.",
+    "people:provider-real": "A provider of others' making signs people in.",
     "people:role-counts-at-once": "A role counts from the next request, in every replica.",
     "people:second-factor": "A password alone is nothing where a second factor is due.",
     "people:sign-in-limited": "Sign-in is limited per account and address from the start.",
