@@ -81,9 +81,7 @@ def rotate(
     """Make the successor of a key, by its id; shown once."""
     path = f"/api/v1/api-keys/{segment(key)}:rotate"
     body = {"overlap_hours": overlap_hours}
-    _make(
-        body, path, days=days, out=out, password_file=password_file, state=state, as_json=json
-    )
+    _make(body, path, days=days, out=out, password_file=password_file, state=state, as_json=json)
 
 
 @app.command
