@@ -186,6 +186,8 @@ class Providers:
         headers: Mapping[str, str] | None = None,
     ) -> Mapping[str, Any]:
         """One JSON object. Raises ProviderFailed; no text of the other side leaves here."""
+        if not is_address(url):
+            raise ProviderFailed("oidc_provider_malformed")
         try:
             egress.check(urlsplit(url).hostname or "")  # an address in the URL is never resolved
             async with (
