@@ -6,24 +6,23 @@ else is missing. The agent is the SDK's client, the tool server the conformance 
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx2
 import mcp_types as types
 import pytest
 from mcp.client.client import Client, ConnectMode
-from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 
 from tests.conformance.cell_server import WAITING
 from tests.fakes.authorizer import server_entry
 from tests.fakes.children import ROOT, child
-from tests.fakes.gateway import Gateway, gateway, until
-from tests.integration.proxy.test_stdio import write_toml
+from tests.fakes.gateway import gateway, until
+from tests.fakes.sdk_client import connected
+from tests.fakes.stdio_toml import write_toml
 
 MODES: Final[dict[str, ConnectMode]] = {"modern": "auto", "legacy": "legacy"}
 #: (transport, era) of a tool server. HTTP+SSE is older than the newer era.
@@ -144,21 +143,6 @@ async def elicited(context: Any, params: Any) -> types.ElicitResult:  # the prot
     return types.ElicitResult(action="accept", content={"name": "Ada", "username": "Ada"})
 
 
-@asynccontextmanager
-async def connected(proxy: Gateway, mode: ConnectMode) -> AsyncIterator[Client]:
-    headers = {"authorization": f"Bearer {proxy.issuer.token()}"}
-    async with (
-        httpx2.AsyncClient(headers=headers, timeout=30) as http,
-        Client(
-            streamable_http_client(proxy.mcp("cell"), http_client=http),
-            mode=mode,
-            elicitation_callback=elicited,
-            read_timeout_seconds=15,
-        ) as client,
-    ):
-        yield client
-
-
 @pytest.mark.parametrize("agent", list(MODES))
 @pytest.mark.parametrize(("transport", "era"), SERVERS)
 async def test_a_cell_does_all_but_its_gaps(
@@ -169,7 +153,9 @@ async def test_a_cell_does_all_but_its_gaps(
     with entry(transport, era, state, ledger) as server:
         async with gateway(state, {"cell": server}) as proxy:
             await proxy.offered("cell", *TOOLS)
-            async with connected(proxy, MODES[agent]) as client:
+            async with connected(
+                proxy, "cell", MODES[agent], elicitation_callback=elicited
+            ) as client:
                 for name, does in DOES.items():
                     try:
                         async with asyncio.timeout(20):

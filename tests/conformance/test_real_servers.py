@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx2
 import mcp_types as types
 import pytest
-from mcp.client.client import Client, ConnectMode
-from mcp.client.streamable_http import streamable_http_client
+from mcp.client.client import ConnectMode
 
 from tests.fakes.authorizer import server_entry
 from tests.fakes.gateway import Gateway, gateway, until_true
+from tests.fakes.sdk_client import connected
+from tests.fakes.stdio_toml import write_toml
 from tests.house import SERVERS, tool
-from tests.integration.proxy.test_stdio import write_toml
 
 both_eras = pytest.mark.parametrize("mode", ["auto", "legacy"], ids=["modern", "legacy"])
 SLUG: Final = "real"
@@ -89,20 +88,6 @@ REAL: Final[dict[str, Real]] = {
 }  # fmt: skip
 
 
-@asynccontextmanager
-async def connected(proxy: Gateway, mode: ConnectMode) -> AsyncIterator[Client]:
-    headers = {"authorization": f"Bearer {proxy.issuer.token()}"}
-    async with (
-        httpx2.AsyncClient(headers=headers, timeout=30) as http,
-        Client(
-            streamable_http_client(proxy.mcp(SLUG), http_client=http),
-            mode=mode,
-            read_timeout_seconds=20,
-        ) as client,
-    ):
-        yield client
-
-
 def text(answer: types.CallToolResult) -> str:
     return " ".join(one.text for one in answer.content if isinstance(one, types.TextContent))
 
@@ -110,7 +95,7 @@ def text(answer: types.CallToolResult) -> str:
 async def allow_and_deny(proxy: Gateway, mode: ConnectMode, real: Real, place: Path) -> None:
     await proxy.offered(SLUG, real.tool, real.denied)
     proxy.authorizer.rules.verdicts[SLUG, real.denied] = ("deny", "not_today")
-    async with connected(proxy, mode) as client:
+    async with connected(proxy, SLUG, mode) as client:
         listed = {one.name for one in (await client.list_tools()).tools}
         ran = await client.call_tool(real.tool, real.arguments(place))
         refused = await client.call_tool(real.denied, {})
@@ -185,7 +170,7 @@ async def more(proxy: Gateway, mode: ConnectMode) -> None:
         assert (2, True) == (total, message is None or bool(message))
         told.append(progress)
 
-    async with connected(proxy, mode) as client:
+    async with connected(proxy, SLUG, mode) as client:
         ran = await client.call_tool(slow, {"duration": 0.2, "steps": 2}, progress_callback=hear)
         resources = (await client.list_resources()).resources
         read = await client.read_resource(str(resources[0].uri))
@@ -230,7 +215,7 @@ async def test_a_server_that_fetches_pages(tmp_path: Path, mode: ConnectMode) ->
         gateway(state, {SLUG: server_entry(transport="stdio", stdio=SLUG)}) as proxy,
     ):
         await proxy.offered(SLUG, "fetch")
-        async with connected(proxy, mode) as client:
+        async with connected(proxy, SLUG, mode) as client:
             fetched = await client.call_tool("fetch", {"url": url})
             proxy.authorizer.rules.verdicts[SLUG, "fetch"] = ("deny", "not_today")
             refused = await client.call_tool("fetch", {"url": url})
@@ -246,7 +231,7 @@ async def test_a_server_that_dies_is_started_again(tmp_path: Path) -> None:
     write_toml(state, SLUG, command=command, args=arguments)
     async with gateway(state, {SLUG: server_entry(transport="stdio", stdio=SLUG)}) as proxy:
         await proxy.offered(SLUG, real.tool)
-        async with connected(proxy, "auto") as client:
+        async with connected(proxy, SLUG, "auto") as client:
             first = await client.call_tool(real.tool, real.arguments(tmp_path))
             for child in children_of(os.getpid(), "mcp_server_time"):
                 os.kill(child, 9)

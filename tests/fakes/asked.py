@@ -69,12 +69,7 @@ class Asked:
 
 
 async def session(proxy: Gateway, capabilities: Any = EVERYTHING, **options: Any) -> dict[str, str]:
-    version = options.pop("version", "2025-11-25")
-    params = {"protocolVersion": version, "capabilities": capabilities,
-              "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
-    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-    await proxy.post(body, **options)
-    return {"mcp-session-id": proxy.session, "mcp-protocol-version": version}
+    return await proxy.open_session(capabilities, **options)
 
 
 def elicit(id: Any = 1, params: Any = FORM) -> dict[str, Any]:

@@ -159,6 +159,16 @@ class Gateway:
         body, sent = modern_request(method, params or {}, capabilities or {}, meta or {})
         return await self.post(body, headers={**sent, **(headers or {})}, **options)
 
+    async def open_session(
+        self, capabilities: Any = None, *, version: str = "2025-11-25", **options: Any
+    ) -> dict[str, str]:
+        """Of a legacy agent: the headers that it sends from now on."""
+        params = {"protocolVersion": version, "capabilities": capabilities or {},
+                  "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
+        body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+        await self.post(body, **options)
+        return {"mcp-session-id": self.session, "mcp-protocol-version": version}
+
     async def call(
         self, tool: str, arguments: dict[str, Any] | None = None, **options: Any
     ) -> tuple[int, Any]:

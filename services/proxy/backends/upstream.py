@@ -13,7 +13,6 @@ from services.proxy.eras import KNOWN, LEGACY, MODERN, SERVER_META, Era
 from services.proxy.snapshot import Server
 
 CONNECT_S: Final = 5.0
-FIRST_BYTE_S: Final = 120.0
 SILENCE_S: Final = 300.0
 CALL_S: Final = 600.0
 PROBE_S: Final = 5.0

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import tool_server
+from tests.fakes.authorizer import AGENT, OTHER_AGENT
 from tests.fakes.gateway import Gateway, gateway, http_server
+from tests.fakes.talker import Talker, talking
 from tests.fakes.tool_server import ToolServer
 
 
@@ -44,4 +46,19 @@ async def proxy(tmp_path: Path, tools: ToolServer, hold: str) -> AsyncIterator[G
         )  # fmt: skip
         await made.offered("notes", "read_note", "write_note", "drop_notes")
         made.forget_records()
+        yield made
+
+
+@pytest.fixture
+async def talker() -> AsyncIterator[Talker]:
+    async with talking() as made:
+        yield made
+
+
+@pytest.fixture
+async def two_agents(tmp_path: Path, talker: Talker) -> AsyncIterator[Gateway]:
+    """Before a talker, with the same rights."""
+    async with gateway(tmp_path / "state", {"notes": http_server(talker.url)}) as made:
+        agents = made.authorizer.snapshot["tenants"][made.tenant]["agents"]
+        await made.authorizer.publish(agents={**agents, OTHER_AGENT: agents[AGENT]})
         yield made

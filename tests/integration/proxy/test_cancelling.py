@@ -1,46 +1,26 @@
 """What a tool server says of a call while it runs, and calls that their agents give up."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.authorizer import AGENT, OTHER_AGENT
-from tests.fakes.gateway import Gateway, gateway, http_server, modern_request, until
+from tests.fakes.gateway import Gateway, modern_request, until
 from tests.fakes.listening import calling
-from tests.fakes.talker import Exchange, Talker, talking
+from tests.fakes.talker import Exchange, Talker
 
 ERAS = ["modern", "legacy"]
 
 
 @pytest.fixture
-async def talker() -> AsyncIterator[Talker]:
-    async with talking() as made:
-        yield made
-
-
-@pytest.fixture
-async def proxy(tmp_path: Path, talker: Talker) -> AsyncIterator[Gateway]:
-    async with gateway(tmp_path / "state", {"notes": http_server(talker.url)}) as made:
-        agents = made.authorizer.snapshot["tenants"][made.tenant]["agents"]
-        await made.authorizer.publish(agents={**agents, OTHER_AGENT: agents[AGENT]})
-        yield made
+def proxy(two_agents: Gateway) -> Gateway:
+    return two_agents
 
 
 async def ready(proxy: Gateway, talker: Talker, upstream: str) -> None:
     talker.eras = {upstream}
     await proxy.offered("notes", "talk")
     proxy.forget_records()
-
-
-async def session(proxy: Gateway, **options: Any) -> dict[str, str]:
-    params = {"protocolVersion": "2025-11-25", "capabilities": {},
-              "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
-    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-    await proxy.post(body, **options)
-    return {"mcp-session-id": proxy.session, "mcp-protocol-version": "2025-11-25"}
 
 
 async def request(
@@ -52,7 +32,7 @@ async def request(
         return {**body, "id": id}, sent
     full = {**params, "_meta": meta or {}}
     body = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": full}
-    return body, await session(proxy)
+    return body, await proxy.open_session()
 
 
 @pytest.mark.parametrize("upstream", ERAS)
@@ -149,7 +129,7 @@ async def test_a_legacy_agent_says_that_it_gives_its_call_up(
 ) -> None:
     await ready(proxy, talker, upstream)
     body, sent = await request(proxy, "legacy")
-    other = await session(proxy)
+    other = await proxy.open_session()
     answering = asyncio.ensure_future(answered(proxy, body, sent))
     call = await talker.call()
     for headers, named in ((other, "call-1"), (sent, "call-2"), (sent, "call-1")):

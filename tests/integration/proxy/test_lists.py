@@ -23,17 +23,6 @@ def asked(tools: ToolServer, method: str) -> list[dict[str, Any]]:
     return [body for body in bodies if body.get("method") == method]
 
 
-async def opened(proxy: Gateway) -> dict[str, str]:
-    """Of a legacy agent: what it sends with every request."""
-    params = {
-        "protocolVersion": "2025-11-25",
-        "capabilities": {},
-        "clientInfo": {"name": "old", "version": "1"},
-    }
-    await proxy.post({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params})
-    return {"mcp-session-id": proxy.session}
-
-
 async def legacy(
     proxy: Gateway, sent: dict[str, str], method: str, params: dict[str, Any]
 ) -> dict[str, Any]:
@@ -163,7 +152,7 @@ async def test_what_is_typed_is_completed_and_recorded_without_a_word(
 async def test_a_legacy_agent_is_answered_in_its_dialect(proxy: Gateway, tools: ToolServer) -> None:
     tools.behave(eras=("modern",), completes=True)
     proxy.forget_upstreams()
-    sent = await opened(proxy)
+    sent = await proxy.open_session()
 
     answer = await legacy(proxy, sent, "completion/complete", COMPLETE)
 
@@ -210,7 +199,7 @@ async def test_a_legacy_server_is_told_how_loud_its_session_is(
 ) -> None:
     tools.behave(eras=("legacy",), sessions=True, logs=True)
     proxy.forget_upstreams()
-    sent = await opened(proxy)
+    sent = await proxy.open_session()
 
     answer = await legacy(proxy, sent, "logging/setLevel", {"level": "warning"})
 
@@ -222,7 +211,7 @@ async def test_a_legacy_server_is_told_how_loud_its_session_is(
 async def test_a_modern_server_is_told_with_each_request(proxy: Gateway, tools: ToolServer) -> None:
     tools.behave(eras=("modern",), logs=True)
     proxy.forget_upstreams()
-    sent, other = await opened(proxy), await opened(proxy)
+    sent, other = await proxy.open_session(), await proxy.open_session()
     params = {"name": "read_note", "arguments": {"call": "c1"}}
 
     await legacy(proxy, sent, "tools/call", params)
@@ -244,7 +233,7 @@ async def test_a_level_that_nobody_knows_is_refused(
 ) -> None:
     tools.behave(eras=("legacy",), logs=True)
     proxy.forget_upstreams()
-    sent = await opened(proxy)
+    sent = await proxy.open_session()
 
     answer = await legacy(proxy, sent, "logging/setLevel", {"level": level})
 
@@ -256,7 +245,7 @@ async def test_modern_agents_and_servers_without_logs_know_no_such_method(
     proxy: Gateway, tools: ToolServer
 ) -> None:
     status, modern = await proxy.modern("logging/setLevel", {"level": "info"})
-    sent = await opened(proxy)
+    sent = await proxy.open_session()
     old = await legacy(proxy, sent, "logging/setLevel", {"level": "info"})
 
     assert (404, -32601) == (status, modern["error"]["code"])
@@ -292,7 +281,7 @@ async def test_who_listens_hears_of_other_prompts_and_not_of_the_same(
     changed = "notifications/prompts/list_changed"
     tools.behave(eras=("legacy",), sessions=True, stream=True, prompts=("one",))
     proxy.forget_upstreams()
-    sent = await opened(proxy)
+    sent = await proxy.open_session()
     await legacy(proxy, sent, "prompts/list", {})
     headers = {
         **sent, "authorization": f"Bearer {proxy.issuer.token()}", "accept": "text/event-stream",

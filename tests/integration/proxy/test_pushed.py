@@ -28,14 +28,8 @@ def four_eyes(proxy: Gateway) -> None:
     proxy.authorizer.rules.verdicts["notes", "write_note"] = ("intercept", "four_eyes")
 
 
-async def session(
-    proxy: Gateway, capabilities: Any = URLS, version: str = "2025-11-25", **options: Any
-) -> dict[str, str]:
-    params = {"protocolVersion": version, "capabilities": capabilities,
-              "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
-    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-    await proxy.post(body, **options)
-    return {"mcp-session-id": proxy.session, "mcp-protocol-version": version}
+async def session(proxy: Gateway, capabilities: Any = URLS, **options: Any) -> dict[str, str]:
+    return await proxy.open_session(capabilities, **options)
 
 
 class Held:
@@ -163,7 +157,7 @@ SILENT = {
 async def test_who_cannot_show_a_page_is_asked_nothing(
     proxy: Gateway, tools: ToolServer, capabilities: Any, version: str
 ) -> None:
-    held = Held(proxy, await session(proxy, capabilities, version))
+    held = Held(proxy, await session(proxy, capabilities, version=version))
     answer = await held.task
 
     assert ["notifications/progress"] == [

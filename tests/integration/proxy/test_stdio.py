@@ -20,6 +20,7 @@ from tests.fakes.authorizer import AGENT, server_entry
 from tests.fakes.children import ROOT
 from tests.fakes.gateway import Gateway, gateway
 from tests.fakes.installation import still_there
+from tests.fakes.stdio_toml import write_toml
 from tests.fakes.tool_server import ToolServer
 
 PROBE = """
@@ -53,13 +54,6 @@ for line in sys.stdin:
             answer["result"] = reply
         print(json.dumps(answer), flush=True)
 """
-
-
-def write_toml(state: Path, name: str, **entry: Any) -> None:
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lines = [f"[{name}]"] + [f"{key} = {json.dumps(value)}" for key, value in entry.items()]
-    (state / "stdio.toml").write_text("\n".join(lines).replace(": ", " = "))
-    (state / "stdio.toml").chmod(0o600)
 
 
 @asynccontextmanager

@@ -1,7 +1,6 @@
 """Streams that agents keep open: GET of a legacy session, `subscriptions/listen` of the others."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests.fakes.authorizer import AGENT, OTHER_AGENT, SESSION
 from tests.fakes.gateway import BOTH, Gateway, gateway, http_server, modern_request, until
 from tests.fakes.listening import calling, got, listening
 from tests.fakes.raw_http import connected, request
-from tests.fakes.talker import SUBSCRIPTION_META, Talker, talking
+from tests.fakes.talker import SUBSCRIPTION_META, Talker
 
 ERAS = ["modern", "legacy"]
 TOOLS = "notifications/tools/list_changed"
@@ -26,17 +25,8 @@ ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 
 
 @pytest.fixture
-async def talker() -> AsyncIterator[Talker]:
-    async with talking() as made:
-        yield made
-
-
-@pytest.fixture
-async def proxy(tmp_path: Path, talker: Talker) -> AsyncIterator[Gateway]:
-    async with gateway(tmp_path / "state", {"notes": http_server(talker.url)}) as made:
-        agents = made.authorizer.snapshot["tenants"][made.tenant]["agents"]
-        await made.authorizer.publish(agents={**agents, OTHER_AGENT: agents[AGENT]})
-        yield made
+def proxy(two_agents: Gateway) -> Gateway:
+    return two_agents
 
 
 async def ready(proxy: Gateway, talker: Talker, upstream: str) -> None:
@@ -44,16 +34,6 @@ async def ready(proxy: Gateway, talker: Talker, upstream: str) -> None:
     await proxy.offered("notes", "talk")
     await proxy.modern("tools/list")
     proxy.forget_records()
-
-
-async def session(
-    proxy: Gateway, *, version: str = "2025-11-25", capabilities: Any = None, **options: Any
-) -> dict[str, str]:
-    params = {"protocolVersion": version, "capabilities": capabilities or {},
-              "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
-    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-    await proxy.post(body, **options)
-    return {"mcp-session-id": proxy.session, "mcp-protocol-version": version}
 
 
 async def pinned_anew(proxy: Gateway, *tools: str) -> None:
@@ -68,7 +48,7 @@ async def pinned_anew(proxy: Gateway, *tools: str) -> None:
 
 async def test_a_stream_needs_a_session(proxy: Gateway, talker: Talker) -> None:
     await ready(proxy, talker, "legacy")
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     bad = {"mcp-session-id": altered(sent["mcp-session-id"], -3)}
     modern = {**sent, "mcp-protocol-version": "2026-07-28"}
     async with got(proxy, {}) as none, got(proxy, modern) as other, got(proxy, bad) as forged:
@@ -95,7 +75,7 @@ async def test_there_are_sixteen_for_an_agent_and_no_more(proxy: Gateway, talker
         await until(lambda: proxy.running.listening() == 16)
         async with listening(proxy, {"toolsListChanged": True}) as stream:
             refused = await stream.next()
-        async with got(proxy, await session(proxy)) as stream:
+        async with got(proxy, await proxy.open_session()) as stream:
             assert 429 == await stream.opened()
         theirs = proxy.issuer.token(sub=OTHER_AGENT)
         async with listening(proxy, {"toolsListChanged": True}, token=theirs) as stream:
@@ -145,7 +125,7 @@ async def test_a_list_changed_for_who_sees_another_one(
     opened = (
         listening(proxy, {"toolsListChanged": True})
         if agent == "modern"
-        else got(proxy, await session(proxy))
+        else got(proxy, await proxy.open_session())
     )
     async with opened as stream:
         await stream.opened()
@@ -175,7 +155,7 @@ async def test_agents_share_a_stream_to_a_modern_server(proxy: Gateway, talker: 
     async with (
         listening(proxy, everything, id="mine") as mine,
         listening(proxy, {"promptsListChanged": True}, id="theirs", token=theirs) as other,
-        got(proxy, await session(proxy)) as third,
+        got(proxy, await proxy.open_session()) as third,
     ):
         await mine.next(ACKNOWLEDGED)
         await other.next(ACKNOWLEDGED)
@@ -196,7 +176,7 @@ async def test_agents_share_a_stream_to_a_modern_server(proxy: Gateway, talker: 
 
 async def test_a_legacy_session_hears_its_own_stream(proxy: Gateway, talker: Talker) -> None:
     await ready(proxy, talker, "legacy")
-    first, second = await session(proxy), await session(proxy)
+    first, second = await proxy.open_session(), await proxy.open_session()
     async with got(proxy, first) as mine, got(proxy, second) as other:
         await mine.opened()
         heard = await talker.listen()
@@ -216,7 +196,7 @@ async def test_a_legacy_session_hears_its_own_stream(proxy: Gateway, talker: Tal
 
 async def test_a_stream_is_taken_up_where_it_broke_off(proxy: Gateway, talker: Talker) -> None:
     await ready(proxy, talker, "legacy")
-    sent, other = await session(proxy), await session(proxy)
+    sent, other = await proxy.open_session(), await proxy.open_session()
     async with got(proxy, sent) as stream:
         heard = await talker.listen()
         heard.note("notifications/message", {"level": "info", "data": "one"}, event_id="event-41")
@@ -241,7 +221,7 @@ async def test_a_second_stream_of_a_session_takes_the_place_of_the_first(
     proxy: Gateway, talker: Talker
 ) -> None:
     await ready(proxy, talker, "legacy")
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     async with got(proxy, sent) as first:
         await first.opened()
         async with got(proxy, sent) as second:
@@ -274,7 +254,7 @@ async def test_a_stream_ends_with_its_rights(
     proxy: Gateway, talker: Talker, agent: str, why: str
 ) -> None:
     await ready(proxy, talker, "modern")
-    headers = await session(proxy) if agent == "legacy" else {}
+    headers = await proxy.open_session() if agent == "legacy" else {}
     now_s = proxy.issuer.jwks()["fetched_at"]
     token = proxy.issuer.token(exp=now_s + 3) if why == "expired" else None
     opened = (
@@ -344,7 +324,7 @@ async def test_a_stream_ends_where_the_servers_entry_changes(
 ) -> None:
     """What it may ask, where it is and how we present ourselves may be another matter now."""
     await ready(proxy, talker, "modern")
-    headers = await session(proxy) if agent == "legacy" else {}
+    headers = await proxy.open_session() if agent == "legacy" else {}
     opened = (
         listening(proxy, {"toolsListChanged": True}) if agent == "modern" else got(proxy, headers)
     )
@@ -366,7 +346,7 @@ async def test_deleting_a_session_ends_its_stream_and_the_servers(
     proxy: Gateway, talker: Talker
 ) -> None:
     await ready(proxy, talker, "legacy")
-    sent, kept = await session(proxy), await session(proxy)
+    sent, kept = await proxy.open_session(), await proxy.open_session()
     headers = {"authorization": f"Bearer {proxy.issuer.token()}", **sent}
     async with got(proxy, sent) as stream, got(proxy, kept) as other:
         await stream.opened()
@@ -386,7 +366,7 @@ async def test_a_server_that_forgot_the_session_ends_the_agents(
     proxy: Gateway, talker: Talker
 ) -> None:
     await ready(proxy, talker, "legacy")
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     async with got(proxy, sent) as stream:
         await stream.opened()
         heard = await talker.listen()
@@ -424,7 +404,7 @@ async def test_a_stream_that_broke_off_upstream_is_opened_again(
 
 async def test_a_stream_that_nobody_reads_is_closed(proxy: Gateway, talker: Talker) -> None:
     await ready(proxy, talker, "legacy")
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     headers = {"authorization": f"Bearer {proxy.issuer.token()}", "accept": "text/event-stream"}
     async with proxy.http.get(proxy.mcp(), headers={**headers, **sent}):
         heard = await talker.listen()
@@ -444,7 +424,7 @@ async def test_a_session_that_opens_slowly_still_gets_its_id(
     monkeypatch.setattr(reply, "PATIENCE_S", 0.0)
     opened = len(talker.of("initialize"))
     talker.slow = asyncio.Event()
-    opening = asyncio.ensure_future(session(proxy))
+    opening = asyncio.ensure_future(proxy.open_session())
     await talker.told("initialize", opened + 1)
     await proxy.modern("server/discover")
     talker.slow.set()
@@ -462,14 +442,14 @@ async def test_roots_that_changed_are_told_to_who_may_ask_for_them(
 ) -> None:
     await ready(proxy, talker, "legacy")
     declared = {"roots": {"listChanged": True}}
-    before = await proxy.post(ROOTS, headers=await session(proxy, capabilities=declared))
+    before = await proxy.post(ROOTS, headers=await proxy.open_session(capabilities=declared))
     servers = proxy.authorizer.snapshot["tenants"][proxy.tenant]["servers"]
     granted = {**servers["notes"], "grants": {"roots": True}}
     await proxy.authorizer.publish(servers={"notes": granted})
     await proxy.settled()
-    without = await proxy.post(ROOTS, headers=await session(proxy))
+    without = await proxy.post(ROOTS, headers=await proxy.open_session())
     assert [] == talker.of(ROOTS["method"])
-    sent = await session(proxy, capabilities=declared)
+    sent = await proxy.open_session(capabilities=declared)
     told = await proxy.post(ROOTS, headers=sent)
     await talker.told(ROOTS["method"])
 
@@ -500,7 +480,7 @@ async def test_odd_wishes_are_refused(proxy: Gateway, talker: Talker) -> None:
 async def test_calls_go_on_beside_sixteen_streams(proxy: Gateway, talker: Talker) -> None:
     await ready(proxy, talker, "modern")
     body = {"jsonrpc": "2.0", "id": 3, "method": "ping"}
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     async with got(proxy, sent) as stream, calling(proxy, body, sent) as ping:
         await stream.opened()
         assert {} == (await ping.next()).message["result"]
@@ -513,7 +493,7 @@ async def test_a_call_whose_stream_the_server_ended_is_come_back_for(
     proxy: Gateway, talker: Talker
 ) -> None:
     await ready(proxy, talker, "legacy")
-    sent, other = await session(proxy), await session(proxy)
+    sent, other = await proxy.open_session(), await proxy.open_session()
     params = {"name": "talk", "arguments": {}, "_meta": {"progressToken": "p"}}
     body = {"jsonrpc": "2.0", "id": "c1", "method": "tools/call", "params": params}
     async with calling(proxy, body, sent) as stream:
@@ -548,7 +528,7 @@ async def test_who_does_not_know_how_to_come_back_waits(proxy: Gateway, talker: 
     await ready(proxy, talker, "legacy")
     params = {"name": "talk", "arguments": {}}
     body = {"jsonrpc": "2.0", "id": "c1", "method": "tools/call", "params": params}
-    async with calling(proxy, body, await session(proxy, version="2025-06-18")) as stream:
+    async with calling(proxy, body, await proxy.open_session(version="2025-06-18")) as stream:
         call = await talker.call()
         call.prime("up-1", retry_ms=100)
         call.end()

@@ -9,18 +9,12 @@ import pytest
 from tests.fakes.authorizer import AGENT
 from tests.fakes.gateway import Gateway, gateway, http_server, until
 from tests.fakes.listening import got, listening
-from tests.fakes.talker import SUBSCRIPTION_META, Talker, talking
+from tests.fakes.talker import SUBSCRIPTION_META, Talker
 
 ERAS = ["modern", "legacy"]
 ACKNOWLEDGED = "notifications/subscriptions/acknowledged"
 UPDATED = "notifications/resources/updated"
 MINE, OTHER = "file:///mine", "file:///other"
-
-
-@pytest.fixture
-async def talker() -> AsyncIterator[Talker]:
-    async with talking() as made:
-        yield made
 
 
 @pytest.fixture
@@ -31,14 +25,6 @@ async def proxy(tmp_path: Path, talker: Talker) -> AsyncIterator[Gateway]:
         await made.modern("tools/list")
         made.forget_records()
         yield made
-
-
-async def session(proxy: Gateway) -> dict[str, str]:
-    params = {"protocolVersion": "2025-11-25", "capabilities": {},
-              "clientInfo": {"name": "t", "version": "1"}}  # fmt: skip
-    body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-    await proxy.post(body)
-    return {"mcp-session-id": proxy.session, "mcp-protocol-version": "2025-11-25"}
 
 
 async def asked(proxy: Gateway, sent: dict[str, str], method: str, uri: Any = MINE) -> Any:
@@ -57,7 +43,7 @@ async def test_a_legacy_agent_hears_of_what_it_subscribed_to(
     proxy: Gateway, talker: Talker, upstream: str
 ) -> None:
     only(talker, proxy, upstream)
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     async with got(proxy, sent) as stream:
         await stream.opened()
         heard = await talker.listen()
@@ -90,7 +76,7 @@ async def test_a_denied_subscription_reaches_nobody(
     proxy: Gateway, talker: Talker, upstream: str
 ) -> None:
     only(talker, proxy, upstream)
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     proxy.authorizer.rules.agents[AGENT] = "not_permitted"
     async with got(proxy, sent) as stream:
         await stream.opened()
@@ -203,7 +189,7 @@ async def test_one_that_waits_for_a_person_is_named(proxy: Gateway, talker: Talk
 
 
 async def test_there_are_so_many_for_a_session(proxy: Gateway, talker: Talker) -> None:
-    sent = await session(proxy)
+    sent = await proxy.open_session()
     answers = [
         await asked(proxy, sent, "resources/subscribe", f"file:///{number}") for number in range(65)
     ]
