@@ -46,7 +46,7 @@ class Slow:
     def views(self) -> Views:
         return Views(
             catalog=self,  # type: ignore[arg-type]  # as much of one as is asked
-            backends=self,  # type: ignore[arg-type]
+            backends=self,  # type: ignore[arg-type]  # likewise
             spawn=self.spawn,
             listening=lambda: [HERE],
             tell=lambda whose: self.told.append(whose[2]),
