@@ -75,11 +75,10 @@ class Conversation:
 
     async def ask(self, request: Request, hear: Hear | None = None) -> Reply:
         """Raises UpstreamFailed. Cancelling it tells the server, and its late answer is dropped."""
-        try:
-            async with asyncio.timeout(request.timeout_s):
-                await self._places.acquire()
-        except TimeoutError:
-            raise UpstreamFailed("upstream_timeout", ran=False) from None
+        if self._places.locked():
+            await self._place(request.timeout_s)
+        else:
+            await self._places.acquire()
         try:
             return await self._ask(request, hear, request.timeout_s)
         finally:
@@ -115,6 +114,13 @@ class Conversation:
         for one in pending.values():
             if not one.answer.done():
                 one.answer.set_exception(UpstreamFailed("upstream_protocol", ran=None))
+
+    async def _place(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise UpstreamFailed("upstream_timeout", ran=False) from None
 
     async def _ask(self, request: Request, hear: Hear | None, timeout_s: float | None) -> Reply:
         if not self.alive:
