@@ -121,11 +121,17 @@ class Sources:
 
 def _quietly(source: Source, shared: _Shared) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
+        loop, delay_s = asyncio.get_running_loop(), FIRST_DELAY_S
         while True:
+            began = loop.time()
             try:
                 await source.run(shared.hear, shared.missed)
             except SessionGone:  # a pooled one: the next is another
-                await asyncio.sleep(FIRST_DELAY_S)
+                if loop.time() - began > LONGEST_DELAY_S:
+                    delay_s = FIRST_DELAY_S
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+                shared.missed()
             else:
                 return
 
