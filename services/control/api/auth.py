@@ -20,6 +20,7 @@ from starlette.responses import Response
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, limits, sessions
 from services.control.api import proofs
+from services.control.api.auth_oidc import end_session_url
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone, needs
@@ -147,8 +148,13 @@ async def step_up(
 
 @router.post("/auth/logout", status_code=204)
 async def logout(call: Annotated[Call, needs(Role.VIEWER)]) -> Response:
+    """With a `Link` to where a browser signs out of its provider too."""
+    provider = await end_session_url(call)
     await end(call)
-    return Response(status_code=204, headers={"set-cookie": call.control.origins.clear_cookie()})
+    headers = {"set-cookie": call.control.origins.clear_cookie()}
+    if provider is not None:
+        headers["link"] = f'<{provider}>; rel="logout"'
+    return Response(status_code=204, headers=headers)
 
 
 @router.get("/me")

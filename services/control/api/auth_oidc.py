@@ -22,7 +22,7 @@ from services.common.postgres.connection import Connection
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, limits, sessions
 from services.control.api.bodies import media_type, read_capped
-from services.control.api.context import Visit
+from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone, authenticate
 from services.control.api.oidc_arrivals import Arrival
 from services.control.oidc import flow, tokens
@@ -191,6 +191,20 @@ async def _proven(
     except tokens.UnknownKey:
         newer = await visit.control.providers.keys(configuration.issuer, unlike=keys)
         return tokens.person(token, newer, expected)
+
+
+async def end_session_url(call: Call) -> str | None:
+    """Where whoever came by a provider signs out there too, if it has such a place."""
+    if call.principal.method != "oidc":
+        return None
+    async with call.read() as connection:
+        configuration = await _configuration(connection)
+    known = call.control.providers.known(configuration.issuer) if configuration else None
+    if configuration is None or known is None or known.end_session_endpoint is None:
+        return None
+    return flow.end_session_url(
+        known.end_session_endpoint, configuration, public_url=call.control.origins.public_url
+    )
 
 
 @router.post(

@@ -115,6 +115,16 @@ def authorization_url(
     return f"{endpoint}{separator}{urlencode(asked)}"
 
 
+def end_session_url(endpoint: str, configuration: Configuration, *, public_url: str) -> str:
+    """Where a browser signs out of the provider too (RP-Initiated Logout 2)."""
+    asked = {
+        "client_id": configuration.client_id,
+        "post_logout_redirect_uri": public_url.rstrip("/") + "/",
+    }
+    separator = "&" if urlsplit(endpoint).query else "?"
+    return f"{endpoint}{separator}{urlencode(asked)}"
+
+
 def parameters(pairs: Iterable[tuple[str, str]], *, longest: int = MAX_PARAMETER) -> dict[str, str]:
     """Raises NotSignedIn where one comes twice (RFC 6749 3.1) or is out of all proportion."""
     found: dict[str, str] = {}

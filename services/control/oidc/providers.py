@@ -85,6 +85,11 @@ class Providers:
                 raise ProviderFailed("oidc_provider_not_reachable")
             return known.description
 
+    def known(self, issuer: str) -> Description | None:
+        """What it said last; nobody is asked."""
+        known = self._known.get(issuer)
+        return known.description if known else None
+
     async def keys(
         self, issuer: str, *, unlike: tuple[PublicKey, ...] = ()
     ) -> tuple[PublicKey, ...]:

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 
 from tests.fakes.clock import ManualClock
-from tests.fakes.openid import OpenIdProvider, openid_provider
+from tests.fakes.openid import CLIENT, OpenIdProvider, openid_provider
 from tests.integration.control.conftest import PUBLIC, Rest
 from tests.integration.control.escalated import joined, run
 from tests.integration.control.openid import (
@@ -235,6 +235,24 @@ async def test_the_provider_ends_sessions_at_once(rest: Rest, provider: OpenIdPr
     assert ["oidc_logout_used"] == await failures(rest)
     ended = [r["reason"] for r in await rest.records() if r["type"] == "user.signout"]
     assert ["oidc_backchannel"] * 2 == ended
+
+
+async def test_whoever_signs_out_is_told_where_to_do_it_at_the_provider(
+    rest: Rest, provider: OpenIdProvider
+) -> None:
+    provider.description = {"end_session_endpoint": f"{provider.url}/end"}
+    browser = Browser(rest=rest)
+    await browser.sign_in(provider)
+    csrf = (await browser.me())["csrf_token"]
+    answer = await browser.post("/api/v1/auth/logout", {}, csrf=csrf)
+    url = answer.headers["link"].partition(">")[0].removeprefix("<")
+    asked = dict(parse_qsl(urlsplit(url).query))
+
+    assert (204, f"{provider.url}/end") == (answer.status, url.partition("?")[0])
+    assert {"client_id": CLIENT, "post_logout_redirect_uri": f"{PUBLIC}/"} == asked
+    check(await browser.get("/api/v1/me"), 401, "session_expired")
+    by_key = await rest.post("/api/v1/auth/logout", {})
+    assert "link" not in by_key.headers
 
 
 async def sent(rest: Rest, token: str) -> Any:
