@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 from uuid import uuid4
 
@@ -405,6 +405,38 @@ async def test_a_gated_route_follows_the_plan_of_its_tenant_in_every_mode(
     assert sum(everyone.verdicts.values()) > 3_000
     assert everyone.visits == await everyone.recorded("admin.superadmin.access")
     assert everyone.bypasses == await everyone.recorded("entitlement.bypass")
+
+
+@promise("people:role-counts-at-once")
+async def test_a_role_that_is_lost_is_lost_at_every_route_with_the_next_request(
+    everyone: Everyone,
+) -> None:
+    """Through two doors, which share what is in the database alone."""
+    rest, doors = everyone.rest, (everyone.door, Door(everyone.rest))
+    states = everyone.plans(own=State(plan="enterprise"), other=NOTHING)
+    [anna] = [one for one in everyone.people if one.name == "admin-"]
+    user = await everyone.connection.fetchval(
+        "SELECT id FROM control.users WHERE username = $1", anna.name
+    )
+    path = f"/api/v1/users/{user}"
+
+    assert 200 == (await rest.call("PATCH", path, {"role": "viewer"})).status
+    demoted = replace(anna, level=LEVELS["viewer"])
+    rules = [rule for rule in RULES if rule.level != "nobody" and not rule.names_tenant]
+    for everyone.door in doors:
+        for rule in rules:
+            await everyone.check(Ask(rule=rule, who=demoted, states=states, broken=True))
+    assert "" == "\n".join(everyone.wrong[:50])
+    assert everyone.verdicts["role_required"] > 80
+
+    assert 200 == (await rest.post(f"{path}:deactivate")).status
+    gone = Counter[int]()
+    for door in doors:
+        for rule in rules:
+            target = Ask(rule=rule, who=anna, states=states).target
+            gone[(await door.ask(rule.method, target, JSON | anna.headers, b"{")).status] += 1
+
+    assert {401} == set(gone)
 
 
 def test_the_table_has_each_feature_and_each_mode() -> None:
