@@ -216,9 +216,9 @@ async def test_a_server_that_fetches_pages(tmp_path: Path, mode: ConnectMode) ->
     ):
         await proxy.offered(SLUG, "fetch")
         async with connected(proxy, SLUG, mode) as client:
-            fetched = await client.call_tool("fetch", {"url": url})
+            fetched = await client.call_tool("fetch", {"url": url, "raw": True})
             proxy.authorizer.rules.verdicts[SLUG, "fetch"] = ("deny", "not_today")
-            refused = await client.call_tool("fetch", {"url": url})
+            refused = await client.call_tool("fetch", {"url": url, "raw": True})
 
     assert "words of a page" in text(fetched), text(fetched)
     assert (False, True) == (fetched.is_error, refused.is_error)

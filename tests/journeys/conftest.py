@@ -1,5 +1,6 @@
 """One running installation per engine for all journeys: starting it costs seconds."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -17,20 +18,18 @@ PLANTED = f"planted{uuid4().hex}"
 
 
 @pytest.fixture(scope="session", params=ENGINES)
-def running_stack(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
+def running_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """With a value that a search for secrets must find: in each environment by a variable that all
     inherit, in arguments and logs by the name of the state directory, which is handed on as a path
-    and logged as a setting.
+    and logged as a setting. The paths are short: sockets lie below them.
     """
-    scratch: Path = tmp_path_factory.mktemp("journey")
-    temporary = scratch / f"tmp-{PLANTED}"
-    temporary.mkdir()
-    # Calls that wait for a person are held briefly: some tests wait for the end of it.
-    environment = {"TMPDIR": str(temporary), "BEHAVRY_HOLD_SECONDS": "2"}
-    with running(scratch / PLANTED, engine=request.param, env=environment) as stack:
-        yield stack
+    with tempfile.TemporaryDirectory(prefix="bvj-") as scratch:
+        temporary = Path(scratch) / f"tmp-{PLANTED}"
+        temporary.mkdir()
+        # Calls that wait for a person are held briefly: some tests wait for the end of it.
+        environment = {"TMPDIR": str(temporary), "BEHAVRY_HOLD_SECONDS": "2"}
+        with running(Path(scratch) / PLANTED, engine=request.param, env=environment) as stack:
+            yield stack
 
 
 @pytest.fixture

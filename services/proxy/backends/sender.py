@@ -117,7 +117,7 @@ class Sender:
                 self._give_up(way, number)
             raise
         way.door.circuit.succeeded()
-        way.door.seen_ns = way.site.used_ns
+        way.door.seen_ns = max(way.door.seen_ns, way.site.used_ns)  # looked after without use
         if exchange.era_shaped and way.settled:
             way.site.doubt(self._clock.monotonic_ns())
             raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)

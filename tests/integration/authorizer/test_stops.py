@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from behavry.authorizer.v1 import authorizer_pb2 as asked
@@ -293,6 +294,13 @@ async def test_no_acknowledged_revocation_is_forgotten_by_a_process_that_is_kill
         got = await reasons(decider, of(AGENT), of(SECOND), of(THIRD), ask(caller=elsewhere))
 
     assert ["agent_suspended", "session_revoked", "kill_switch", ""] == got
+
+
+async def kept_whole(file: Path) -> bool:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])["lost"] is False
+    except msgspec.DecodeError:
+        return False
 
 
 async def test_a_torn_file_of_revocations_stops_all_until_control_has_confirmed(
