@@ -4,10 +4,18 @@ real PostgreSQL: the fixtures of their own integration tests, as an adversary fi
 
 from tests.integration.authorizer.conftest import control, environment, start, state_dir
 from tests.integration.authorizer.test_escalations import desk
-from tests.integration.control.conftest import clock, made_state, other_key, rest, settings, state
+from tests.integration.control.conftest import (
+    cheap_passwords,
+    clock,
+    made_state,
+    other_key,
+    rest,
+    settings,
+    state,
+)
 from tests.integration.proxy.conftest import hold, one_tool_server, proxy, tools
 
 __all__ = [
-    "clock", "control", "desk", "environment", "hold", "made_state", "one_tool_server",
-    "other_key", "proxy", "rest", "settings", "start", "state", "state_dir", "tools",
+    "cheap_passwords", "clock", "control", "desk", "environment", "hold", "made_state",
+    "one_tool_server", "other_key", "proxy", "rest", "settings", "start", "state", "state_dir", "tools",
 ]  # fmt: skip

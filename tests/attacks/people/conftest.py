@@ -1,6 +1,13 @@
 """Control on a real PostgreSQL, as whoever wants to be somebody else finds it."""
 
-from tests.integration.control.conftest import clock, made_state, other_key, rest, settings, state
-from tests.integration.control.people import cheap_passwords
+from tests.integration.control.conftest import (
+    cheap_passwords,
+    clock,
+    made_state,
+    other_key,
+    rest,
+    settings,
+    state,
+)
 
 __all__ = ["cheap_passwords", "clock", "made_state", "other_key", "rest", "settings", "state"]

@@ -13,6 +13,7 @@ import aiohttp
 import asyncpg
 import orjson
 import pytest
+from argon2.profiles import CHEAPEST
 
 from services.cli import secrets_made
 from services.cli.state import open_state
@@ -115,6 +116,14 @@ class Rest:
         finally:
             await connection.close()
         return [orjson.loads(row["draft"]) for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Argon2 at its least: each control that starts hashes one. What it costs is shown in
+    unit/control and test_sign_in.py.
+    """
+    monkeypatch.setattr("services.control.passwords.RFC_9106_LOW_MEMORY", CHEAPEST)
 
 
 @pytest.fixture(scope="session")

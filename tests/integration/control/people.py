@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any, Final
 from uuid import uuid4
 
-import pytest
-from argon2.profiles import CHEAPEST
-
 from services.common.ids import TenantId
 from services.control.features import KEYS, Entitlements, FeatureAnswer
 from tests.integration.control.conftest import Answered, Rest
@@ -17,14 +14,6 @@ USERS: Final = "/api/v1/users"
 INVITES: Final = "/api/v1/invites"
 TENANTS: Final = "/api/v1/tenants"
 WHY: Final = {"x-behavry-reason": "a test looks after this tenant"}
-
-
-@pytest.fixture(autouse=True)
-def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argon2 at its least, wherever this is imported: what a hash costs is shown elsewhere
-    (unit/control, test_sign_in.py).
-    """
-    monkeypatch.setattr("services.control.passwords.RFC_9106_LOW_MEMORY", CHEAPEST)
 
 
 def entitle(rest: Rest, tenant: str = "", *, mode: str = "on") -> None:

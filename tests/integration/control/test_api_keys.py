@@ -8,11 +8,8 @@ import pytest
 
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import signed_in
-from tests.integration.control.people import cheap_passwords
 from tests.integration.control.test_problems import check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 KEYS = "/api/v1/api-keys"
 DAY_S = 86_400

@@ -8,11 +8,9 @@ import pytest
 
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import Somebody, joined
-from tests.integration.control.people import TENANTS, WHY, cheap_passwords, operator
+from tests.integration.control.people import TENANTS, WHY, operator
 from tests.integration.control.test_problems import check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 PATH: Final = "/api/v1/settings/auth"
 OIDC: Final[dict[str, Any]] = {

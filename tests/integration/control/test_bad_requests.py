@@ -17,14 +17,12 @@ import pytest
 
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.door import Door
-from tests.integration.control.people import cheap_passwords, entitle
+from tests.integration.control.people import entitle
 from tests.integration.control.principals import Registry, Who
 from tests.integration.control.route_table import RULES, Rule
 from tests.integration.control.test_order import FORMS
 from tests.integration.control.test_problems import GONE, JSON, PLANTED, check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 #: Wrong for most types; where one fits, it is no refusal that has to be looked at.
 WRONG: Final[tuple[Any, ...]] = (

@@ -23,13 +23,11 @@ from tests.fakes.postgres import Database
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import joined
 from tests.integration.control.factors import MFA, ORIGIN, code
-from tests.integration.control.people import TENANTS, WHY, cheap_passwords
+from tests.integration.control.people import TENANTS, WHY
 from tests.integration.control.plans import ACTIVATE, Plans, beside_entitlements
 from tests.integration.control.test_auth_settings import put
 from tests.integration.control.test_problems import check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 #: The keys themselves, and what goes out or ages beside requests.
 NOT_COUNTED: Final = {"idempotency", "schema_migrations", "bundles", "outbox"}

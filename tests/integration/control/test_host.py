@@ -9,11 +9,9 @@ from services.cli.super_admins import set_super_admin
 from services.common.ids import PlaneId
 from tests.integration.control.conftest import Rest
 from tests.integration.control.escalated import joined, run, signed_in
-from tests.integration.control.people import TENANTS, cheap_passwords
+from tests.integration.control.people import TENANTS
 from tests.integration.control.test_problems import check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 
 async def granted(rest: Rest, username: str, *, wanted: bool = True) -> bool:

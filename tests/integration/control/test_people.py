@@ -13,12 +13,10 @@ from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
 from tests.integration.control.conftest import Rest, opened
 from tests.integration.control.escalated import ESCALATIONS, Somebody, asked, joined, signed_in
-from tests.integration.control.people import INVITES, USERS, came, cheap_passwords, entitle, invited
+from tests.integration.control.people import INVITES, USERS, came, entitle, invited
 from tests.integration.control.planes import linked
 from tests.integration.control.test_problems import check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 SECOND_NS = 1_000_000_000
 

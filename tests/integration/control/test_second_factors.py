@@ -25,11 +25,8 @@ from tests.integration.control.factors import (
     with_passkey,
     with_totp,
 )
-from tests.integration.control.people import cheap_passwords
 from tests.integration.control.test_problems import check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 
 @promise("people:second-factor")

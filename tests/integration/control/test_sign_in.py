@@ -3,8 +3,16 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.promises import promise
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords() -> None:
+    """Here they cost what they cost."""
+
 
 LOGIN = "/api/v1/auth/login"
 

@@ -12,11 +12,9 @@ import pytest
 from services.common.postgres.pool import open_pool, tenant_tx
 from tests.integration.control.conftest import Rest
 from tests.integration.control.escalated import signed_in
-from tests.integration.control.people import TENANTS, WHY, cheap_passwords, entitle, operator
+from tests.integration.control.people import TENANTS, WHY, entitle, operator
 from tests.integration.control.test_problems import GONE, check
 from tests.promises import promise
-
-__all__ = ["cheap_passwords"]
 
 
 async def made(rest: Rest, token: str, slug: str = "other") -> str:
