@@ -17,5 +17,6 @@ from tests.integration.proxy.conftest import hold, one_tool_server, proxy, tools
 
 __all__ = [
     "cheap_passwords", "clock", "control", "desk", "environment", "hold", "made_state",
-    "one_tool_server", "other_key", "proxy", "rest", "settings", "start", "state", "state_dir", "tools",
+    "one_tool_server", "other_key", "proxy",
+    "rest", "settings", "start", "state", "state_dir", "tools",
 ]  # fmt: skip
