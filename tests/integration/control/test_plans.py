@@ -14,6 +14,7 @@ import pytest
 
 from tests.altered import altered
 from tests.fakes.clock import ManualClock
+from tests.fakes.gateway import until
 from tests.fakes.licenses import DAY_S, license_token, revocations_token
 from tests.fakes.postgres import Database
 from tests.integration.control.people import TENANTS, WHY
@@ -197,7 +198,9 @@ async def test_the_key_is_in_no_record_no_table_no_answer_and_no_log(
         await plans.rest.get(LICENSE),
     ]
     said = b"".join(answer.body for answer in answers).decode()
-    copy = plans.rest.running.control.settings.entitlements_copy.read_bytes()
+    file = plans.rest.running.control.settings.entitlements_copy
+    await until(file.exists)  # written beside the answers
+    copy = file.read_bytes()
     kept = str(await plans.rest.records()) + copy.decode("latin-1")
     logged = "".join(capfd.readouterr())
 
