@@ -149,16 +149,7 @@ def compare(stack: Stack, told: Told, ran: list[str]) -> None:
     """1. settled  2. ran is a subset of the intents  3. each intent ended once
     4. told allowed = ran and chained once  5. told denied = chained once
     """
-    records = settled(stack, told)  # 1
-    digester = Digester.load(Path(stack.up.state_dir) / "keys" / "digest.keys")
-    tenant = TenantId(stack.tenant())
-    call_of = {
-        digester.make(tenant, "arguments", orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)): call
-        for call, sent in told.arguments.items()
-    }
-    intents: defaultdict[str, list[str]] = defaultdict(list)
-    for record in records["call.intent"]:
-        intents[call_of[record["arguments"]["digest"]]].append(record["id"])
+    records, intents = settled(stack, told, ran)  # 1
     ended = Counter(
         record["decision"]
         for kind in ("call.outcome", "call.outcome_unknown")
@@ -173,18 +164,39 @@ def compare(stack: Stack, told: Told, ran: list[str]) -> None:
     assert set() <= {refused[decision] for decision in told.denied.values()} <= {1}  # 5
 
 
-def settled(stack: Stack, told: Told) -> dict[str, list[dict[str, Any]]]:
-    """The agent's whole chain, once every intent in it has its end."""
+def settled(
+    stack: Stack, told: Told, ran: list[str]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
+    """The agent's whole chain, and its intents by call, once nothing is on its way any more: every
+    call that ran and every refusal is in it, and every intent has its end. What is not in it after
+    a minute is lost: that is for the comparison to say.
+    """
+    digester = Digester.load(Path(stack.up.state_dir) / "keys" / "digest.keys")
+    tenant = TenantId(stack.tenant())
+    call_of = {
+        digester.make(tenant, "arguments", orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)): call
+        for call, sent in told.arguments.items()
+    }
     found: dict[str, list[dict[str, Any]]] = {}
+    intents: defaultdict[str, list[str]] = defaultdict(list)
 
-    def all_ended() -> bool:
+    def arrived() -> bool:
         found.clear()
         found.update(by_type(stack.chain_of(told.agent.id)))
+        intents.clear()
+        for record in found["call.intent"]:
+            intents[call_of[record["arguments"]["digest"]]].append(record["id"])
         ends = len(found["call.outcome"]) + len(found["call.outcome_unknown"])
-        return ends >= len(found["call.intent"]) >= len(told.allowed)
+        refusals = {record["id"] for record in found["call.denied"]}
+        return (
+            ends >= len(found["call.intent"])
+            and set(ran) <= intents.keys()
+            and set(told.denied.values()) <= refusals
+        )
 
-    until(all_ended, "every intent has its end", 60, look_again_s=1)
-    return found
+    with contextlib.suppress(TimeoutError):
+        until(arrived, "every intent has its end", 60, look_again_s=1)
+    return found, intents
 
 
 def by_type(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
