@@ -59,7 +59,7 @@ opa() {
         mkdir -p "$kept.new"
         # An own GOFLAGS: what the machine sets for its own work must not change what is built.
         GOFLAGS=-trimpath GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN=$kept.new \
-            "$go" install -ldflags '-s -w' "github.com/open-policy-agent/opa@v$OPA_VERSION"
+            "$go" install -ldflags '-w' "github.com/open-policy-agent/opa@v$OPA_VERSION"
         rm -rf "$kept"
         mv "$kept.new" "$kept"
     fi

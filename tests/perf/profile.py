@@ -1,12 +1,14 @@
-"""Where each Python process of a stack spends its time while the bench's load runs.
+"""Where each process of a stack spends its time while the bench's load runs.
 
-Samples all of them at once with py-spy, from outside, under a closed loop. Prints two tables per
-process: the functions that were on top of the stack, and those that were anywhere in it.
+Samples all of them at once from outside, under a closed loop. Of a Python process py-spy tells the
+functions on top of the stack and those anywhere in it; of PostgreSQL and OPA, which are native,
+`perf` (the distribution's package) tells the functions on top, where it is installed.
 
     python -m tests.perf.profile [--engine embedded|opa] [--seconds S] [--concurrency C] [--top N]
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from tests.perf.load import Order
 from tests.perf.procs import family, parents
 
 PYTHON: Final = ("proxy", "authorizer", "engine", "audit", "control")
+NATIVE: Final = ("postgres", "opa")
 RATE: Final = 250
 SPY: Final = Path(sys.executable).with_name("py-spy")
 
@@ -64,20 +67,29 @@ def show(name: str, folded: str, seconds: float, top: int) -> str:
 
 
 @contextmanager
-def sampled(pids: Mapping[str, int], seconds: float, scratch: Path) -> Iterator[dict[str, Path]]:
+def sampled(
+    pids: Mapping[str, int], native: Mapping[str, list[int]], seconds: float, scratch: Path
+) -> Iterator[dict[str, Path]]:
     """Runs one sampler per process beside the block; the files are there once it has ended."""
-    files = {name: scratch / f"{name}.folded" for name in pids}
-    samplers = [
-        subprocess.Popen(
-            [
-                *(str(SPY), "record", "--nonblocking", "--format", "raw", "--rate", str(RATE)),
-                *("--duration", str(max(1, round(seconds))), "--pid", str(pid)),
-                *("--output", str(files[name])),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    files = {name: scratch / f"{name}.folded" for name in [*pids, *native]}
+    lasts = str(max(1, round(seconds)))
+    commands = [
+        [
+            *(str(SPY), "record", "--nonblocking", "--format", "raw", "--rate", str(RATE)),
+            *("--duration", lasts, "--pid", str(pid), "--output", str(files[name])),
+        ]
         for name, pid in pids.items()
+    ] + [
+        [
+            *("perf", "record", "--event", "cpu-clock", "--freq", str(RATE)),
+            *("--pid", ",".join(map(str, family)), "--output", str(files[name])),
+            *("--", "sleep", lasts),
+        ]
+        for name, family in native.items()
+    ]
+    samplers = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for command in commands
     ]
     try:
         yield files
@@ -91,6 +103,27 @@ def python_processes(pids: Mapping[str, Sequence[int]]) -> dict[str, int]:
     found = {name: pids[name][0] for name in PYTHON if pids.get(name)}
     below = family(found["authorizer"], parents())[1:]
     return found | ({"engine": below[0]} if below else {})
+
+
+def native_processes(pids: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Every pid per name: PostgreSQL has one for each connection."""
+    if shutil.which("perf") is None:
+        return {}
+    above = parents()
+    return {name: family(pids[name][0], above) for name in NATIVE if pids.get(name)}
+
+
+def show_native(name: str, recorded: Path, top: int) -> str:
+    told = subprocess.run(
+        ["perf", "report", "--stdio", "--no-children", "--sort", "symbol", "-i", str(recorded)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    # After the symbol come columns about its inlined callers, empty here.
+    lines = [line.partition("  -  ")[0].rstrip() for line in told.splitlines() if "%" in line]
+    samples = [line for line in told.splitlines() if line.startswith("# Samples")]
+    return "\n".join([f"== {name}: {' '.join(samples)[2:]}", *lines[:top]])
 
 
 def main() -> None:
@@ -113,15 +146,17 @@ def main() -> None:
             seconds=asked.seconds + 2,
             c=asked.concurrency,
         )
-        pids = python_processes(stack.up.pids)
-        with sampled(pids, asked.seconds, Path(directory)) as files:
+        pids, native = python_processes(stack.up.pids), native_processes(stack.up.pids)
+        with sampled(pids, native, asked.seconds, Path(directory)) as files:
             result = Client(load).run(order)
         print(f"{len(result.latencies_us)} calls, errors {result.errors}")
         for name, file in files.items():
-            if file.exists():
+            if file.exists() and name in native:
+                print(show_native(name, file, asked.top))
+            elif file.exists():
                 print(show(name, file.read_text(), asked.seconds, asked.top))
             else:
-                print(f"== {name}: py-spy may not look into it here")
+                print(f"== {name}: it may not be looked into here")
 
 
 if __name__ == "__main__":
