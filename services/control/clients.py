@@ -421,13 +421,16 @@ def entitlements_of(tenant: ent.TenantEntitlements) -> Entitlements:
         license=_counting(tenant),
         scheduled=_license(tenant.scheduled) if tenant.HasField("scheduled") else None,
         overrides=dict(tenant.feature_overrides),
+        ceiling=_ceiling(tenant),
     )
 
 
 def _counting(tenant: ent.TenantEntitlements) -> License | None:
     """The tenant's own licence, else the installation's."""
-    if tenant.HasField("license"):
-        return _license(tenant.license)
+    return _license(tenant.license) if tenant.HasField("license") else _ceiling(tenant)
+
+
+def _ceiling(tenant: ent.TenantEntitlements) -> License | None:
     has_one = tenant.HasField("installation_license")
     return _license(tenant.installation_license) if has_one else None
 

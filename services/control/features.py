@@ -81,6 +81,8 @@ class Entitlements(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     scheduled: License | None = None
     #: Live overrides: true enables, false disables.
     overrides: dict[str, bool] = {}
+    #: The installation's licence, whatever the tenant's own is.
+    ceiling: License | None = None
 
     def modes(self) -> dict[str, str]:
         return {feature.key: feature.mode for feature in self.features}
@@ -177,6 +179,14 @@ class Features:
             if self._of[tenant].revision <= revision:  # else it came after the list was begun
                 del self._of[tenant]
                 self._tell(tenant)
+
+    @property
+    def epoch(self) -> str:
+        """Which life of entitlements' database the revisions belong to."""
+        return self._epoch
+
+    def tenants(self) -> list[TenantId]:
+        return list(self._of)
 
     def kept(self) -> Kept:
         return Kept(epoch=self._epoch, tenants=list(self._of.values()), catalogue=self.catalogue)
