@@ -17,6 +17,7 @@ from services.common.telemetry.counters import Counter
 from services.proxy import messages
 from services.proxy.backends.conversation import Conversation
 from services.proxy.backends.upstream import UpstreamFailed
+from services.proxy.calls import Spawn
 
 MAX_LINE: Final = 16 * 1024 * 1024
 NONSENSE_PER_MINUTE: Final = 100
@@ -28,13 +29,18 @@ class Child:
     """Made by `start`; `run` must be running for answers to arrive."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, dropped: Counter, *, shared: bool
+        self,
+        process: asyncio.subprocess.Process,
+        dropped: Counter,
+        *,
+        spawn: Spawn,
+        shared: bool,
     ) -> None:
         self._process = process
         self._writing = asyncio.Lock()
         self._nonsense: list[float] = []
         self._stderr = bytearray()
-        self.talk = Conversation(self._write, dropped, shared=shared)
+        self.talk = Conversation(self._write, dropped, spawn=spawn, shared=shared)
 
     @property
     def pid(self) -> int:
@@ -60,7 +66,7 @@ class Child:
         stdout = self._process.stdout
         try:
             while stdout is not None and (line := await stdout.readline()):
-                await self._read(line)
+                self._read(line)
         except ValueError:  # a line over the limit: the reader gives up on it
             pass
         finally:
@@ -98,14 +104,14 @@ class Child:
             except (ConnectionError, RuntimeError):
                 raise UpstreamFailed("upstream_protocol", ran=None) from None
 
-    async def _read(self, line: bytes) -> None:
+    def _read(self, line: bytes) -> None:
         try:
             tree = messages.decode(line) if line.strip() else None
         except messages.Malformed:
             tree = None
         for one in tree if type(tree) is list else [tree]:
             if type(one) is dict:
-                await self.talk.read(one, len(line))
+                self.talk.read(one, len(line))
             elif line.strip():
                 self._count_nonsense()
 
@@ -128,6 +134,7 @@ async def start(
     env: Mapping[str, str],
     cwd: str | None,
     dropped: Counter,
+    spawn: Spawn,
     shared: bool = False,
 ) -> Child:
     """In a session, so a process group, of its own; `shared` by several agents. Raises OSError."""
@@ -141,4 +148,4 @@ async def start(
         limit=MAX_LINE,
         start_new_session=True,
     )
-    return Child(process, dropped, shared=shared)
+    return Child(process, dropped, spawn=spawn, shared=shared)

@@ -12,12 +12,15 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from services.common.telemetry.counters import Counter
 from services.proxy import messages
 from services.proxy.backends.upstream import (
     MAX_ANSWER,
+    MAX_ANSWERING,
+    PROBE_S,
     Hear,
     Heard,
     Listening,
@@ -25,6 +28,7 @@ from services.proxy.backends.upstream import (
     Request,
     UpstreamFailed,
 )
+from services.proxy.calls import Spawn
 from services.proxy.messages import METHOD_NOT_FOUND
 
 IN_FLIGHT: Final = 16
@@ -54,11 +58,15 @@ class Conversation:
         send: Callable[[bytes], Awaitable[None]],
         dropped: Counter,
         *,
+        spawn: Spawn,
         shared: bool = False,
     ) -> None:
         self._send = send
         self._dropped = dropped
+        self._spawn = spawn
         self._shared = shared
+        #: How many answers to its own questions are under way.
+        self._answering = 0
         self._pending: dict[int, _Pending] = {}
         self._listeners: list[Hear] = []
         self._next_id = 0
@@ -99,10 +107,10 @@ class Conversation:
         finally:
             self._listeners.remove(hear)
 
-    async def read(self, message: dict[str, Any], size: int) -> None:
+    def read(self, message: dict[str, Any], size: int) -> None:
         """One message of the server's, which had so many bytes."""
         if "method" in message:
-            await self._heard(message)
+            self._heard(message)
         else:
             self._answered(message, size)
 
@@ -168,32 +176,48 @@ class Conversation:
         else:
             one.answer.set_exception(UpstreamFailed("upstream_protocol", ran=None))
 
-    async def _heard(self, message: dict[str, Any]) -> None:
+    def _heard(self, message: dict[str, Any]) -> None:
         heard = read_heard(message)
         if heard is None:
             self._dropped.value += 1
         elif heard.id is not None:
-            await self._asked(heard)
+            self._asked(heard)
         elif heard.method == PROGRESS:
             self._progressed(heard)
         else:
             self._noted(heard)
 
-    async def _asked(self, heard: Heard) -> None:
+    def _asked(self, heard: Heard) -> None:
         """Its requests: a ping is answered here; nobody to ask is an answer too."""
         if heard.method == "ping":
-            await self._reply(heard, {"result": {}})
+            self._reply(heard, {"result": {}})
             return
         hears = self._newest() or next(iter(self._listeners), None)
         if hears is None or self._shared:
             error = {"code": METHOD_NOT_FOUND, "message": "not supported"}
-            await self._reply(heard, {"error": error})
+            self._reply(heard, {"error": error})
         else:
             hears(heard)
 
-    async def _reply(self, heard: Heard, outcome: dict[str, Any]) -> None:
-        with contextlib.suppress(UpstreamFailed):
-            await self.tell({"id": heard.id, **outcome})
+    def _reply(self, heard: Heard, outcome: dict[str, Any]) -> None:
+        """Beside the line, which goes on: a server that asks faster than it takes answers has to do
+        without.
+        """
+        if self._answering >= MAX_ANSWERING:
+            self._dropped.value += 1
+            return
+        self._answering += 1
+        message = {"id": heard.id, **outcome}
+        self._spawn("answer tool server", partial(self._tell_quietly, message))
+
+    async def _tell_quietly(self, message: Mapping[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await self.tell(message)
+        except (UpstreamFailed, TimeoutError):
+            self._dropped.value += 1
+        finally:
+            self._answering -= 1
 
     def _progressed(self, heard: Heard) -> None:
         token = heard.params.get("progressToken")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import urljoin, urlsplit
@@ -41,10 +41,6 @@ from services.proxy.snapshot import Server
 IDLE_NS: Final = 1_800 * 1_000_000_000
 ENDPOINT: Final = "endpoint"
 MAX_ENDPOINT: Final = 2048
-#: Messages that came and are not looked at yet, and their bytes; a server that sends faster is not
-#: listened to.
-MAX_WAITING: Final = 1_000
-MAX_WAITING_BYTES: Final = 2 * MAX_ANSWER
 #: The version that the transport belongs to; its servers speak nothing newer.
 VERSION: Final = "2024-11-05"
 _NOTHING: Final = "{}"
@@ -176,7 +172,8 @@ class LegacySseBackend:
             if status >= 400:
                 raise UpstreamFailed("upstream_protocol", ran=False, status=status)
 
-        line = _Line(Conversation(post, self._dropped), visit.server, endpoint)
+        talk = Conversation(post, self._dropped, spawn=self._spawn)
+        line = _Line(talk, visit.server, endpoint)
         line.reading = self._spawn("read event stream", lambda: self._read(visit, url, line))  # 1
         try:
             async with asyncio.timeout(CONNECT_S + PROBE_S):
@@ -198,33 +195,24 @@ class LegacySseBackend:
         return line
 
     async def _read(self, visit: Visit, url: str, line: _Line) -> None:
-        parser, said = EventParser(MAX_ANSWER), _Said()
+        parser = EventParser(MAX_ANSWER)
 
         def feed(chunk: bytes) -> bool:
-            if said.too_much:
-                return True
             try:
                 for data in parser.feed(chunk):
                     if parser.event_type == MESSAGE:
-                        said.put(data)
+                        _message(line.talk, data)
                     elif parser.event_type == ENDPOINT and not line.endpoint.done():
                         _settle(line.endpoint, url, data)
             except EventTooLong:
-                said.too_much = True
-            return said.too_much
-
-        async def take() -> None:
-            async for data in said:
-                await _message(line.talk, data)
+                return True
+            return False
 
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(take())
-                await self._http.read(visit, url, feed)
-                said.end()
-        except* UpstreamFailed as failed:
+            await self._http.read(visit, url, feed)
+        except UpstreamFailed as failed:
             if not line.endpoint.done():
-                line.endpoint.set_exception(failed.exceptions[0])
+                line.endpoint.set_exception(failed)
         finally:
             line.talk.end()
             if not line.endpoint.done():
@@ -232,36 +220,12 @@ class LegacySseBackend:
             line.endpoint.exception()  # looked at: nobody may wait for it any more
 
 
-class _Said:
-    """Messages that came and are not looked at yet. After too much of it nothing more is taken."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._bytes = 0
-        self.too_much = False
-
-    def put(self, data: bytes) -> None:
-        if self.too_much:
-            return
-        self._queue.put_nowait(data)
-        self._bytes += len(data)
-        self.too_much = self._queue.qsize() > MAX_WAITING or self._bytes > MAX_WAITING_BYTES
-
-    def end(self) -> None:
-        self._queue.put_nowait(None)
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while (data := await self._queue.get()) is not None:
-            self._bytes -= len(data)
-            yield data
-
-
-async def _message(talk: Conversation, data: bytes) -> None:
+def _message(talk: Conversation, data: bytes) -> None:
     with contextlib.suppress(messages.Malformed):
         tree = messages.decode(data)
         for one in tree if type(tree) is list else [tree]:
             if type(one) is dict:
-                await talk.read(one, len(data))
+                talk.read(one, len(data))
 
 
 def _settle(endpoint: asyncio.Future[str], url: str, data: bytes) -> None:

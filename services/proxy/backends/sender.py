@@ -28,6 +28,7 @@ from services.proxy.backends.exchange import Exchange
 from services.proxy.backends.sites import Door, Site
 from services.proxy.backends.upstream import (
     CALL_S,
+    MAX_ANSWERING,
     PAUSED,
     PROBE_S,
     Hear,
@@ -40,8 +41,6 @@ from services.proxy.backends.upstream import (
 )
 from services.proxy.calls import Visit
 
-#: At one address, so that a flood of questions takes no more connections than this.
-MAX_ANSWERING: Final = 16
 _LONGEST_S: Final = RETRY_MS[1] / 1000
 
 

@@ -212,7 +212,12 @@ class StdioBackend:
             line = self._line(command, home)
             shared = visit.server.share == "server"
             child = await start(  # 3
-                line, env=env, cwd=command.cwd, dropped=self._dropped, shared=shared
+                line,
+                env=env,
+                cwd=command.cwd,
+                dropped=self._dropped,
+                spawn=self._spawn,
+                shared=shared,
             )
             leftovers.note(home, child.pid)
         except OSError:

@@ -17,6 +17,9 @@ SILENCE_S: Final = 300.0
 CALL_S: Final = 600.0
 PROBE_S: Final = 5.0
 MAX_ANSWER: Final = 8 * 1024 * 1024
+#: Answers of ours to questions of a server that are under way at once: at one address, or on one
+#: line. A flood of questions takes no more than this.
+MAX_ANSWERING: Final = 16
 #: Codes that only a modern server gives.
 MODERN_CODES: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 

@@ -12,9 +12,10 @@ import orjson
 import pytest
 
 from services.proxy.backends import legacy_sse
+from services.proxy.backends.upstream import MAX_ANSWERING
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import server_entry
-from tests.fakes.gateway import Gateway, gateway
+from tests.fakes.gateway import Gateway, gateway, until
 
 
 class SseServer:
@@ -25,6 +26,9 @@ class SseServer:
         #: Before the answer of a call: sent as they are, `%d` being the call's id.
         self.before: list[bytes] = []
         self.hangs_up = False
+        #: What is posted as an answer is not accepted before this.
+        self.accepts = asyncio.Event()
+        self.accepts.set()
         self.status = 202
         self.posted: list[dict[str, Any]] = []
         self.streams = 0
@@ -36,6 +40,7 @@ class SseServer:
         server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
         async with server:
             yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self.accepts.set()
         for writer in self._writers:
             writer.close()
         await asyncio.gather(
@@ -56,8 +61,13 @@ class SseServer:
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
                 self._event(b"endpoint", self.endpoint.encode())
                 continue
+            message = orjson.loads(body)
+            if "method" not in message:
+                self.posted.append(message)
+                await self.accepts.wait()
             writer.write(b"HTTP/1.1 %d Told\r\ncontent-length: 0\r\n\r\n" % self.status)
-            self._take(orjson.loads(body))
+            if "method" in message:
+                self._take(message)
 
     def _take(self, message: dict[str, Any]) -> None:
         self.posted.append(message)
@@ -166,10 +176,10 @@ async def test_a_stream_that_ends_ends_its_call_and_the_next_opens_another(
     assert (["indeterminate", "ok"], 2) == (statuses, old.streams)
 
 
-async def test_a_stream_that_says_more_than_can_be_looked_at_is_left(
+async def test_a_stream_with_an_event_over_the_limit_is_left(
     tmp_path: Path, old: SseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(legacy_sse, "MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr(legacy_sse, "MAX_ANSWER", 1000)
     async with behind(old, tmp_path) as proxy:
         await proxy.offered("notes", "look")
         old.before = [b'{"jsonrpc":"2.0","method":"x","params":{"pad":"%s"}}' % (b"y" * 2000)]
@@ -177,6 +187,27 @@ async def test_a_stream_that_says_more_than_can_be_looked_at_is_left(
 
     said = failed["result"]["_meta"]["com.behavry/decision"]
     assert "upstream_protocol" == said["reason"]
+
+
+async def test_a_server_that_asks_and_takes_no_answer_answers_its_calls_all_the_same(
+    tmp_path: Path, old: SseServer
+) -> None:
+    old.before = [b'{"jsonrpc":"2.0","id":"p","method":"ping"}'] * (MAX_ANSWERING + 4)
+    async with behind(old, tmp_path) as proxy:
+        await proxy.offered("notes", "look")
+        old.accepts.clear()
+        _, answer = await proxy.call("look")
+        dropped = proxy.running.counters.read()["proxy.upstream.dropped"]
+        old.before = [b'{"jsonrpc":"2.0","id":"q","method":"ping"}']
+        old.accepts.set()
+        told = [one for one in old.posted if one.get("id") == "p"]
+        await until(lambda: len([one for one in old.posted if one.get("id") == "p"]) > 0)
+        _, again = await proxy.call("look")
+        await until(lambda: {"jsonrpc": "2.0", "id": "q", "result": {}} in old.posted)
+
+    assert ["seen"] * 2 == [one["result"]["content"][0]["text"] for one in (answer, again)]
+    assert len(told) <= MAX_ANSWERING
+    assert 4 == dropped
 
 
 async def test_a_message_that_is_refused_ran_nothing(tmp_path: Path, old: SseServer) -> None:

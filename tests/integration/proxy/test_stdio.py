@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counter
+from services.common.telemetry.logging import get_log
 from services.proxy.backends.child import start
 from services.proxy.backends.upstream import Request, UpstreamFailed
 from tests.fakes.authorizer import AGENT, server_entry
@@ -255,7 +257,7 @@ async def test_a_child_that_reads_nothing_costs_little(monkeypatch: pytest.Monke
     monkeypatch.setattr("services.proxy.backends.conversation.CANCEL_S", 0.05)
     child = await start(
         [sys.executable, "-c", "import time; time.sleep(60)"],
-        env={}, cwd=None, dropped=Counter(),
+        env={}, cwd=None, dropped=Counter(), spawn=Supervisor(get_log("test")).once,
     )  # fmt: skip
     running = asyncio.get_running_loop().create_task(child.run())
     request = Request(method="tools/call", params={"x": "y" * 1_000_000}, timeout_s=0.1)

@@ -1,6 +1,7 @@
 """Many requests over one line: what belongs to which (mcp.md 7)."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ from services.proxy.backends import conversation
 from services.proxy.backends.conversation import IN_FLIGHT, SUBSCRIPTION_META, Conversation
 from services.proxy.backends.upstream import (
     MAX_ANSWER,
+    MAX_ANSWERING,
     Heard,
     Listening,
     Reply,
@@ -26,7 +28,15 @@ class Line:
         self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.dropped = Counter()
         self.broken = self.blocked = False
-        self.talk = Conversation(self._send, self.dropped)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.talk = Conversation(self._send, self.dropped, spawn=self.spawn)
+
+    def spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        async def run() -> None:
+            await work()
+
+        self.tasks.append(asyncio.get_running_loop().create_task(run(), name=name))
+        return self.tasks[-1]
 
     async def _send(self, message: bytes) -> None:
         if self.broken:
@@ -40,7 +50,8 @@ class Line:
             return await self.sent.get()
 
     async def says(self, size: int = 100, **message: Any) -> None:
-        await self.talk.read({"jsonrpc": "2.0", **message}, size)
+        self.talk.read({"jsonrpc": "2.0", **message}, size)
+        await asyncio.sleep(0)  # whoever it was for takes it
 
     def ask(
         self, hear: Any = None, *, progress: Any = None, timeout_s: float = 5
@@ -158,6 +169,24 @@ async def test_a_ping_is_answered_whoever_is_there(line: Line) -> None:
     assert {"jsonrpc": "2.0", "id": 5, "result": {}} == await line.said()
 
 
+async def test_a_server_that_asks_and_takes_no_answer_holds_nobody_up(line: Line) -> None:
+    asked = line.ask()
+    sent = await line.said()
+    line.blocked = True
+    for number in range(MAX_ANSWERING + 5):
+        await line.says(id=number, method="ping")
+    await line.says(id=sent["id"], result={"n": 1})
+
+    assert {"n": 1} == (await asked).result
+    assert (MAX_ANSWERING, 5) == (len(line.tasks), line.dropped.value)
+    for task in line.tasks:  # and when there is room again, it is answered again
+        task.cancel()
+    await asyncio.wait(line.tasks)
+    line.blocked = False
+    await line.says(id=99, method="ping")
+    assert 99 == (await line.said())["id"]
+
+
 async def test_what_names_no_request_goes_to_who_listens(line: Line) -> None:
     listened: list[Heard] = []
     during: list[Heard] = []
@@ -272,7 +301,7 @@ async def test_who_finds_no_place_in_time_is_told_so(line: Line) -> None:
 
 
 async def test_on_a_line_that_agents_share_nobody_hears_what_names_no_request(line: Line) -> None:
-    line.talk = Conversation(line._send, line.dropped, shared=True)
+    line.talk = Conversation(line._send, line.dropped, spawn=line.spawn, shared=True)
     mine: list[Heard] = []
     listened: list[Heard] = []
     asked = line.ask(mine.append, progress="p")
