@@ -6,7 +6,7 @@ Decides nothing that control decides; each function elsewhere is one request of 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,13 @@ class Control:
 
     url: str
     credential: str = field(repr=False)
+    #: A super-admin's: why, and the tenant that they go into.
+    reason: str | None = None
+    tenant: str | None = None
+
+    def because(self, reason: str | None, *, inside: str | None = None) -> "Control":
+        """The same as a super-admin asks: with a reason, and in the tenant of that id."""
+        return replace(self, reason=reason, tenant=inside)
 
     def get(self, path: str, **query: Any) -> Any:
         return self._ask("GET", path + _query(query))
@@ -146,6 +153,10 @@ class Control:
 
     def _send(self, method: str, path: str, body: Any, headers: Mapping[str, str]) -> wire.Answer:
         sent = {"accept": "application/json", "authorization": f"Bearer {self.credential}"}
+        if self.reason is not None:
+            sent["x-behavry-reason"] = self.reason
+        if self.tenant is not None:
+            path = path.replace("/api/v1/", f"/api/v1/tenants/{self.tenant}/", 1)
         content = None
         if body is not None:
             sent["content-type"] = "application/json"

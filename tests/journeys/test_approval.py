@@ -76,7 +76,8 @@ class Place:
             ],
         }
         saved = self.stack.rest.post("/api/v1/policies", body)
-        self.stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce")
+        key = {"idempotency-key": str(saved["id"])}
+        self.stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce", headers=key)
 
     def kinds(self) -> list[str]:
         """Types of the agent's records of calls, oldest first."""

@@ -101,7 +101,8 @@ def enforce(stack: Stack, slug: str) -> None:
         ],
     }
     saved = stack.rest.post("/api/v1/policies", body)
-    stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce")
+    key = {"idempotency-key": str(saved["id"])}
+    stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce", headers=key)
 
 
 @contextmanager

@@ -137,7 +137,8 @@ def enforce_all(stack: Stack) -> None:
         except Refused as refused:
             refused.add_note(f"policy {policy['key']}")
             raise
-        stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce")
+        key = {"idempotency-key": str(saved["id"])}
+        stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce", headers=key)
 
 
 def _allowed(stack: Stack, token: str) -> bool:

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from services.cli import asking
+from services.cli.commands.inside import TenantOption, WhyOption, control_inside
 from services.cli.commands.options import (
     JsonOption,
     PasswordFile,
     StateOption,
-    control_of,
     control_url,
     existing_state,
 )
@@ -26,9 +26,15 @@ _PATH = "/api/v1/invites"
 
 
 @app.command(name="list")
-def list_invites(*, state: StateOption = None, json: JsonOption = False) -> None:
+def list_invites(
+    *,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
     """List the invites, without their tokens."""
-    items = list(control_of(state).items(_PATH))
+    items = list(control_inside(state, tenant, reason).items(_PATH))
     if json:
         emit(items)
     else:
@@ -42,13 +48,15 @@ def create(
     *,
     role: Annotated[Level, Parameter("--role", help="At most your own.")],
     out: Annotated[Path | None, Parameter("--out", help="A new 0600 file for the token.")] = None,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Invite somebody. The token is shown once; hand it over yourself."""
     check_new(out)
     body = {"email": email, "role": role}
-    made = control_of(state).post(_PATH, body, key=str(uuid.uuid4()))
+    made = control_inside(state, tenant, reason).post(_PATH, body, key=str(uuid.uuid4()))
     if out is not None:
         write_new(out, made.pop("token"))
         made["token_file"] = str(out)
@@ -61,9 +69,16 @@ def create(
 
 
 @app.command
-def revoke(invite: str, /, *, state: StateOption = None) -> None:
+def revoke(
+    invite: str,
+    /,
+    *,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
+    state: StateOption = None,
+) -> None:
     """Take an open invite back, by its id."""
-    control_of(state).delete(f"{_PATH}/{segment(invite)}")
+    control_inside(state, tenant, reason).delete(f"{_PATH}/{segment(invite)}")
     say(f"{invite} cannot be used any more")
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from services.cli import asking
-from services.cli.commands.options import ConfirmOption, JsonOption, StateOption, control_of
+from services.cli.commands.inside import TenantOption, WhyOption, control_inside
+from services.cli.commands.options import ConfirmOption, JsonOption, StateOption
 from services.cli.output import CommandFailed, emit, emit_text, say, table
 from services.cli.rest import Control, is_id, segment
 
@@ -15,9 +16,15 @@ _PATH = "/api/v1/users"
 
 
 @app.command(name="list")
-def list_users(*, state: StateOption = None, json: JsonOption = False) -> None:
+def list_users(
+    *,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
     """List the people, with roles and second factors."""
-    items = list(control_of(state).items(_PATH))
+    items = list(control_inside(state, tenant, reason).items(_PATH))
     if json:
         emit(items)
     else:
@@ -26,9 +33,16 @@ def list_users(*, state: StateOption = None, json: JsonOption = False) -> None:
 
 
 @app.command
-def show(user: str, /, *, state: StateOption = None) -> None:
+def show(
+    user: str,
+    /,
+    *,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
+    state: StateOption = None,
+) -> None:
     """One person as JSON, by name or id."""
-    control = control_of(state)
+    control = control_inside(state, tenant, reason)
     emit(control.get(f"{_PATH}/{_id_of(control, user)}"))
 
 
@@ -38,36 +52,61 @@ def role(
     /,
     *,
     to: Annotated[Level, Parameter("--to", help="At most your own.")],
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
     state: StateOption = None,
 ) -> None:
     """Give somebody another role; it counts from their next request."""
-    control = control_of(state)
+    control = control_inside(state, tenant, reason)
     changed = control.patch(f"{_PATH}/{_id_of(control, user)}", {"role": to})
     say(f"{changed['username']} is {changed['role']} now")
 
 
 @app.command
-def deactivate(user: str, /, *, confirm: ConfirmOption = None, state: StateOption = None) -> None:
+def deactivate(
+    user: str,
+    /,
+    *,
+    confirm: ConfirmOption = None,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
+    state: StateOption = None,
+) -> None:
     """Let somebody in no more: sessions, keys and unused approvals end at once."""
     asking.confirmed(user, given=confirm, what=f"{user} is out at once, with all keys they made.")
-    control = control_of(state)
+    control = control_inside(state, tenant, reason)
     changed = control.post(f"{_PATH}/{_id_of(control, user)}:deactivate")
     say(f"{changed['username']} is out")
 
 
 @app.command
-def reactivate(user: str, /, *, state: StateOption = None) -> None:
+def reactivate(
+    user: str,
+    /,
+    *,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
+    state: StateOption = None,
+) -> None:
     """Let somebody sign in again; nothing that ended begins again."""
-    control = control_of(state)
+    control = control_inside(state, tenant, reason)
     changed = control.post(f"{_PATH}/{_id_of(control, user)}:reactivate")
     say(f"{changed['username']} may sign in again")
 
 
 @app.command
-def delete(user: str, /, *, confirm: ConfirmOption = None, state: StateOption = None) -> None:
+def delete(
+    user: str,
+    /,
+    *,
+    confirm: ConfirmOption = None,
+    tenant: TenantOption = None,
+    reason: WhyOption = None,
+    state: StateOption = None,
+) -> None:
     """Take somebody out for good. Records go on naming them."""
     asking.confirmed(user, given=confirm, what=f"{user} is out for good.")
-    control = control_of(state)
+    control = control_inside(state, tenant, reason)
     control.delete(f"{_PATH}/{_id_of(control, user)}")
     say(f"{user} is gone")
 

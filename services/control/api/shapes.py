@@ -26,6 +26,12 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class NoQuery(BaseModel):
+    """Of a list without pages."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
 class PageQuery(BaseModel):
     """An unknown parameter is refused: a filter that we ignored would look like one that fits."""
 
@@ -36,6 +42,7 @@ class PageQuery(BaseModel):
 
 
 Paging = Annotated[PageQuery, Query()]
+Unpaged = Annotated[NoQuery, Query()]
 
 T = TypeVar("T", bound=BaseModel)
 

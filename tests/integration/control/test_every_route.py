@@ -39,7 +39,7 @@ NOT_COUNTED: Final = {"idempotency", "schema_migrations", "bundles"}
 #: control.md 2.1.
 MANDATORY: Final = {
     "approve_escalation", "deny_escalation", "roll_policy_back", "redeliver_notification",
-    "create_invite",
+    "create_invite", "enforce_policy", "shadow_policy",
 }  # fmt: skip
 #: Answered by entitlements or audit, or of a job that only audit starts.
 NEIGHBOURS_SAY: Final = {

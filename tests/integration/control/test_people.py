@@ -266,3 +266,11 @@ async def test_what_the_plan_has_not_is_refused_by_name(
     if writes == 403:
         check(answer, 403, "feature_not_included")
         assert ("team_management", mode) == (answer.json["feature"], answer.json["mode"])
+
+
+async def test_a_question_about_sessions_that_is_not_understood_is_refused(rest: Rest) -> None:
+    admin = await signed_in(rest)
+    path = "/api/v1/me/sessions"
+    check(await rest.get(f"{path}?user=anna", key=admin.token), 400, "invalid_filter")
+
+    assert 200 == (await rest.get(path, key=admin.token)).status

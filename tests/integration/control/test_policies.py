@@ -120,7 +120,7 @@ async def test_a_check_says_what_saving_would_and_saves_nothing(rest: Rest) -> N
 
 async def test_enforcing_needs_a_test_case(rest: Rest) -> None:
     untested, _ = await save(rest, "untested", tests=[])
-    answer = await rest.post(f"{PATH}/{untested['id']}:enforce")
+    answer = await rest.post(f"{PATH}/{untested['id']}:enforce", headers=fresh_key())
     tested, _ = await save(rest, "tested")
 
     assert (409, "conflict") == (answer.status, answer.json["code"])
@@ -136,7 +136,7 @@ async def test_a_new_version_decides_only_once_it_is_enforced(rest: Rest) -> Non
     saved = await rest.put(path, body, headers={"if-match": tag})
 
     assert (200, ("enforce", 2, 1)) == (saved.status, standing(saved.json))
-    untested = await rest.post(f"{path}:enforce")
+    untested = await rest.post(f"{path}:enforce", headers=fresh_key())
     assert 409 == untested.status
 
     tests = [{"name": "rm asks", "input": {"request": {"tool": "rm"}}, "expect": "intercept"}]
@@ -174,7 +174,7 @@ async def test_a_policy_is_observed_before_it_is_enforced_and_not_after(rest: Re
     policy, _ = await save(rest)
     assert ("shadow", 1, 1) == standing(await step(rest, policy, "shadow"))
     assert ("enforce", 1, 1) == standing(await step(rest, policy, "enforce"))
-    answer = await rest.post(f"{PATH}/{policy['id']}:shadow")
+    answer = await rest.post(f"{PATH}/{policy['id']}:shadow", headers=fresh_key())
 
     assert (409, "conflict") == (answer.status, answer.json["code"])
 
@@ -223,7 +223,10 @@ async def test_a_policy_that_is_not_there_is_not_found(rest: Rest) -> None:
         (await rest.get(GONE)).status,
         (await rest.get(f"{GONE}/versions")).status,
         (await rest.put(GONE, {"source": "package x"}, headers={"if-match": '"1"'})).status,
-        *[(await rest.post(f"{GONE}:{verb}")).status for verb in ("enforce", "shadow", "retire")],
+        *[
+            (await rest.post(f"{GONE}:{verb}", headers=fresh_key())).status
+            for verb in ("enforce", "shadow", "retire")
+        ],
         (await rest.post(f"{GONE}:rollback", {"version": 1}, headers=fresh_key())).status,
     ]
 

@@ -156,7 +156,8 @@ async def test_an_enforced_policy_is_in_the_next_bundle_and_a_draft_in_none(rest
     body = {"key": "guard", "source": text, "tests": tests}
     policy = (await rest.post("/api/v1/policies", body)).json
     draft = tenant_state(rest, (await fetch(rest)).body)
-    await rest.post(f"/api/v1/policies/{policy['id']}:enforce")
+    key = {"idempotency-key": "k"}
+    await rest.post(f"/api/v1/policies/{policy['id']}:enforce", headers=key)
     await until_serial(rest, 2)
     archive = (await fetch(rest)).body
     enforced = tenant_state(rest, archive)

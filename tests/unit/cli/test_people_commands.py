@@ -12,6 +12,7 @@ from tests.fakes.rest import RestControl
 from tests.unit.cli.conftest import Run
 
 ID = "0199d0d0-0000-7000-8000-00000000000a"
+TENANT = "0199d0d0-0000-7000-8000-0000000000bb"
 ME = {"name": "anna", "role": "viewer", "tenant": {"slug": "default"}}
 
 
@@ -118,3 +119,35 @@ def test_without_its_database_the_host_makes_nobody_a_super_admin(
 
     assert (7, 2) == (told.status, unsure.status)
     assert [] == control.seen
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("users", "list"),
+        ("users", "show", ID),
+        ("users", "role", ID, "--to", "viewer"),
+        ("users", "deactivate", ID, "--confirm", ID),
+        ("users", "reactivate", ID),
+        ("users", "delete", ID, "--confirm", ID),
+        ("invites", "list"),
+        ("invites", "create", "new@example.org", "--role", "viewer"),
+        ("invites", "revoke", ID),
+    ],
+)
+def test_a_super_admin_says_where_and_why(
+    run: Run, control: RestControl, command: tuple[str, ...]
+) -> None:
+    tenants = {"items": [{"id": TENANT, "slug": "acme"}], "next_page_token": ""}
+    control.answers["GET /api/v1/tenants"] = (200, tenants)
+    why = ("--reason", "they asked for help")
+    run(*command, "--tenant", "acme", *why)
+    run(*command, *why)
+    (_, _, first), (there, _, said), (here, _, also) = control.seen
+    assert 2 == run(*command, "--tenant", "acme").status
+
+    assert f" /api/v1/tenants/{TENANT}/{command[0]}" in there
+    assert there.replace(f"tenants/{TENANT}/", "") == here
+    assert "x-behavry-reason" not in first
+    assert "they asked for help" == said["x-behavry-reason"] == also["x-behavry-reason"]
+    assert 3 == len(control.seen)
