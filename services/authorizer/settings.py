@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
+from services.common.counter_store.address import check_address
 from services.common.service_settings import ServiceSettings, socket
 from services.common.settings import Resolved, SettingsError, setting, under
-
-#: No password, which would be shown with the effective settings.
-_STORE: Final = re.compile(
-    r"rediss?://([A-Za-z0-9._\-]+@)?[A-Za-z0-9._\-\[\]:]+(/[0-9]*)?|unix:///[^?#\s@]+(\?db=[0-9]+)?"
-)
 
 
 def _bundle_url(resolved: Resolved) -> str:
@@ -85,13 +80,7 @@ class AuthorizerSettings(ServiceSettings):
                 f"BEHAVRY_AUTHORIZER_REPLICAS='{self.replicas}' needs BEHAVRY_COUNTER_STORE_URL: "
                 "replicas that share no store would each use an approval up."
             )
-        if self.counter_store_url and not _STORE.fullmatch(self.counter_store_url):
-            # The value is not repeated: it may hold a password.
-            raise SettingsError(
-                "BEHAVRY_COUNTER_STORE_URL cannot be used. Allowed: redis://host:port/db, "
-                "rediss://host:port/db, unix:///path; the password goes to "
-                "BEHAVRY_COUNTER_STORE_PASSWORD_FILE."
-            )
+        check_address(self.counter_store_url)
         embedded = self.engine == "embedded" or not self.opa_url
         if embedded and self.env == "production":
             raise SettingsError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from services.common.counter_store.address import check_address
 from services.common.service_settings import ServiceSettings, socket
-from services.common.settings import setting, under
+from services.common.settings import SettingsError, setting, under
+
+_SOCKET: Final = re.compile(r"unix:/[^\s\0]{1,99}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +34,18 @@ class ProxySettings(ServiceSettings):
     )
     # Some clients give up after 60 s.
     hold_seconds: float = setting("BEHAVRY_HOLD_SECONDS", default=45.0, minimum=0, maximum=55)
-    # Several processes need their own outboxes and one host for children: not in this version.
-    workers: int = setting("BEHAVRY_PROXY_WORKERS", default=1, minimum=1, maximum=1)
+    #: What this process is: a proxy, or the one host of stdio tool servers for several of them.
+    role: Literal["proxy", "stdio_host"] = setting("BEHAVRY_PROXY_ROLE", default="proxy")
+    #: Processes on one port. Each has an outbox of its own; what they share is the counter store's.
+    workers: int = setting("BEHAVRY_PROXY_WORKERS", default=1, minimum=1, maximum=64)
+    #: unix:/path, where the host listens and workers reach it. Empty: one process has its own
+    #: children, and several have none.
+    stdio_host: str = setting("BEHAVRY_PROXY_STDIO_HOST", default="")
+    #: redis://host:port/db, rediss://..., unix:///path. Empty: this process's own memory.
+    counter_store_url: str = setting("BEHAVRY_COUNTER_STORE_URL", default="")
+    counter_store_password_file: Path | None = setting(
+        "BEHAVRY_COUNTER_STORE_PASSWORD_FILE", default=None
+    )
     seal_keys: Path = setting(
         "BEHAVRY_PROXY_SEAL_KEYS", derived=under("state_dir", "keys", "seal.keys")
     )
@@ -50,3 +64,22 @@ class ProxySettings(ServiceSettings):
     digest_keys: Path = setting(
         "BEHAVRY_DIGEST_KEYS", derived=under("state_dir", "keys", "digest.keys")
     )
+
+    def check(self) -> None:
+        """Raises SettingsError where two settings do not go together."""
+        ServiceSettings.check(self)  # super() does not find its class behind slots
+        if self.workers > 1 and not self.counter_store_url:
+            raise SettingsError(
+                f"BEHAVRY_PROXY_WORKERS='{self.workers}' needs BEHAVRY_COUNTER_STORE_URL: "
+                "workers that share no store would not know what an agent told another of them."
+            )
+        check_address(self.counter_store_url)
+        if self.stdio_host and not _SOCKET.fullmatch(self.stdio_host):
+            raise SettingsError(
+                f"BEHAVRY_PROXY_STDIO_HOST={self.stdio_host!r} cannot be used. "
+                "Allowed: unix:/path of at most 100 bytes, in a directory closed to others."
+            )
+        if self.role == "stdio_host" and not self.stdio_host:
+            raise SettingsError(
+                "BEHAVRY_PROXY_ROLE='stdio_host' needs BEHAVRY_PROXY_STDIO_HOST: unix:/path"
+            )
