@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import PubSub
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
@@ -27,6 +28,9 @@ SCHEMES: Final = ("redis", "rediss", "unix")
 #: While it is away, one caller in so many seconds tries; the others are told at once.
 RETRY_S: Final = 0.1
 MAX_CONNECTIONS: Final = 16
+SUBSCRIBE_S: Final = 1.0
+#: Of a subscription; after twice that without a word the server is lost.
+SILENT_S: Final = 10.0
 
 _Answer = TypeVar("_Answer")
 
@@ -94,11 +98,45 @@ class Valkey:
             self._log.info("valkey_found")
         return answer
 
+    @asynccontextmanager
+    async def subscribed(self, channels: Sequence[str]) -> AsyncIterator[AsyncIterator[str]]:
+        """What is published there from now on. Entering and reading raise ValkeyLost."""
+        pubsub = self._client.pubsub()
+        try:
+            await self.call(lambda _: _confirmed(pubsub, channels), bound_s=SUBSCRIBE_S)
+            yield _published(pubsub)
+        finally:
+            with suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]  # theirs
+
     def _lose(self, kind: str) -> None:
         if self._lost is None:
             self._log.error("valkey_lost", error=kind)
         self._lost = kind
         self._try_at_s = asyncio.get_running_loop().time() + RETRY_S
+
+
+async def _confirmed(pubsub: PubSub, channels: Sequence[str]) -> None:
+    await pubsub.subscribe(*channels)
+    for _ in channels:
+        await pubsub.get_message(timeout=SUBSCRIBE_S)
+
+
+async def _published(pubsub: PubSub) -> AsyncIterator[str]:
+    """A server that is silent for so long is asked whether it is there."""
+    asked = False
+    while True:
+        try:
+            found = await pubsub.get_message(timeout=SILENT_S)
+            if found is None and not asked:
+                await pubsub.ping()
+        except (RedisError, OSError) as failure:
+            raise ValkeyLost(type(failure).__name__) from None
+        if found is None and asked:
+            raise ValkeyLost("TimeoutError")
+        asked = found is None
+        if found is not None and found["type"] == "message":
+            yield found["data"]
 
 
 class _PasswordFile(CredentialProvider):

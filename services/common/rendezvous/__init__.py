@@ -1,0 +1,1 @@
+"""Where processes of one plane hand things to each other, in memory or through Valkey."""
