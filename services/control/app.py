@@ -45,6 +45,7 @@ from services.control.keys import KeySet, SigningKey
 from services.control.limits import Limits, Merging
 from services.control.notifications import sending
 from services.control.notifications.deliveries import Deliveries
+from services.control.notifications.terms import TermNotices
 from services.control.oidc import providers as openid
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
@@ -161,18 +162,24 @@ async def running(
         providers = await stack.enter_async_context(
             openid.opened(SecretFiles(settings.secrets_dir), clock)
         )
-        notifications = Deliveries(
-            pool=pool,
-            db_url=settings.db_url,
-            clock=clock,
-            sender=sender,
-            recorder=recorder,
-            supervisor=supervisor,
-            counters=counters,
-            log=log,
-            public_url=settings.public_url,
+        supervisor.spawn(
+            "notifications",
+            Deliveries(
+                pool=pool,
+                db_url=settings.db_url,
+                clock=clock,
+                sender=sender,
+                recorder=recorder,
+                supervisor=supervisor,
+                counters=counters,
+                log=log,
+                public_url=settings.public_url,
+            ).run,
         )
-        supervisor.spawn("notifications", notifications.run)
+        supervisor.spawn(
+            "license-terms",
+            TermNotices(pool=pool, features=features, clock=clock, recorder=recorder, log=log).run,
+        )
         control = Control(
             settings=settings,
             clock=clock,

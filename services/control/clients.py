@@ -399,6 +399,8 @@ class EntitlementsFeed:
 
 
 def entitlements_of(tenant: ent.TenantEntitlements) -> Entitlements:
+    has_ceiling = tenant.HasField("installation_license")
+    ceiling = _license(tenant.installation_license) if has_ceiling else None
     return Entitlements(
         tenant=TenantId(tenant.tenant_id),
         plan=sys.intern(tenant.plan),
@@ -418,21 +420,11 @@ def entitlements_of(tenant: ent.TenantEntitlements) -> Entitlements:
         ),
         grace_ends_at_s=tenant.grace_ends_at or None,
         limits=_limits(tenant.limits),
-        license=_counting(tenant),
+        license=_license(tenant.license) if tenant.HasField("license") else ceiling,
         scheduled=_license(tenant.scheduled) if tenant.HasField("scheduled") else None,
         overrides=dict(tenant.feature_overrides),
-        ceiling=_ceiling(tenant),
+        ceiling=ceiling,
     )
-
-
-def _counting(tenant: ent.TenantEntitlements) -> License | None:
-    """The tenant's own licence, else the installation's."""
-    return _license(tenant.license) if tenant.HasField("license") else _ceiling(tenant)
-
-
-def _ceiling(tenant: ent.TenantEntitlements) -> License | None:
-    has_one = tenant.HasField("installation_license")
-    return _license(tenant.installation_license) if has_one else None
 
 
 def _limits(limits: ent.Limits) -> Limits:

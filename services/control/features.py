@@ -77,6 +77,7 @@ class Entitlements(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     features: tuple[FeatureAnswer, ...]
     grace_ends_at_s: int | None = None
     limits: Limits = Limits()
+    #: The tenant's own, else the installation's.
     license: License | None = None
     scheduled: License | None = None
     #: Live overrides: true enables, false disables.

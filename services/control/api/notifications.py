@@ -32,7 +32,7 @@ from services.control.api.shapes import (
 )
 from services.control.audit_records import change as changed
 from services.control.notifications import destinations as rules
-from services.control.notifications.notices import Event, Notice, link_of
+from services.control.notifications.notices import EVENTS, Event, Notice, link_of
 from services.control.notifications.sending import SendFailed
 from services.control.problems import Refusal, not_found
 from services.control.roles import Role
@@ -47,7 +47,7 @@ Url = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 Host = Annotated[str, StringConstraints(pattern=rules.HOST)]
 Address = Annotated[str, StringConstraints(pattern=rules.ADDRESS, max_length=254)]
 Name = Annotated[str, StringConstraints(pattern=rules.NAME)]
-Events = Annotated[list[Event], Field(min_length=1, max_length=5)]
+Events = Annotated[list[Event], Field(min_length=1, max_length=len(EVENTS))]
 
 
 class EmailSettings(Body):

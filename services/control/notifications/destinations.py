@@ -119,8 +119,12 @@ def is_loopback(host: str) -> bool:
 
 
 def default_events(kind: str) -> tuple[Event, ...]:
-    """An incident must also be closed; a message that nothing is left to do is for who wants it."""
-    return tuple(e for e in EVENTS if kind == "pagerduty" or e != "escalation.settled")
+    """An incident must also be closed; a message that nothing is left to do is for who wants it.
+    Nobody is woken by a date, and nothing would close that incident.
+    """
+    if kind == "pagerduty":
+        return tuple(e for e in EVENTS if not e.startswith("license."))
+    return tuple(e for e in EVENTS if e != "escalation.settled")
 
 
 def _check_email(settings: Email) -> None:

@@ -12,7 +12,7 @@ import binascii
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
@@ -21,13 +21,14 @@ from typing import Any, Final
 import orjson
 
 from services.control.notifications.destinations import Severity
-from services.control.notifications.notices import Escalation, Notice, Stop, z
+from services.control.notifications.notices import Escalation, Notice, Stop, Term, z
 
 #: Of the webhook's body.
 VERSION: Final = "behavry.notification/1"
 #: Standard Webhooks 1.0.0, "Signature scheme".
 MIN_KEY_BYTES: Final = 24
 _KEY_PREFIX: Final = "whsec_"
+_DAY: Final = timedelta(days=1)
 _NOT_BY_REPLY: Final = "Nobody decides by answering this message."
 
 
@@ -134,6 +135,17 @@ def document(notice: Notice) -> dict[str, Any]:
                 "subject": one.subject,
                 "at": z(one.at),
             }
+        case Term() as one:
+            told["license"] = {
+                "id": one.id,
+                "term": one.term,
+                "plan": one.plan,
+                "state": one.state,
+                "at": z(one.at),
+                "ends_at": z(one.ends_at) if one.ends_at else None,
+                "lapses_at": z(one.lapses_at) if one.lapses_at else None,
+                "changed": one.changed,
+            }
         case None:
             pass
     return told
@@ -210,6 +222,8 @@ def _dedup_key(notice: Notice) -> str:
             return f"behavry-escalation-{one.id}"
         case Stop() as one:
             return f"behavry-kill-switch-{one.id}"
+        case Term() as one:
+            return f"behavry-license-{one.term}"
         case None:
             return f"behavry-test-{notice.id}"
 
@@ -237,8 +251,26 @@ def title(notice: Notice) -> str:
             what = f"{one.scope} {readable(one.subject)}".strip()
             state = "released" if notice.event == "kill_switch.off" else "on"
             return f"Kill switch {state}: {what}"
+        case Term() as one:
+            return _term_title(notice.event, one)
         case None:
             return "Test: notices of this destination arrive here"
+
+
+def _term_title(event: str, one: Term) -> str:
+    match event:
+        case "license.lapsed":
+            return f"The {one.plan} plan has lapsed ({one.state}); its rules stay in force"
+        case "license.grace":
+            return f"The {one.plan} plan has ended; it lapses in {_days(one.at, one.lapses_at)}"
+        case _:
+            return f"The {one.plan} plan ends in {_days(one.at, one.ends_at)}"
+
+
+def _days(at: datetime, until: datetime | None) -> str:
+    """Begun ones count."""
+    days = max(0, -((at - until) // _DAY)) if until else 0
+    return "1 day" if days == 1 else f"{days} days"
 
 
 def details(notice: Notice) -> list[tuple[str, str]]:
@@ -264,6 +296,17 @@ def details(notice: Notice) -> list[tuple[str, str]]:
                 ("Scope", one.scope),
                 ("Subject", readable(one.subject) or "-"),
                 ("At", _time(one.at)),
+                ("Tenant", notice.tenant_slug),
+                ("Id", one.id),
+            ]
+        case Term() as one:
+            return [
+                ("Plan", one.plan),
+                ("State", one.state),
+                ("Ends", _time(one.ends_at) if one.ends_at else "-"),
+                ("Lapses", _time(one.lapses_at) if one.lapses_at else "-"),
+                ("Changed", ", ".join(one.changed) or "-"),
+                ("Calls", "decided and recorded as before"),
                 ("Tenant", notice.tenant_slug),
                 ("Id", one.id),
             ]

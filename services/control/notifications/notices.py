@@ -22,6 +22,9 @@ Event = Literal[
     "escalation.settled",
     "kill_switch.on",
     "kill_switch.off",
+    "license.expiring",
+    "license.grace",
+    "license.lapsed",
 ]
 EVENTS: Final[tuple[Event, ...]] = (
     "escalation.opened",
@@ -29,6 +32,9 @@ EVENTS: Final[tuple[Event, ...]] = (
     "escalation.settled",
     "kill_switch.on",
     "kill_switch.off",
+    "license.expiring",
+    "license.grace",
+    "license.lapsed",
 )
 MAX_CODES: Final = 32
 _SPOILT: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
@@ -64,7 +70,22 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="kill_switch", tag_fie
     at: datetime
 
 
-Facts = Escalation | Stop
+class Term(msgspec.Struct, frozen=True, kw_only=True, tag="license", tag_field="of"):
+    """How long a tenant's plan still holds. `id` is of this notice; `term` is the same in all of
+    one term. After `lapses_at` the features named in `changed` are not configurable any more.
+    """
+
+    id: str
+    term: str
+    plan: str
+    state: str
+    at: datetime
+    ends_at: datetime | None
+    lapses_at: datetime | None
+    changed: tuple[str, ...] = ()
+
+
+Facts = Escalation | Stop | Term
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +138,29 @@ def escalation(
 
 def stop(*, id: str, scope: str, subject: str, at: datetime) -> Stop:
     return Stop(id=id, scope=scope, subject=harmless(subject), at=at)
+
+
+def term(
+    *,
+    id: str,
+    term: str,
+    plan: str,
+    state: str,
+    at: datetime,
+    ends_at: datetime | None,
+    lapses_at: datetime | None,
+    changed: Sequence[str] = (),
+) -> Term:
+    return Term(
+        id=id,
+        term=term,
+        plan=harmless(plan),
+        state=harmless(state),
+        at=at,
+        ends_at=ends_at,
+        lapses_at=lapses_at,
+        changed=tuple(harmless(key) for key in changed),
+    )
 
 
 def harmless(text: str, *, limit: int = 80) -> str:

@@ -22,7 +22,7 @@ import aiosmtplib
 
 from services.common.clock import Clock
 from services.common.secret_refs import SecretFiles, SecretUnresolved
-from services.control.notifications import egress, forms
+from services.control.notifications import egress, forms, letters
 from services.control.notifications.destinations import (
     Email,
     PagerDuty,
@@ -34,6 +34,7 @@ from services.control.notifications.destinations import (
 )
 from services.control.notifications.egress import AddressRefused
 from services.control.notifications.forms import KeyUnusable, Post
+from services.control.notifications.letters import Letter
 from services.control.notifications.notices import Notice
 
 #: Of one attempt, from the first packet to the answer.
@@ -81,9 +82,14 @@ class Sender:
 
     async def send(self, settings: Settings, notice: Notice) -> Sent:
         """Raises SendFailed."""
+        async with self._told_by_code():
+            return await self._send(settings, notice)
+
+    @asynccontextmanager
+    async def _told_by_code(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                return await self._send(settings, notice)
+                yield
         except SecretUnresolved:
             raise SendFailed("secret_unresolved") from None
         except KeyUnusable:
@@ -98,7 +104,10 @@ class Sender:
     async def _send(self, settings: Settings, notice: Notice) -> Sent:
         match settings:
             case Email():
-                return await self._mail(settings, notice)
+                message = forms.mail(
+                    notice, sender=settings.sender, recipients=settings.recipients
+                )
+                return await self._hand_over(settings, settings.recipients, message)
             case Webhook():
                 now_s = self._clock.now_ns() // 1_000_000_000
                 key = self._secrets.resolve(settings.key)
@@ -142,11 +151,18 @@ class Sender:
 
     # --- mail ---------------------------------------------------------------------------------
 
-    async def _mail(self, settings: Email, notice: Notice) -> Sent:
+    async def post(self, settings: Email, letter: Letter) -> Sent:
+        """To one person, by the server that notices go through. Raises SendFailed."""
+        message = letters.mail(letter, sender=settings.sender)
+        async with self._told_by_code():
+            return await self._hand_over(settings, (letter.to,), message)
+
+    async def _hand_over(
+        self, settings: Email, recipients: tuple[str, ...], message: bytes
+    ) -> Sent:
         if not mail_encrypted_enough(settings):
             raise SendFailed("plaintext_refused")
         password = self._secrets.resolve(settings.password) if settings.password else None
-        message = forms.mail(notice, sender=settings.sender, recipients=settings.recipients)
         server = aiosmtplib.SMTP(
             hostname=settings.host,
             sock=await egress.connect(settings.host, settings.port),
@@ -160,7 +176,7 @@ class Sender:
         )
         try:
             await server.connect()
-            refused, _ = await server.sendmail(settings.sender, settings.recipients, message)
+            refused, _ = await server.sendmail(settings.sender, recipients, message)
             with contextlib.suppress(aiosmtplib.SMTPException, OSError):  # it is theirs by now
                 await server.quit(timeout=QUIT_S)
         except (aiosmtplib.SMTPException, ssl.SSLError, ValueError) as failure:

@@ -4,6 +4,7 @@ import email
 import email.policy
 import json
 import unicodedata
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -134,3 +135,41 @@ def test_an_honest_name_is_shown_as_it_is(name: str) -> None:
 def test_what_is_too_long_says_that_there_was_more() -> None:
     assert "a" * 79 + "…" == notices.harmless("a" * 81)
     assert "a" * 80 == notices.harmless("a" * 80)
+
+
+LAPSES = AT + timedelta(days=14)
+
+
+@pytest.mark.parametrize(
+    ("event", "at", "said"),
+    [
+        ("license.expiring", AT - timedelta(days=7), "The professional plan ends in 7 days"),
+        ("license.expiring", AT - timedelta(hours=3), "The professional plan ends in 1 day"),
+        ("license.grace", AT, "The professional plan has ended; it lapses in 14 days"),
+        ("license.grace", LAPSES, "The professional plan has ended; it lapses in 0 days"),
+        (
+            "license.lapsed",
+            LAPSES,
+            "The professional plan has lapsed (EXPIRED); its rules stay in force",
+        ),
+    ],
+)
+def test_the_end_of_a_term_says_when_and_what_stays(event: Event, at: datetime, said: str) -> None:
+    facts = notices.term(
+        id=ID, term=ID, plan="professional", state="EXPIRED", at=at, ends_at=AT, lapses_at=LAPSES,
+        changed=["context_gate"],
+    )  # fmt: skip
+    told = replace(made("one", event), facts=facts, link=notices.link_of("https://b.test", facts))
+    document = forms.document(told)["license"]
+
+    assert facts == notices.decode(notices.encode(facts))
+    assert said == forms.title(told)
+    assert ("Calls", "decided and recorded as before") in forms.details(told)
+    assert {"id", "term", "plan", "state", "at", "ends_at", "lapses_at", "changed"} == set(document)
+    assert "https://b.test/" == told.link
+    assert said in forms.mail(told, sender="b@c.example", recipients=("a@c.example",)).decode()
+    assert (
+        f"behavry-license-{ID}"
+        == json.loads(forms.pagerduty(told, routing_key="r", severity="info").body)["dedup_key"]
+    )
+    assert said in forms.slack(told).body.decode()

@@ -76,6 +76,13 @@ def test_only_who_opens_incidents_is_told_of_ends_unasked() -> None:
     assert {"escalation.opened", "escalation.half_time"} <= set(default_events("slack"))
 
 
+def test_a_date_wakes_nobody_unasked_and_everybody_else_hears_of_it() -> None:
+    dates = {"license.expiring", "license.grace", "license.lapsed"}
+
+    assert not dates & set(default_events("pagerduty"))
+    assert all(dates <= set(default_events(kind)) for kind in ("email", "webhook", "slack"))
+
+
 def test_waits_double_from_a_second_and_end_at_five_minutes() -> None:
     for attempts in range(1, 40):
         longest = min(2.0 ** (attempts - 1), 300.0)
