@@ -39,6 +39,9 @@ CACHEABLE: Final = frozenset({
     "tools/list", "prompts/list", "resources/list", "resources/templates/list", "resources/read",
     "server/discover",
 })  # fmt: skip
+#: Of an agent's own words about itself.
+_CLIENT: Final = ("name", "title", "version")
+MAX_CLIENT: Final = 128
 _OWN_META: Final = ("com.behavry/", "io.modelcontextprotocol/")
 #: A token is the backend's to make; trace context is made anew at each hop.
 _DROPPED_META: Final = frozenset({"progressToken", "traceparent", "tracestate", "baggage"})
@@ -83,31 +86,42 @@ def outgoing(
     facts: Facts,
     *,
     decided: dict[str, Any] | None = None,
-    approved: bool = False,
+    meta: Mapping[str, Any] = _NOTHING,
     told: Mapping[str, Any] = _NOTHING,
     level: str = "",
 ) -> dict[str, Any]:
     """Params for the tool server. `decided` is what was decided and digested, and then nothing else
-    goes there but `_meta`. `approved`: people looked at the call, and not at the agent's `_meta`.
-    `told`: the agent's capabilities, as far as they are granted. `level`: how loud log messages
-    must be, where its session says so.
+    goes there but the envelope of the version; of the agent's own `_meta` only `meta`, which was
+    decided and digested too. `told`: the agent's capabilities, as far as they are granted. `level`:
+    how loud log messages must be, where its session says so.
     """
     made = decided
     if made is None:
         made = {name: raw(value) for name, value in params.items() if name not in _NOT_PASSED}
     given = params.get("_meta")
-    meta = _passed(given) if type(given) is dict and not approved else {}
+    passed: dict[str, Any] = {key: raw(value) for key, value in meta.items()}
     if facts.modern:
-        meta |= modern_meta(facts.version, told=told)
+        passed |= modern_meta(facts.version, told=told)
         if type(given) is dict:
-            if type(given.get(CLIENT_META)) is dict:
-                meta[CLIENT_META] = raw(given[CLIENT_META])
+            passed[CLIENT_META] = _client(given.get(CLIENT_META)) or OURS
             level = level or given.get(LEVEL_META, "")
         if is_level(level):
-            meta[LEVEL_META] = level
-    if meta:
-        made["_meta"] = meta
+            passed[LEVEL_META] = level
+    if passed:
+        made["_meta"] = passed
     return made
+
+
+def own_meta(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an agent's `_meta` is its own, and could go up: not the protocol's or ours."""
+    given = params.get("_meta")
+    if type(given) is not dict:
+        return {}
+    return {
+        key: value
+        for key, value in given.items()
+        if key not in _DROPPED_META and not key.startswith(_OWN_META)
+    }
 
 
 def is_level(value: Any) -> bool:
@@ -230,9 +244,10 @@ def _server_info(facts: Facts) -> dict[str, Any]:
     return facts.server_info if named and "version" in facts.server_info else OURS
 
 
-def _passed(meta: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: raw(value)
-        for key, value in meta.items()
-        if key not in _DROPPED_META and not key.startswith(_OWN_META)
-    }
+def _client(info: Any) -> dict[str, str]:
+    """Who asks, as a server may be told: short names and no more, as nobody decides about them."""
+    if type(info) is not dict:
+        return {}
+    told = {name: info[name] for name in _CLIENT if type(info.get(name)) is str}
+    short = all(len(value) <= MAX_CLIENT for value in told.values())
+    return told if short and {"name", "version"} <= told.keys() else {}

@@ -57,7 +57,8 @@ class Completing:
         happens  4. the answer. Raises UpstreamFailed, Untranslatable.
         """
         facts = await backend.facts(visit)
-        params = bridge.outgoing(message.params, facts)  # 1
+        meta = bridge.own_meta(message.params)
+        params = bridge.outgoing(message.params, facts, meta=meta)  # 1
         request = Request(method=METHOD, params=params, timeout_s=TIMEOUT_S)
         began_ns = self.clock.monotonic_ns()
         done = _Completed("indeterminate", "internal")

@@ -6,7 +6,7 @@ forwarded, and every list is bounded: what does not fit sets `overflow`, which p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -37,6 +37,7 @@ _COUNTS: Final = frozenset(
     {"limit", "count", "top", "max", "max_results", "page_size", "size", "n"}
 )
 _CONTAINERS: Final = frozenset({dict, list})
+_NOTHING: Final[Mapping[str, Any]] = {}
 _MAX_COUNT: Final = 2**53 - 1
 _encoder: Final = msgspec.json.Encoder()
 
@@ -64,10 +65,20 @@ class _Found:
     overflow: bool = False
 
 
-def derive(arguments: dict[str, Any], arg_bytes: int, *, case_fold: bool = False) -> Derived:
-    """1. walk once: sizes, and texts with the name they stand under  2. targets  3. the object."""
-    leaves = depth = items = strings = 0
+def derive(
+    arguments: dict[str, Any],
+    arg_bytes: int,
+    *,
+    beside: Mapping[str, Any] = _NOTHING,
+    case_fold: bool = False,
+) -> Derived:
+    """1. walk once: sizes, and texts with the name they stand under  2. targets  3. the object.
+    `beside` goes with the arguments: it counts like them, and names the call's resource only where
+    they do not.
+    """
+    leaves = depth = deepest = items = strings = 0
     found = _Found()
+    waiting: list[dict[str, Any]] = [{**beside}] if beside else []
     level: list[tuple[str, Any]] = [("", arguments)]
     while level:  # 1
         depth += 1
@@ -93,9 +104,14 @@ def derive(arguments: dict[str, Any], arg_bytes: int, *, case_fold: bool = False
                 elif type(value) is int and key.lower() in _COUNTS:
                     items = max(items, min(value, _MAX_COUNT))
         level = below
+        if not level:
+            deepest = max(deepest, depth)
+            if waiting:
+                level, depth = [("", waiting.pop())], 0
     found.overflow |= strings > MAX_STRINGS
+    whole = {**arguments, **beside} if beside else arguments
     return Derived(  # 3
-        _encoder.encode(_object(found, arguments, arg_bytes, leaves, depth, items)),
+        _encoder.encode(_object(found, whole, arg_bytes, leaves, deepest, items)),
         found.resource,
         found.kind,
     )

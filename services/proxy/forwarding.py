@@ -184,7 +184,7 @@ def _request(call: Call, facts: Facts) -> Request:
         call.message.params,
         facts,
         decided=asked.params(),
-        approved=approved,
+        meta={} if approved else asked.meta,  # who approved a call did not see it
         told=told(call),
         level="" if call.session is None else call.session.level,
     )

@@ -39,8 +39,9 @@ MAX_CARRIED: Final = 32 * 1024
 #: How an agent of the modern era continues what waits for a person.
 STATE: Final = "requestState"
 RESPONSES: Final = "inputResponses"
-#: The name under which policies find, in `features.keys`, that something stands beside arguments.
+#: The names under which policies find, in `features.keys`, that something stands beside arguments.
 BESIDE: Final = "_beside"
+META: Final = "_meta"
 #: Members of params with a rule of their own.
 _ANSWERS: Final = frozenset({STATE, RESPONSES})
 _APART: Final = _ANSWERS | {"_meta"}
@@ -62,6 +63,9 @@ class Question:
     encoded: bytes
     #: What else goes up: members of params that the protocol does not know, and answers.
     beside: dict[str, Any] = field(default_factory=dict)
+    #: And of the agent's own `_meta`. Policies see it and the record has its digest, but it makes
+    #: no other call of this one: some clients put a new number into each. No approval is about it.
+    meta: dict[str, Any] = field(default_factory=dict)
     #: The arguments alone where nothing stands beside them; else both, in an array: no arguments
     #: are written as one, so that neither can be taken for the other.
     canonical: bytes
@@ -127,15 +131,19 @@ class Question:
             made[name] = bridge.raw(value)
         return made
 
-    def derived_from(self) -> dict[str, Any]:
-        """What features are derived from: everything that goes up but a server's own state."""
-        seen = {name: value for name, value in self.beside.items() if name != STATE}
-        if not seen:
-            return self.arguments
-        name = BESIDE
-        while name in self.arguments:
-            name += "_"
-        return {**self.arguments, name: seen}
+    def seen_beside(self) -> dict[str, Any]:
+        """What features are derived from beside the arguments: everything that goes up but a
+        server's own state, under names that no argument has.
+        """
+        beside = {name: value for name, value in self.beside.items() if name != STATE}
+        seen: dict[str, Any] = {}
+        for name, value in ((BESIDE, beside), (META, self.meta)):
+            if value:
+                shown = name
+                while shown in self.arguments:
+                    shown += "_"
+                seen[shown] = value
+        return seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +241,13 @@ def answer(method: str, message: Message, deliver: Deliver) -> Question:
     )
 
 
-def about_task(method: str, arguments: dict[str, Any], task: TheirTask) -> Question:
+def about_task(
+    method: str,
+    arguments: dict[str, Any],
+    task: TheirTask,
+    *,
+    meta: dict[str, Any] | None = None,
+) -> Question:
     """Of a tool server's task; `arguments` name it as the server does."""
     encoded = messages.encode(arguments, sort=True)
     return Question(
@@ -242,6 +256,7 @@ def about_task(method: str, arguments: dict[str, Any], task: TheirTask) -> Quest
         name=task.theirs,
         arguments=arguments,
         encoded=encoded,
+        meta=meta or {},
         canonical=encoded,
         task=task,
     )
@@ -258,7 +273,10 @@ def ask(
 ) -> tuple[Ask, Resource]:
     """The question as the authorizer gets it, with what was derived of the arguments."""
     derived = features.derive(
-        asked.derived_from(), len(asked.canonical), case_fold=visit.server.case_fold
+        asked.arguments,
+        len(asked.canonical) + (len(messages.encode(asked.meta)) if asked.meta else 0),
+        beside=asked.seen_beside(),
+        case_fold=visit.server.case_fold,
     )
     resource = Resource(value=derived.resource, kind=derived.resource_kind)
     if resource.kind == "none" and not asked.is_tool:
@@ -295,6 +313,7 @@ def _tool(params: dict[str, Any], *, continues: bool) -> Question | Rejection:
         arguments=arguments,
         encoded=encoded,
         beside=beside,
+        meta=bridge.own_meta(params),
         canonical=canonical(arguments, beside) if beside else encoded,
         continues=continues,
     )
@@ -314,6 +333,7 @@ def _named(method: str, params: dict[str, Any], *, continues: bool) -> Question 
         name=name,
         arguments=arguments,
         encoded=encoded,
+        meta=bridge.own_meta(params),
         canonical=encoded,
         continues=continues,
     )

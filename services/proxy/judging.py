@@ -13,9 +13,10 @@ from typing import Final, assert_never
 from services.common.clock import Clock
 from services.common.errors import BehavryError
 from services.common.ids import RequestId, uuid7
+from services.common.outbox.digests import Digester
 from services.common.telemetry.logging import Log
 from services.common.telemetry.otel import CallSpan, CallSpans
-from services.proxy import governed, headers, records
+from services.proxy import governed, headers, messages, records
 from services.proxy.answers import Rejection
 from services.proxy.backends.upstream import Backends, UpstreamFailed
 from services.proxy.calls import (
@@ -50,6 +51,7 @@ class Judging:
     backends: Backends
     catalog: Catalog
     snapshot: Callable[[], Snapshot]
+    digester: Digester
     spans: CallSpans | None
     clock: Clock
     log: Log
@@ -81,6 +83,7 @@ class Judging:
             started_ns = self.clock.now_ns() - (self.clock.monotonic_ns() - began_ns)
             params = incoming.message.params
             span = self.spans.begin(asked.method, tool, params, started_ns=started_ns)
+        meta = messages.encode(asked.meta, sort=True) if asked.meta else b""
         call = Call(
             subject=Subject(
                 visit=visit,
@@ -91,6 +94,8 @@ class Judging:
                 schema_hash=schema_hash,
                 arguments_digest=digest,
                 arguments_size=len(asked.canonical),
+                meta_digest=self.digester.make(visit.caller.tenant, "meta", meta) if meta else "",
+                meta_size=len(meta),
                 trace_id=span.trace_id if span is not None else None,
                 traceparent=span.traceparent if span is not None else "",
             ),

@@ -170,16 +170,15 @@ class Local:
     ) -> Answer:
         facts = await backend.facts(visit)
         holder = (visit.caller.tenant, visit.caller.agent, visit.slug, message.method)
-        params = dict(message.params)
-        if params.get("cursor") is not None:
+        given = message.params.get("cursor")
+        decided: dict[str, Any] = {}  # nobody is asked about a list: the agent says nothing with it
+        if given is not None:
             try:
-                opened = self.seals.open("cursor", holder, str(params["cursor"]))
-                params["cursor"] = opened.decode()
+                decided["cursor"] = self.seals.open("cursor", holder, str(given)).decode()
             except (Unsealed, ValueError):
                 raise Refused(bad_cursor()) from None
-        request = Request(
-            method=message.method, params=bridge.outgoing(params, facts), timeout_s=LIST_S
-        )
+        params = bridge.outgoing(message.params, facts, decided=decided)
+        request = Request(method=message.method, params=params, timeout_s=LIST_S)
         reply = await backend.ask(visit, request, upstream_session(session))
         if reply.result is None:
             return relay_error(message, reply.error or {}, METHOD_NOT_FOUND)

@@ -32,6 +32,9 @@ class Subject:
     schema_hash: str | None = None
     arguments_digest: str = ""
     arguments_size: int = 0
+    #: Of the agent's own `_meta`; empty where it has none.
+    meta_digest: str = ""
+    meta_size: int = 0
     trace_id: str | None = None
     #: Not recorded: what the tool server is told of the trace.
     traceparent: str = ""
@@ -75,6 +78,10 @@ def decided(
             "size": subject.arguments_size,
             **PAYLOAD,
         },
+        # What a person approved runs without it.
+        "meta": {"digest": subject.meta_digest, "size": subject.meta_size}
+        if subject.meta_digest and escalation is None
+        else None,
         "input": {"commit": parts[0].commit, "size": len(decision.envelope)} if parts else None,
     }
     return _record(type, visit, fields, clock, id=EventId(subject.id)), parts

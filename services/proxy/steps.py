@@ -152,6 +152,7 @@ def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
             backends=parts.backends,
             catalog=parts.catalog,
             snapshot=snapshot,
+            digester=parts.digester,
             spans=parts.spans,
             clock=parts.clock,
             log=parts.log,

@@ -149,7 +149,8 @@ class TheirTasks:
         if type(params.get(RESPONSES)) is not dict or STATE in params:
             raise Refused(answers.bad_params(f"{RESPONSES} must be an object, and stand alone"))
         given = {name: value for name, value in params.items() if name != "_meta"}
-        return governed.about_task(UPDATE, {**given, "taskId": task.theirs}, task)
+        meta = bridge.own_meta(params)
+        return governed.about_task(UPDATE, {**given, "taskId": task.theirs}, task, meta=meta)
 
     def shown(self, call: Call, found: dict[str, Any], since: int) -> dict[str, Any]:
         """The result of a decided request about a task. Raises Untranslatable."""

@@ -94,7 +94,7 @@ async def test_nothing_rides_on_an_approved_call_that_nobody_looked_at(
                        meta={"example.org/note": 1})  # fmt: skip
     sent = orjson.loads(tools.bodies_seen()[-1])["params"]
     assert (1, 1) == (sent["_meta"]["example.org/note"], sent["x"])
-    assert ["call", "_beside"] == [
+    assert ["call", "_beside", "_meta"] == [
         one["name"] for one in orjson.loads(proxy.authorizer.asks[-1].features)["keys"]
     ]
 

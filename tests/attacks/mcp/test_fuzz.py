@@ -84,6 +84,8 @@ class Mutants:
     ground: Ground
     count: int
     digests: Counter[str] = field(default_factory=Counter)
+    #: Of what agents say of their calls.
+    metas: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     _next: int = 0
 
@@ -128,9 +130,7 @@ class Mutants:
         known = {key: value for key, value in meant.params.items() if key not in APART}
         found = {key: node.plain() for key, node in beside.items()}
         assert reference.same(known, found), named(case, "other members")
-        if "_meta" in params:
-            ours = [key for key in params["_meta"].value if key.startswith("com.behavry/")]
-            assert not ours, named(case, "our own _meta")
+        self._compare_meta(case, meant, reader)
         decided = reader.text[arguments.start : arguments.end]
         if beside:
             members = (
@@ -140,6 +140,32 @@ class Mutants:
             decided = f"[{decided},{{{','.join(members)}}}]"
         make, tenant = self.ground.digester.make, TenantId(TENANT)
         self.digests[make(tenant, "arguments", decided.encode())] += 1
+
+    def _compare_meta(self, case: Case, meant: reference.Request, reader: reference.Reader) -> None:
+        """What the agent says of its call goes up with it, and its bytes are digested as well."""
+        named, found = self.ground.named, reader.root.value["params"].value.get("_meta")
+        nodes = found.value if found is not None else {}
+        assert not [key for key in nodes if key.startswith("com.behavry/")], named(case, "ours")
+        nodes = {key: node for key, node in nodes.items() if not _between(key)}
+        given = meant.params.get("_meta")
+        known = given.items() if isinstance(given, dict) else ()
+        wanted = {key: value for key, value in known if not _between(key)}
+        said = {key: node.plain() for key, node in nodes.items()}
+        assert reference.same(wanted, said), named(case, "another _meta")
+        if nodes:
+            members = ",".join(
+                f"{orjson.dumps(key).decode()}:{reader.text[node.start : node.end]}"
+                for key, node in sorted(nodes.items())
+            )
+            make = self.ground.digester.make
+            self.metas[make(TenantId(TENANT), "meta", f"{{{members}}}".encode())] += 1
+
+
+def _between(key: str) -> bool:
+    """Members of `_meta` between an agent and us, or between us and a tool server."""
+    return key in {"progressToken", "traceparent", "tracestate", "baggage"} or key.startswith(
+        ("com.behavry/", "io.modelcontextprotocol/")
+    )
 
 
 def _number(answer: Any) -> int | None:
@@ -176,6 +202,8 @@ async def test_whatever_becomes_of_a_body_what_runs_is_what_was_decided(
     assert min(mutants.kinds.values()) > CASES // 100, "each kind has its share"
     intents = ground.records("call.intent")
     assert mutants.digests == Counter(one["arguments"]["digest"] for one in intents)
+    assert mutants.metas == Counter(one["meta"]["digest"] for one in intents if "meta" in one)
+    assert mutants.metas
     outcomes = Counter(one["decision"] for one in ground.records("call.outcome"))
     assert outcomes == Counter(one["id"] for one in intents)
 

@@ -8,6 +8,8 @@ import orjson
 import pytest
 
 from behavry.authorizer.v1 import authorizer_pb2 as pb
+from services.common.ids import TenantId
+from services.common.outbox.digests import Digester
 from services.common.outbox.pressure import Budget, Level
 from tests.fakes.gateway import Gateway, until_true
 from tests.fakes.tool_server import ToolServer
@@ -313,6 +315,48 @@ async def test_what_is_decided_is_what_is_forwarded_and_digested(
     intent = proxy.records("call.intent")[-1]
     assert len(canonical) == intent["arguments"]["size"]
     assert "joe" == intent["requester"]["id"]
+
+
+async def test_what_an_agent_says_of_its_call_is_decided_digested_and_goes_up(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    own = {"example.org/b": {"path": "/etc/passwd"}, "example.org/a": 1}
+    await proxy.call("read_note", {"call": "c"}, meta={**own, "traceparent": "x"})
+    forwarded = orjson.loads(tools.bodies_seen()[-1])["params"]["_meta"]
+    features = orjson.loads(proxy.authorizer.asks[-1].features)
+    await proxy.call("read_note", {"call": "c"})  # the twin says nothing
+
+    assert own == {key: value for key, value in forwarded.items() if key in own}
+    assert "traceparent" not in forwarded
+    assert ["call", "_meta"] == [one["name"] for one in features["keys"]]
+    assert ["/etc/passwd"] == [one["value"] for one in features["paths"]]
+    first, second = proxy.records("call.intent")
+    canonical = b'{"example.org/a":1,"example.org/b":{"path":"/etc/passwd"}}'
+    digester = Digester.load(proxy.settings.digest_keys)
+    made = digester.make(TenantId(proxy.tenant), "meta", canonical)
+    assert {"digest": made, "size": len(canonical)} == first["meta"]
+    assert first["arguments"]["digest"] == second["arguments"]["digest"]
+    assert "meta" not in second
+
+
+async def test_nothing_rides_on_what_nobody_is_asked_about(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    """Lists are asked for without a decision, and so without a word of the agent's."""
+    client = {"name": "a", "version": "1", "note": "RIDER"}
+    meta = {"example.org/note": "RIDER", "io.modelcontextprotocol/clientInfo": client}
+    extra = {"note": "RIDER"}
+    tools.behave(resources=("a", "b", "c"), page=2)
+    seen = []
+    for method in ("tools/list", "prompts/list", "resources/templates/list", "resources/list"):
+        proxy.forget_catalog()
+        _, listed = await proxy.modern(method, extra, meta=meta)
+        seen.append(listed)
+    cursor = seen[-1]["result"]["nextCursor"]
+    _, rest = await proxy.modern("resources/list", {**extra, "cursor": cursor}, meta=meta)
+
+    assert 3 == len(seen[-1]["result"]["resources"] + rest["result"]["resources"])
+    assert [] == [body for body in tools.bodies_seen() if b"RIDER" in body]
 
 
 async def test_no_payload_and_no_token_is_in_the_outbox(proxy: Gateway) -> None:

@@ -32,8 +32,9 @@ def test_a_modern_server_gets_the_envelope_with_the_capabilities_that_it_is_gran
             "com.behavry/decision": 1, "traceparent": "t", "progressToken": 5,
             LEVEL_META: "warning", "io.modelcontextprotocol/related-task": {}}  # fmt: skip
 
-    untold = sent({"name": "t", "_meta": meta, "other": [1]}, MODERN)
-    told = sent({"name": "t", "_meta": meta}, MODERN, told={"elicitation": {}})
+    own = bridge.own_meta({"_meta": meta})
+    untold = sent({"name": "t", "_meta": meta, "other": [1]}, MODERN, meta=own)
+    told = sent({"name": "t", "_meta": meta}, MODERN, told={"elicitation": {}}, meta=own)
 
     envelope = {"own": 1, VERSION_META: NEWEST_MODERN, CLIENT_META: client, LEVEL_META: "warning"}
     assert {
@@ -47,10 +48,25 @@ def test_a_level_that_is_none_stays_here(level: Any) -> None:
     assert LEVEL_META not in sent({"_meta": {LEVEL_META: level}}, MODERN)["_meta"]
 
 
-def test_of_an_approved_call_the_agents_own_meta_stays_here() -> None:
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"name": "a", "version": "1", "title": "A"},) * 2,
+        ({"name": "a", "version": "1", "note": "n" * 9}, {"name": "a", "version": "1"}),
+        ({"name": "a" * 129, "version": "1"}, bridge.OURS),
+        ({"name": "a", "version": {"x": 1}}, bridge.OURS),
+        ({"name": "a"}, bridge.OURS),
+        ("agent", bridge.OURS),
+    ],
+)
+def test_of_itself_an_agent_says_its_name(said: Any, told: Any) -> None:
+    assert told == sent({"_meta": {CLIENT_META: said}}, MODERN)["_meta"][CLIENT_META]
+
+
+def test_what_was_not_decided_of_the_agents_own_meta_stays_here() -> None:
     meta = {"own": 1, LEVEL_META: "debug"}
 
-    made = sent({"_meta": meta}, MODERN, decided={"name": "t"}, approved=True)
+    made = sent({"_meta": meta}, MODERN, decided={"name": "t"})
 
     assert {VERSION_META, CLIENT_META, CAPABILITIES_META, LEVEL_META} == set(made["_meta"])
 
@@ -60,7 +76,7 @@ def test_a_legacy_server_gets_none_of_it() -> None:
 
     assert {"name": "t"} == sent({"name": "t", "_meta": meta}, LEGACY)
     assert {"name": "t", "_meta": {"own": 1}} == sent(
-        {"name": "t", "_meta": {**meta, "own": 1}}, LEGACY
+        {"name": "t", "_meta": {**meta, "own": 1}}, LEGACY, meta={"own": 1}
     )
 
 
@@ -74,11 +90,10 @@ def test_what_was_decided_goes_up_and_nothing_else_of_the_request() -> None:
 
 def test_integers_of_any_size_stand_beside_what_is_written_already() -> None:
     huge = 2**70
-    meta = {"own": huge, CLIENT_META: {"name": huge}}
 
-    made = bridge.outgoing({"other": huge, "_meta": meta}, MODERN, told={})
+    made = bridge.outgoing({"other": huge}, MODERN, told={}, meta={"own": huge})
 
-    assert encode(made).count(str(huge).encode()) == 3
+    assert encode(made).count(str(huge).encode()) == 2
 
 
 @pytest.mark.parametrize(

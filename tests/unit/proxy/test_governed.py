@@ -23,7 +23,7 @@ def sent(made: Question) -> dict[str, Any]:
 
 
 def derived(made: Question) -> dict[str, Any]:
-    found = features.derive(made.derived_from(), len(made.canonical))
+    found = features.derive(made.arguments, len(made.canonical), beside=made.seen_beside())
     tree: dict[str, Any] = orjson.loads(found.encoded)
     return tree
 
@@ -33,7 +33,23 @@ def test_a_plain_call_is_its_arguments() -> None:
 
     assert b'{"a":2,"b":1}' == made.canonical == made.encoded
     assert {"name": "t", "arguments": {"a": 2, "b": 1}} == sent(made)
-    assert made.arguments is made.derived_from()
+    assert {} == asked("tools/call", {"name": "t", "_meta": {"com.behavry/x": 1}}).seen_beside()
+
+
+def test_what_an_agent_says_of_its_call_is_seen_by_policies_and_makes_it_no_other_call() -> None:
+    meta = {"example.org/note": {"path": "/etc/passwd"}, "progressToken": 1, "traceparent": "t"}
+    params = {"name": "t", "arguments": {"a": {"b": {"path": "/srv/a"}}}}
+    made, bare = asked("tools/call", {**params, "_meta": meta}), asked("tools/call", params)
+
+    assert {"example.org/note": {"path": "/etc/passwd"}} == made.meta
+    assert (made.canonical, made.encoded) == (bare.canonical, bare.encoded)
+    assert ["/srv/a", "/etc/passwd"] == [one["value"] for one in derived(made)["paths"]]
+    assert ["a", "_meta"] == [one["name"] for one in derived(made)["keys"]]
+    # However deep the arguments' own target is, it is what the call is about.
+    found = features.derive(made.arguments, 0, beside=made.seen_beside())
+    assert ("/srv/a", "path") == (found.resource, found.resource_kind)
+    hidden = asked("tools/call", {**params, "arguments": {"_meta": 1}, "_meta": meta})
+    assert ["_meta", "_meta_"] == [one["name"] for one in derived(hidden)["keys"]]
 
 
 def test_unknown_members_go_up_are_digested_and_seen_by_policies() -> None:
@@ -55,7 +71,7 @@ def test_no_arguments_are_taken_for_what_stands_beside_others() -> None:
 
     assert len({beside.canonical, alone.canonical, named.canonical}) == 3
     twice = asked("tools/call", {"name": "t", "arguments": {"_beside": {"to": "a@b.c"}}, "own": 2})
-    assert {"_beside", "_beside_"} == set(twice.derived_from())
+    assert {"_beside", "_beside_"} == {*twice.arguments, *twice.seen_beside()}
 
 
 @pytest.mark.parametrize(
