@@ -119,15 +119,16 @@ class Feeds:
     async def get(
         self, visit: Visit, session: Session, stream: Stream, last_event_id: str
     ) -> Answer:
-        """A legacy session's stream, one at a time: a second one takes the place of the first.
-        Raises Refused.
+        """A legacy session's stream, one at a time: the newer takes the place of the older, however
+        many come at once. Raises Refused.
         """
         event, tail = self._resuming.found(visit, session, last_event_id)
         if tail is not None:
             return await self._rest(visit, session, stream, tail)
-        for other in self._of_session(session.id):
-            other.end()
-            await other.left.wait()
+        while older := self._heard_by(session):  # while one waits, another may have come
+            for other in older:
+                other.end()
+                await other.left.wait()
         wanted = Wanted(lists=frozenset(LISTS), uris=self._subscriptions.of(session))
         feed = Feed(visit=visit, stream=stream, session=session, wanted=wanted)
         with self._place(feed):
@@ -300,6 +301,10 @@ class Feeds:
 
     def _all(self) -> list[Feed]:
         return [feed for feeds in self._open.values() for feed in feeds]
+
+    def _heard_by(self, session: Session) -> list[Feed]:
+        """Not what it came back for: the rest of a call is a stream of its own."""
+        return [one for one in self._of_session(session.id) if one.wanted.lists]
 
     def _of_session(self, session_id: str) -> list[Feed]:
         return [feed for feed in self._all() if feed.session and feed.session.id == session_id]

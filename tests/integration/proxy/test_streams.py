@@ -10,6 +10,7 @@ import aiohttp
 import orjson
 import pytest
 
+from services.proxy.streams.feeding import Feed, Feeding
 from services.proxy.transports import reply
 from tests.altered import altered
 from tests.fakes.authorizer import AGENT, OTHER_AGENT, SESSION
@@ -230,6 +231,36 @@ async def test_a_second_stream_of_a_session_takes_the_place_of_the_first(
 
             assert [] == ended
             assert 1 == proxy.running.listening()
+
+
+async def test_of_two_that_come_at_once_the_session_has_one(
+    proxy: Gateway, talker: Talker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ready(proxy, talker, "legacy")
+    sent, may_leave = await proxy.open_session(), asyncio.Event()
+    feeds: list[Feed] = []
+    feed_it = Feeding.feed
+
+    async def slow_to_leave(self: Feeding, feed: Feed, *facts: Any) -> None:
+        feeds.append(feed)
+        try:
+            await feed_it(self, feed, *facts)
+        finally:
+            await may_leave.wait()
+
+    monkeypatch.setattr(Feeding, "feed", slow_to_leave)
+    async with got(proxy, sent) as first, AsyncExitStack() as stack:
+        await first.opened()
+        await until(lambda: len(feeds) == 1)
+        both = [await stack.enter_async_context(got(proxy, sent)) for _ in range(2)]
+        await until(lambda: len(feeds[0].left._waiters) == 2)
+        may_leave.set()
+        statuses = [await one.opened() for one in both]
+        await until(lambda: len(feeds) == 3 and feeds[1].left.is_set())
+
+        assert [200, 200] == statuses
+        assert 1 == proxy.running.listening()
+        assert (True, False) == (feeds[1].ended.is_set(), feeds[2].ended.is_set())
 
 
 # --- what ends them -----------------------------------------------------------------------------
@@ -522,6 +553,30 @@ async def test_a_call_whose_stream_the_server_ended_is_come_back_for(
     assert ("c1", {"content": []}) == (answer.message["id"], answer.message["result"])
     assert ([], [answer.message]) == (rest, [one.message for one in repeated])
     assert ["ok"] == [one["status"] for one in proxy.records("call.outcome")]
+
+
+async def test_the_sessions_own_stream_does_not_end_what_is_come_back_for(
+    proxy: Gateway, talker: Talker
+) -> None:
+    await ready(proxy, talker, "legacy")
+    sent = await proxy.open_session()
+    body = {"jsonrpc": "2.0", "id": "c1", "method": "tools/call",
+            "params": {"name": "talk", "arguments": {}}}  # fmt: skip
+    async with calling(proxy, body, sent) as stream:
+        call = await talker.call()
+        call.prime("up-1", retry_ms=100)
+        call.end()
+        first, *_ = await stream.rest()
+    again = await talker.listen()
+    async with got(proxy, sent, last=first.id) as resumed:
+        await resumed.opened()
+        async with got(proxy, sent) as own:
+            await own.opened()
+            await until(lambda: proxy.running.listening() == 2)
+            again.raw({"jsonrpc": "2.0", "id": call.message["id"], "result": {"content": []}})
+            again.end()
+
+            assert ["c1"] == [one.message["id"] for one in await resumed.rest()]
 
 
 async def test_who_does_not_know_how_to_come_back_waits(proxy: Gateway, talker: Talker) -> None:
