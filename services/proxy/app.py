@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -24,16 +23,15 @@ from services.common.rpc.client import dial
 from services.common.rpc.peers import Identity as PeerIdentity
 from services.common.rpc.peers import TokenPeers
 from services.common.rpc.server import Serving, serve
-from services.common.settings import environment
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log, get_log
 from services.common.telemetry.otel import exporting
 from services.proxy import local, records, snapshot
 from services.proxy.admission import edges
-from services.proxy.backends import leftovers
-from services.proxy.backends.commands import Commands
+from services.proxy.backends.children import own_children
 from services.proxy.backends.credentials import Credentials
+from services.proxy.backends.hosted import HostedStdio
 from services.proxy.backends.legacy_sse import LegacySseBackend
 from services.proxy.backends.registry import Registry
 from services.proxy.backends.secrets import Secrets
@@ -221,7 +219,6 @@ def _backends(
 ) -> Registry:
     secrets = Secrets(settings.secrets_dir)
     private = settings.egress_private == "allow"
-    leftovers.end_all(settings.stdio_homes)
     streamable = StreamableBackend(
         credentials=Credentials(
             secrets=secrets, clock=clock, counters=counters, log=log, private=private
@@ -234,31 +231,21 @@ def _backends(
     legacy_sse = LegacySseBackend(
         http=streamable.plain, clock=clock, counters=counters, spawn=supervisor.once
     )
-    stdio = StdioBackend(
-        commands=Commands(settings.stdio_file),
-        secrets=secrets,
-        clock=clock,
-        counters=counters,
-        homes=settings.stdio_homes,
-        hidden=hidden_from_children(settings),
-        inherited=environment(),
-        spawn=supervisor.once,
-    )
+    stdio = _stdio(settings, clock, counters, supervisor)
     return Registry(streamable, legacy_sse, stdio)
 
 
-def hidden_from_children(settings: ProxySettings) -> tuple[Path, ...]:
-    """Directories of ours that a tool server of the same user must not see; outermost only."""
-    ours = {
-        settings.state_dir.resolve(),
-        settings.run_dir.resolve(),
-        settings.peers_dir.resolve(),
-        settings.secrets_dir.resolve(),
-        settings.outbox_dir.resolve(),
-        settings.seal_keys.parent.resolve(),
-        settings.digest_keys.parent.resolve(),
-    }
-    return tuple(path for path in sorted(ours) if not any(one in path.parents for one in ours))
+def _stdio(
+    settings: ProxySettings, clock: Clock, counters: Counters, supervisor: Supervisor
+) -> StdioBackend | HostedStdio | None:
+    """Children have one host: this process if it is the only one, else a process of their own."""
+    spawn = supervisor.once
+    if settings.stdio_host:
+        socket = settings.stdio_socket
+        return HostedStdio(socket=socket, clock=clock, counters=counters, spawn=spawn)
+    if settings.workers > 1:
+        return None
+    return own_children(settings, clock, counters, spawn)
 
 
 class _Readiness:

@@ -9,20 +9,26 @@ from typing import Final, Literal
 
 from services.common.counter_store.address import check_address
 from services.common.service_settings import ServiceSettings, socket
-from services.common.settings import SettingsError, setting, under
+from services.common.settings import Resolved, SettingsError, setting, under
 
 _SOCKET: Final = re.compile(r"unix:/[^\s\0]{1,99}")
 
 
+def _own_socket(resolved: Resolved) -> str:
+    return socket("stdio-host" if resolved["role"] == "stdio_host" else "proxy")(resolved)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxySettings(ServiceSettings):
+    #: What this process is: a proxy, or the one host of stdio tool servers for several of them.
+    role: Literal["proxy", "stdio_host"] = setting("BEHAVRY_PROXY_ROLE", default="proxy")
     http_listen: str = setting("BEHAVRY_PROXY_HTTP_LISTEN", default="127.0.0.1:8700")
     public_url: str = setting(
         "BEHAVRY_PROXY_PUBLIC_URL", derived=lambda resolved: f"http://{resolved['http_listen']}"
     )
     allowed_hosts: tuple[str, ...] = setting("BEHAVRY_PROXY_ALLOWED_HOSTS", default=())
     cors_origins: tuple[str, ...] = setting("BEHAVRY_PROXY_CORS_ORIGINS", default=())
-    grpc_listen: str = setting("BEHAVRY_PROXY_GRPC_LISTEN", derived=socket("proxy"))
+    grpc_listen: str = setting("BEHAVRY_PROXY_GRPC_LISTEN", derived=_own_socket)
     authorizer_address: str = setting("BEHAVRY_AUTHORIZER_ADDRESS", derived=socket("authorizer"))
     audit_address: str = setting("BEHAVRY_AUDIT_ADDRESS", derived=socket("audit"))
     control_public_url: str = setting("BEHAVRY_CONTROL_PUBLIC_URL", default="http://127.0.0.1:8701")
@@ -34,8 +40,6 @@ class ProxySettings(ServiceSettings):
     )
     # Some clients give up after 60 s.
     hold_seconds: float = setting("BEHAVRY_HOLD_SECONDS", default=45.0, minimum=0, maximum=55)
-    #: What this process is: a proxy, or the one host of stdio tool servers for several of them.
-    role: Literal["proxy", "stdio_host"] = setting("BEHAVRY_PROXY_ROLE", default="proxy")
     #: Processes on one port. Each has an outbox of its own; what they share is the counter store's.
     workers: int = setting("BEHAVRY_PROXY_WORKERS", default=1, minimum=1, maximum=64)
     #: unix:/path, where the host listens and workers reach it. Empty: one process has its own
@@ -83,3 +87,24 @@ class ProxySettings(ServiceSettings):
             raise SettingsError(
                 "BEHAVRY_PROXY_ROLE='stdio_host' needs BEHAVRY_PROXY_STDIO_HOST: unix:/path"
             )
+
+    @property
+    def stdio_socket(self) -> str:
+        """The path of the stdio host's socket; empty where there is none."""
+        return self.stdio_host.removeprefix("unix:")
+
+    @property
+    def hidden(self) -> tuple[Path, ...]:
+        """Directories of ours that a tool server of the same user must not see; outermost only."""
+        ours = {
+            self.state_dir.resolve(),
+            self.run_dir.resolve(),
+            self.peers_dir.resolve(),
+            self.secrets_dir.resolve(),
+            self.outbox_dir.resolve(),
+            self.seal_keys.parent.resolve(),
+            self.digest_keys.parent.resolve(),
+        }
+        if self.stdio_host:
+            ours.add(Path(self.stdio_socket).resolve().parent)
+        return tuple(path for path in sorted(ours) if not any(one in path.parents for one in ours))

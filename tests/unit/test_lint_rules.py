@@ -23,6 +23,7 @@ BROAD_HANDLERS = {
     "services/common/rpc/interceptors.py",
     "services/common/supervisor.py",
     "services/control/api/edge.py",
+    "services/proxy/stdio_host/door.py",
     "services/proxy/transports/entry.py",
 }
 # Where a test may let time pass: what waits for a condition, what measures time itself, and a tool

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from services.proxy.backends.exchange import NOT_UNDERSTOOD
+from services.proxy.backends.hosted import HostedStdio
 from services.proxy.backends.legacy_sse import LegacySseBackend
 from services.proxy.backends.stdio import StdioBackend
 from services.proxy.backends.streamable import StreamableBackend
@@ -32,7 +33,9 @@ MAX_KNOWN: Final = 10_000
 class Registry:
     streamable: StreamableBackend
     legacy_sse: LegacySseBackend
-    stdio: StdioBackend
+    #: Children of this process, or the host of them. None: several workers without a host, and a
+    #: child of each would be a child too many.
+    stdio: StdioBackend | HostedStdio | None
     #: What speaks with an HTTP server, by the entry that was asked.
     _known: dict[str, tuple[Server, Backend]] = field(default_factory=dict)
 
@@ -43,6 +46,8 @@ class Registry:
             case "sse":
                 return self.legacy_sse
             case "stdio":
+                if self.stdio is None:
+                    raise UpstreamFailed("not_available_here", ran=False)
                 return self.stdio
             case _:
                 assert_never(server.transport)
@@ -50,17 +55,21 @@ class Registry:
     async def sweep(self) -> None:
         await self.streamable.sweep()
         await self.legacy_sse.sweep()
-        await self.stdio.sweep()
+        if self.stdio is not None:
+            await self.stdio.sweep()
 
     async def shut(self) -> None:
         self.streamable.shut()
         self.legacy_sse.shut()
-        await self.stdio.shut()
+        if self.stdio is not None:
+            await self.stdio.shut()
 
     def forget(self) -> None:
-        """Every server over HTTP is met anew."""
+        """Every server over HTTP is met anew, hosted ones too."""
         self._known.clear()
         self.streamable.forget()
+        if isinstance(self.stdio, HostedStdio):
+            self.stdio.forget()
 
     def met(self, server: Server, backend: Backend) -> None:
         if len(self._known) >= MAX_KNOWN:

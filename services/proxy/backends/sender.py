@@ -20,6 +20,7 @@ from services.common.clock import Clock
 from services.common.sse import RETRY_MS
 from services.common.telemetry.counters import Counters
 from services.proxy import messages
+from services.proxy.backends import host_wire
 from services.proxy.backends.circuit import is_away
 from services.proxy.backends.connection import Response, Tap
 from services.proxy.backends.conversation import with_progress
@@ -174,6 +175,8 @@ class Sender:
         if visit.server.credential.kind != "none":
             proof = await self._credentials.header(visit)
         response = await send(_headed(head, proof, body), body, timeout_s, first_byte_s, tap)
+        if way.door.hosted:
+            host_wire.check(response.headers)
         if response.status != 401 or not self._credentials.forget(visit, proof):
             return response
         again = _headed(head, await self._credentials.header(visit), body)
@@ -232,7 +235,8 @@ class Sender:
 
     def _failed(self, way: Way, exchange: Exchange, failure: UpstreamFailed) -> None:
         if is_away(failure):
-            way.door.circuit.failed(self._clock.monotonic_ns())
+            if not way.door.hosted:  # its children come and go one by one, and the host is near
+                way.door.circuit.failed(self._clock.monotonic_ns())
         elif failure.status is not None:
             way.door.circuit.succeeded()
         if exchange.era_shaped and way.settled:

@@ -49,6 +49,8 @@ class Door:
     seen_ns: int = 0
     #: How many answers to its own questions are under way.
     answering: int = 0
+    #: It leads to the host of stdio servers, which tells by itself what became of a child.
+    hosted: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -145,12 +147,20 @@ class Sites:
     """One per worker."""
 
     def __init__(
-        self, credentials: Credentials, clock: Clock, counters: Counters, *, private: bool
+        self,
+        credentials: Credentials,
+        clock: Clock,
+        counters: Counters,
+        *,
+        private: bool,
+        socket: str = "",
     ) -> None:
+        """`socket`: the path of the one unix socket that all servers are behind."""
         self._credentials = credentials
         self._clock = clock
         self._counters = counters
         self._private = private
+        self._socket = socket
         self._tls = _tls_context()
         self._known: dict[_Place, Site] = {}
 
@@ -194,8 +204,12 @@ class Sites:
             base = url_base(url)
             if base not in origins:
                 tls = partial(self._context, server)
-                origins[base] = Origin(url, self._counters, tls=tls, private=self._private)
-            doors.append(make_door(url, origins[base], server.headers))
+                origins[base] = Origin(
+                    url, self._counters, tls=tls, private=self._private, socket=self._socket
+                )
+            door = make_door(url, origins[base], server.headers)
+            door.hosted = bool(self._socket)
+            doors.append(door)
         return doors
 
     async def _context(self, server: Server) -> ssl.SSLContext:

@@ -231,6 +231,9 @@ class StdioBackend:
             self._back_off(slot, self._clock.monotonic_ns(), failed=True)
             self._spawn("stop child", child.stop)
             raise
+        except asyncio.CancelledError:  # whoever asked for it is gone, and nobody else knows it
+            self._spawn("stop child", child.stop)
+            raise
         slot.child, slot.facts, slot.entry = child, facts, visit.server.stdio or ""
         slot.delay_ns = 0
         return child, facts

@@ -57,11 +57,16 @@ class StreamableBackend:
         counters: Counters,
         spawn: Callable[[str, Callable[[], Any]], Any],
         private: bool = True,
+        socket: str = "",
+        probe_s: float = PROBE_S,
     ) -> None:
-        """`private`: whether tool servers may have private addresses."""
+        """`private`: whether tool servers may have private addresses. `socket`: the path of the one
+        unix socket that all are behind. `probe_s`: how long one may take to say what it speaks.
+        """
         self._clock = clock
         self._spawn = spawn
-        self._sites = Sites(credentials, clock, counters, private=private)
+        self._probe_s = probe_s
+        self._sites = Sites(credentials, clock, counters, private=private, socket=socket)
         self._sender = Sender(credentials=credentials, clock=clock, counters=counters, spawn=spawn)
         self.plain = PlainHttp(self._sites, self._sender)
 
@@ -195,7 +200,7 @@ class StreamableBackend:
     async def _discover(self, visit: Visit, site: Site, door: Door, version: str) -> Reply | None:
         """None where the server does not know what that is. Raises UpstreamFailed."""
         params = {"_meta": modern_meta(version)}
-        probe = Request(method="server/discover", params=params, timeout_s=PROBE_S)
+        probe = Request(method="server/discover", params=params, timeout_s=self._probe_s)
         lines = _modern_headers(probe, version)
         way = Way(visit, site, door, lines, modern=True, settled=False)
         try:
@@ -218,7 +223,8 @@ class StreamableBackend:
             "capabilities": dict(capabilities),
             "clientInfo": OURS,
         }
-        request = Request(method="initialize", params=params, timeout_s=3 * PROBE_S)
+        timeout_s = max(3 * PROBE_S, self._probe_s)
+        request = Request(method="initialize", params=params, timeout_s=timeout_s)
         reply, response = await self._sender.ask(Way(visit, site, door), request)
         facts = introduced(reply)
         sid = response.headers.get("mcp-session-id", "")

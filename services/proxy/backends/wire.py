@@ -35,13 +35,18 @@ Tls = Callable[[], Awaitable[ssl.SSLContext]]
 class Origin:
     """The connections to one scheme, host and port."""
 
-    def __init__(self, url: str, counters: Counters, *, tls: Tls, private: bool = True) -> None:
-        """`private`: whether its addresses may be private ones."""
+    def __init__(
+        self, url: str, counters: Counters, *, tls: Tls, private: bool = True, socket: str = ""
+    ) -> None:
+        """`private`: whether its addresses may be private ones. `socket`: the path of a unix socket
+        that is dialled instead.
+        """
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._tls = tls if parts.scheme == "https" else None
         self._port = parts.port or (443 if self._tls else 80)
         self._private = private
+        self._socket = socket
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
         self._connecting = self._listening = 0
@@ -129,18 +134,28 @@ class Origin:
         try:
             tls = await self._tls() if self._tls is not None else None
             async with asyncio.timeout(CONNECT_S):
-                addresses = await self._resolve()
-                if not addresses or any(
-                    egress.forbidden(address, private=self._private) for address in addresses
-                ):
-                    raise UpstreamFailed("upstream_unreachable", ran=False)
-                _, connection = await self._dial(addresses, tls)
+                connection = await self._made(tls)
         except (OSError, TimeoutError):
             raise UpstreamFailed("upstream_unreachable", ran=False) from None
         finally:
             self._connecting -= 1
         self._opened.value += 1
         self._open.add(connection)
+        return connection
+
+    async def _made(self, tls: ssl.SSLContext | None) -> Connection:
+        if self._socket:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_unix_connection(
+                lambda: Connection(self), self._socket
+            )
+            return connection
+        addresses = await self._resolve()
+        if not addresses or any(
+            egress.forbidden(address, private=self._private) for address in addresses
+        ):
+            raise UpstreamFailed("upstream_unreachable", ran=False)
+        _, connection = await self._dial(addresses, tls)
         return connection
 
     async def _resolve(self) -> list[str]:
