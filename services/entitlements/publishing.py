@@ -2,7 +2,9 @@
 
 Decides when something is read again: after a change of our own, after one of another replica (its
 revision is seen within half a second), and at each instant that time changes something. What is
-told has its revision in the database first. Which answers there are is effective.py's.
+told has its revision in the database first. What concerns every tenant is worked out portion by
+portion, and at once for whoever is asked about: who waits for a change never waits for ten
+thousand. Which answers there are is effective.py's.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Final, TypeVar
 
 from services.common.clock import Clock
@@ -33,6 +36,8 @@ CLOCK_SLACK_S: Final = 300
 MARK_EVERY_S: Final = 60
 #: Tenants read in one statement.
 CHUNK: Final = 500
+#: Tenants that are worked out before anything else gets its turn.
+PORTION: Final = 100
 NEVER_S: Final = 2**62
 
 
@@ -62,11 +67,15 @@ class _Known:
     view: View
     #: The next instant of its own that concerns this tenant; those of the ceiling concern all.
     next_s: int
+    #: For which ceiling `view` was worked out.
+    ceiling: int
+    #: Features that it had under an earlier ceiling and that were not remembered in time.
+    owed: frozenset[str] = frozenset()
 
     @property
     def gained(self) -> frozenset[str]:
-        """Features that it has now and that are not remembered yet."""
-        return self.view.allowed() - self.stored.entitled
+        """Features that it has, or had, and that are not remembered yet."""
+        return (self.view.allowed() | self.owed) - self.stored.entitled
 
 
 T = TypeVar("T")
@@ -121,6 +130,11 @@ class Board:
         self._earliest_s = NEVER_S
         self._ceiling_next_s = NEVER_S
         self._gaining = False
+        self._ceilings = 0
+        #: To be worked out anew and told; True: to be read again before.
+        self._waiting: dict[TenantId, bool] = {}
+        #: The revision up to which everything was read.
+        self._complete = 0
         self._complained: set[Rejected] = set()
         self.keys: Final = keys
         self.ceiling = Ceiling(development=development)
@@ -156,6 +170,7 @@ class Board:
         return self._told(tenant, known)
 
     def _told(self, tenant: TenantId, known: _Known) -> Told:
+        self._judge_again(known)
         return Told(tenant=tenant, revision=max(known.revision, self._base), view=known.view)
 
     def stored_of(self, row: Row) -> Tenant:
@@ -189,7 +204,7 @@ class Board:
         mine = _Watcher()
         self._watchers.add(mine)
         try:
-            synced = Synced(epoch=self.installation.epoch, revision=self.installation.revision)
+            synced = Synced(epoch=self.installation.epoch, revision=self._complete)
             for tenant in list(self._known):
                 if mine.over:
                     return
@@ -234,11 +249,13 @@ class Board:
     async def run(self) -> None:
         while True:
             await self.look()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(0 if self._waiting else LOOK_S)
 
-    async def look(self) -> None:
-        """1. the time  2. whose database this is  3. the ceiling  4. tenants that changed
-        5. tenants that time changes. One at a time, so that nothing older overwrites.
+    async def look(self, first: TenantId | None = None) -> None:
+        """1. the time  2. whose database this is  3. the ceiling  4. tenants that changed, `first`
+        before any other  5. tenants that time changes  6. a portion of those that wait; where
+        they are many, whoever changed one tenant leaves them to `run`. One look at a time, so that
+        nothing older overwrites.
         """
         async with self._one_at_a_time:
             seen = await self._store.installation()
@@ -253,10 +270,15 @@ class Board:
             self._installation = seen
             if seen.base_revision != self._base:
                 self._base = seen.base_revision
-                self._judge_all()
+                self._judge_later()
             if seen.revision != before:  # 4
-                await self._read(await self._store.changed_since(before))
-            await self._settle()  # 5
+                await self._read_changed(before, first)
+            if not await self._tell_ceiling(self.installation):
+                self._notice_time()  # 5
+                if first is None or len(self._waiting) <= PORTION:
+                    await self._catch_up()  # 6
+            if True not in self._waiting.values():
+                self._complete = seen.revision
             self._looked_ns = self._clock.monotonic_ns()
 
     async def _keep_time(self, seen: Installation) -> None:
@@ -297,6 +319,8 @@ class Board:
             rows = await self._store.states(some, self.now_s)
             known.update({row.tenant: self._judged(row) for row in rows if not row.deleted})
         self._known, self._base, self._installation = known, base, seen
+        self._complete = seen.revision
+        self._waiting.clear()
         self.deleted.clear()
         for one in known.values():
             self._mind(one)
@@ -322,18 +346,22 @@ class Board:
         self.ceiling = replace(self.ceiling, licenses=found.licenses)
         await self._tell_ceiling(seen)
 
-    async def _tell_ceiling(self, seen: Installation) -> None:
-        """Another ceiling is another revision for every tenant. What time makes of it is told by
-        whoever comes first; a replica that disagrees with another says so once, not for ever.
+    async def _tell_ceiling(self, seen: Installation) -> bool:
+        """Another ceiling is another revision for every tenant, which the next look sees. What time
+        makes of it is told by whoever comes first; a replica that disagrees with another says so
+        once, not for ever. Whether it is another one.
         """
+        if self.ceiling.tenants != len(self._known):
+            self.ceiling = replace(self.ceiling, tenants=len(self._known))
         name, now_s = self._ceiling_name(), self.now_s
         edges = [edge for held in self.ceiling.licenses for edge in held.edges()]
         self._ceiling_next_s = choosing.next_edge(edges, now_s) or NEVER_S
         if name == self._told_ceiling:
-            return
+            return False
         self._told_ceiling = name
         if name != seen.ceiling:
             await self._store.new_ceiling(name, now_s)
+        return True
 
     def _ceiling_name(self) -> str:
         now_s = self.now_s
@@ -352,16 +380,28 @@ class Board:
 
     # --- tenants --------------------------------------------------------------------------------
 
+    async def _read_changed(self, since: int, first: TenantId | None) -> None:
+        """What others have changed; our own settling was read when it was done."""
+        changed = [
+            tenant
+            for tenant, revision in await self._store.changed_since(since)
+            if (known := self._known.get(tenant)) is None or known.revision < revision
+        ]
+        changed.sort(key=lambda tenant: tenant != first)
+        await self._read(changed[:PORTION])
+        self._announce(changed[:PORTION])
+        self._waiting.update(dict.fromkeys(changed[PORTION:], True))
+
     async def _read(self, tenants: list[TenantId]) -> None:
-        for some in _chunks(tenants):
-            for row in await self._store.states(some, self.now_s):
-                if row.deleted:
-                    self._known.pop(row.tenant, None)
-                    self.deleted[row.tenant] = row.revision
-                else:
-                    known = self._known[row.tenant] = self._judged(row)
-                    self._mind(known)
-            self._announce(some)
+        if not tenants:
+            return
+        for row in await self._store.states(tenants, self.now_s):
+            if row.deleted:
+                self._known.pop(row.tenant, None)
+                self.deleted[row.tenant] = row.revision
+            else:
+                known = self._known[row.tenant] = self._judged(row)
+                self._mind(known)
 
     def _judged(self, row: Row) -> _Known:
         tenant = self.stored_of(row)
@@ -372,6 +412,7 @@ class Board:
             revision=row.revision,
             view=effective.view(tenant, self.ceiling, self._told_until(next_s)),
             next_s=next_s,
+            ceiling=self._ceilings,
         )
 
     def _told_until(self, next_s: int) -> int:
@@ -380,40 +421,67 @@ class Board:
         """
         return min(self.now_s, next_s - 1, self._ceiling_next_s - 1)
 
-    def _judge_all(self) -> None:
+    def _judge_later(self) -> None:
         """The ceiling or the list of revoked licences is another one."""
-        for known in self._known.values():
-            licenses = stored.with_revocations(known.stored.licenses, self.revocations)
-            known.stored = replace(known.stored, licenses=licenses)
-            at_s = self._told_until(known.next_s)
-            known.view = effective.view(known.stored, self.ceiling, at_s)
-            known.next_s = min(known.next_s, _next_s(known.stored, at_s))
-            self._mind(known)
-        self._announce(list(self._known))
+        self._ceilings += 1
+        self._waiting = dict.fromkeys(self._known, False) | self._waiting
 
-    async def _settle(self) -> None:
-        """What time has brought gets its revision; then it is read, and told."""
+    def _judge_again(self, known: _Known) -> None:
+        """Where it was last done under another ceiling. What it had under that one counts as had,
+        remembered or not: no rule vanishes because a ceiling came and went quickly.
+        """
+        if known.ceiling == self._ceilings:
+            return
+        known.ceiling, known.owed = self._ceilings, known.gained
+        licenses = stored.with_revocations(known.stored.licenses, self.revocations)
+        known.stored = replace(known.stored, licenses=licenses)
+        had = replace(known.stored, entitled=known.stored.entitled | known.owed)
+        at_s = self._told_until(known.next_s)
+        known.view = effective.view(had, self.ceiling, at_s)
+        known.next_s = min(known.next_s, _next_s(known.stored, at_s))
+        if known.next_s > self.now_s:  # else, and where it has gained something: it waits already
+            self._earliest_s = min(self._earliest_s, known.next_s)
+
+    def _notice_time(self) -> None:
+        """Whoever is changed by time, or has gained something, waits for its revision."""
         now_s = self.now_s
-        if self.ceiling.tenants != len(self._known):
-            self.ceiling = replace(self.ceiling, tenants=len(self._known))
-        await self._tell_ceiling(self.installation)
         if now_s < self._earliest_s and not self._gaining:
             return
-        due = [
-            Settling(tenant=tenant, due_s=known.next_s, entitled=self._entitled(known))
-            for tenant, known in self._known.items()
-            if known.next_s <= now_s or known.gained
-        ]
-        self._gaining = False
-        for some in _chunks(due):
-            await self._store.settle(some, now_s)
-            await self._read([one.tenant for one in some])
-        self._earliest_s = min((known.next_s for known in self._known.values()), default=NEVER_S)
+        self._gaining, self._earliest_s = False, NEVER_S
+        for tenant, known in self._known.items():
+            if known.next_s <= now_s or known.gained:
+                self._waiting.setdefault(tenant, False)
+            else:
+                self._earliest_s = min(self._earliest_s, known.next_s)
+
+    async def _catch_up(self) -> None:
+        """1. what must be read  2. judged  3. what time has brought gets its revision, and is read
+        4. told, once.
+        """
+        some = list(islice(self._waiting, PORTION))
+        await self._read([tenant for tenant in some if self._waiting[tenant]])  # 1
+        now_s, due = self.now_s, []
+        for tenant in some:
+            if (known := self._known.get(tenant)) is None:
+                continue
+            self._judge_again(known)  # 2
+            if known.next_s <= now_s or known.gained:
+                due.append(
+                    Settling(tenant=tenant, due_s=known.next_s, entitled=self._entitled(known))
+                )
+        if due:
+            await self._store.settle(due, now_s)  # 3
+            await self._read([one.tenant for one in due])
+        for tenant in some:
+            del self._waiting[tenant]
+        self._announce(some)  # 4
 
     def _entitled(self, known: _Known) -> frozenset[str]:
         """All that it has had, what time brings now among it."""
-        now = effective.view(known.stored, self.ceiling, self.now_s)
-        return known.stored.entitled | known.gained | now.allowed()
+        had = known.stored.entitled | known.gained
+        if known.next_s > self.now_s:
+            return had
+        return had | effective.view(known.stored, self.ceiling, self.now_s).allowed()
 
     def _mind(self, known: _Known) -> None:
         self._earliest_s = min(self._earliest_s, known.next_s)

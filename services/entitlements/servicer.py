@@ -143,21 +143,22 @@ class EntitlementsAdmin(entitlements_pb2_grpc.EntitlementsAdminServiceServicer):
         if not request.slug:
             raise BehavryError("INVALID_ARGUMENT", "a tenant needs a slug")
         await self._writer.put_tenant(tenant, request.slug)
-        await self._board.look()
+        await self._board.look(tenant)
         return wire.PutTenantResponse(entitlements=self._told(tenant))
 
     async def DeleteTenant(
         self, request: wire.DeleteTenantRequest, context: Any
     ) -> wire.DeleteTenantResponse:
-        await self._writer.delete_tenant(_tenant(request.tenant_id), _cause(request.cause))
-        await self._board.look()
+        tenant = _tenant(request.tenant_id)
+        await self._writer.delete_tenant(tenant, _cause(request.cause))
+        await self._board.look(tenant)
         return wire.DeleteTenantResponse()
 
     async def SetPlan(self, request: wire.SetPlanRequest, context: Any) -> wire.SetPlanResponse:
         answer = await self._writer.set_plan(
             self._change(request), request.plan, request.expires_at or None
         )
-        await self._board.look()
+        await self._board.look(TenantId(request.tenant_id))
         return wire.SetPlanResponse(entitlements=wire.TenantEntitlements.FromString(answer))
 
     async def SetOverrides(
@@ -174,7 +175,7 @@ class EntitlementsAdmin(entitlements_pb2_grpc.EntitlementsAdminServiceServicer):
             starts_at_s=request.starts_at or None,
             ends_at_s=request.ends_at or None,
         )
-        await self._board.look()
+        await self._board.look(TenantId(request.tenant_id))
         return wire.SetOverridesResponse(entitlements=wire.TenantEntitlements.FromString(answer))
 
     async def ActivateLicense(
@@ -184,7 +185,7 @@ class EntitlementsAdmin(entitlements_pb2_grpc.EntitlementsAdminServiceServicer):
         taken = await self._writer.activate(
             tenant, request.token.strip(), _cause(request.cause), replacing=request.replace
         )
-        await self._board.look()
+        await self._board.look(tenant)
         response = wire.ActivateLicenseResponse()
         if tenant is not None:
             response.entitlements.CopyFrom(self._told(tenant))
@@ -199,7 +200,7 @@ class EntitlementsAdmin(entitlements_pb2_grpc.EntitlementsAdminServiceServicer):
     ) -> wire.RemoveLicenseResponse:
         tenant = _tenant(request.tenant_id) if request.tenant_id else None
         await self._writer.remove(tenant, request.jti, _cause(request.cause))
-        await self._board.look()
+        await self._board.look(tenant)
         response = wire.RemoveLicenseResponse()
         if tenant is not None:
             response.entitlements.CopyFrom(self._told(tenant))

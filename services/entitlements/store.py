@@ -34,7 +34,7 @@ WHERE epoch = $2::uuid
 """
 _SERVER_SEEN: Final = "UPDATE entitlements.installation SET server = $1 WHERE server = ''"
 _TENANTS: Final = "SELECT id FROM entitlements.directory WHERE deleted_at IS NULL ORDER BY id"
-_CHANGED: Final = "SELECT id FROM entitlements.directory WHERE revision > $1"
+_CHANGED: Final = "SELECT id, revision FROM entitlements.directory WHERE revision > $1"
 _STATES: Final = "SELECT * FROM entitlements.states($1::uuid[], $2)"
 _SETTLE: Final = "SELECT entitlements.settle($1::jsonb, $2)"
 _CEILING: Final = """
@@ -217,11 +217,11 @@ class Store:
         async with self._pool.acquire() as connection:
             return [TenantId(str(row["id"])) for row in await connection.fetch(_TENANTS)]
 
-    async def changed_since(self, revision: int) -> list[TenantId]:
-        """Deleted ones included."""
+    async def changed_since(self, revision: int) -> list[tuple[TenantId, int]]:
+        """Each with its newest revision; deleted ones included."""
         async with self._pool.acquire() as connection:
             rows = await connection.fetch(_CHANGED, revision)
-        return [TenantId(str(row["id"])) for row in rows]
+        return [(TenantId(str(row["id"])), row["revision"]) for row in rows]
 
     async def states(self, tenants: Sequence[TenantId], at_s: int) -> list[Row]:
         async with self._pool.acquire() as connection, connection.transaction():

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from random import Random
 
-import asyncpg
 import pytest
 
 from services.common.clock import SystemClock
@@ -33,30 +32,11 @@ from tests.integration.entitlements.desk import (
     issued,
     serving,
 )
+from tests.integration.entitlements.filled import as_admin, fill
 
 TENANTS = 10_000
 REREAD_S = 60.0
 MIB = 1024 * 1024
-
-_FILL = """
-WITH made AS (
-    INSERT INTO entitlements.directory (id, revision)
-    SELECT gen_random_uuid(), 1 FROM generate_series(1, $1) RETURNING id
-)
-INSERT INTO entitlements.tenants (tenant_id, slug, plan, plan_expires_at, created_at, revision,
-                                  plan_set_at_s, settled_at_s, entitled)
-SELECT id, 'a tenant', 'trial', to_timestamp($2), to_timestamp($3), 1, $3, $3,
-       ARRAY['behavioral_baselines', 'community_library', 'custom_dlp_patterns']
-FROM made
-"""
-
-
-async def as_admin(database: Database, statement: str, *values: object) -> None:
-    connection = await asyncpg.connect(database.admin_dsn)
-    try:
-        await connection.execute(statement, *values)
-    finally:
-        await connection.close()
 
 
 async def test_two_replicas_tell_each_others_changes_and_those_of_time(
@@ -156,7 +136,7 @@ async def test_a_quiet_watch_hears_that_the_service_is_there(
 async def test_a_service_that_looks_does_one_statement_however_many_tenants_there_are(
     enterprise: Desk, entitlements_database: Database
 ) -> None:
-    await as_admin(entitlements_database, _FILL, 200, float(NOW_S + 10**9), NOW_S)
+    await fill(entitlements_database, 200, ends_s=NOW_S + 10**9)
     async with open_pool(entitlements_database.dsn("behavry_entitlements")) as pool:
         board = Board(
             store=Store(pool),
@@ -182,7 +162,7 @@ async def test_ten_thousand_tenants_are_synced_within_a_tenth_of_the_interval(
         async with small.watch() as heard:
             await heard.until(lambda w: w.synced)
         empty_bytes = resident_bytes()
-    await as_admin(entitlements_database, _FILL, TENANTS, float(NOW_S + 5 * DAY_S), NOW_S)
+    await fill(entitlements_database, TENANTS)
     async with serving(tmp_path, entitlements_database, clock, development=True) as desk:
         grown_bytes = resident_bytes() - empty_bytes
         began, spent = time.monotonic(), time.process_time()
