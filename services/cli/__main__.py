@@ -62,6 +62,7 @@ for _name, _target, _help in (
     ("invites", "invites:app", "How people come into the tenant."),
     ("sign-in", "sign_in:app", "How the tenant's people sign in."),
     ("mfa", "mfa:app", "Your second factors."),
+    ("password", "password:app", "Your own password."),
     ("sessions", "sessions:app", "Where you are signed in."),
     ("tenants", "tenants:app", "The tenants of this installation."),
     ("admin", "admin:app", "Who runs this installation, in all tenants."),

@@ -41,6 +41,17 @@ def accept_invite(url: str, *, token: str, password: str) -> dict[str, Any]:
     return _send(f"{url}/api/v1/invites:accept", {"token": token, "password": password})
 
 
+def forget_password(url: str, username: str) -> None:
+    """Asks for a letter; whether one comes, nobody says. Raises Refused."""
+    _send(f"{url}/api/v1/auth/password:forgot", {"username": username})
+
+
+def reset_password(url: str, *, token: str, password: str) -> str:
+    """Whose password it is then. Raises Refused."""
+    told = _send(f"{url}/api/v1/auth/password:reset", {"token": token, "password": password})
+    return str(told["username"])
+
+
 def _send(url: str, body: dict[str, Any]) -> dict[str, Any]:
     answer = wire.send(
         "POST",

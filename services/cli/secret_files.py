@@ -2,8 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from services.cli.output import CommandFailed, Exit
+from services.cli.output import CommandFailed, Exit, emit_text, say
 
 
 def read_secret(file: Path) -> str:
@@ -23,6 +24,24 @@ def check_new(file: Path | None) -> None:
         raise CommandFailed(f"{file} exists; name a new file", status=Exit.USAGE)
     if not file.absolute().parent.is_dir():
         raise CommandFailed(f"there is no directory {file.parent}", status=Exit.USAGE)
+
+
+def keep_token(made: dict[str, Any], out: Path | None) -> None:
+    """The token of an answer that is told once goes into the file instead, where it is there."""
+    if out is not None and made.get("token"):
+        write_new(out, made.pop("token"))
+        made.pop("link", None)
+        made["token_file"] = str(out)
+
+
+def show_token(made: dict[str, Any]) -> None:
+    """On stdout, where it is neither in a file nor in somebody's mail."""
+    if made.get("token"):
+        emit_text(made["token"])
+    if made.get("link"):
+        say(f"or as a link: {made['link']}")
+    if made.get("mailed"):
+        say("they have the link by mail")
 
 
 def write_new(file: Path, secret: str) -> None:

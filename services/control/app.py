@@ -205,6 +205,7 @@ async def running(
             counters=counters,
             verify_jobs=verifications,
             sender=sender,
+            supervisor=supervisor,
             providers=providers,
             new_tenant=tell_of,
         )

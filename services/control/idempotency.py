@@ -18,7 +18,7 @@ HEADER: Final = "idempotency-key"
 KEPT: Final = timedelta(hours=24)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,128}")
 #: Told once, and to nobody again.
-_ONE_TIME: Final = ("client_secret", "token", "secret", "uri", "recovery_codes")
+_ONE_TIME: Final = ("client_secret", "token", "secret", "uri", "link", "recovery_codes")
 
 
 def is_key(text: str) -> bool:

@@ -109,5 +109,10 @@ class Limits:
         self.enroll_failures = Window(clock, limit=30, seconds=60)
         #: Tries to accept invites that are none, per address.
         self.invite_failures = Window(clock, limit=30, seconds=60)
+        #: Tries to use links to another password that are none, per address.
+        self.reset_failures = Window(clock, limit=30, seconds=60)
+        #: Links asked for by mail: per address, and in silence per name.
+        self.forgot_address = Window(clock, limit=10, seconds=60)
+        self.forgot_name = Window(clock, limit=3, seconds=900)
         #: Words of providers that somebody signed out, and that are none, per address.
         self.logout_failures = Window(clock, limit=30, seconds=60)

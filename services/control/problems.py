@@ -26,6 +26,7 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "session_expired": (401, "The session has ended"),
     "enrollment_invalid": (401, "The enrolment token cannot be used"),
     "invite_invalid": (401, "The invite cannot be used"),
+    "password_reset_invalid": (401, "The link cannot be used"),
     "csrf_failed": (403, "The request did not come from our own page"),
     "role_required": (403, "The role does not suffice"),
     "feature_not_included": (403, "Feature not included"),

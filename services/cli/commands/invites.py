@@ -18,7 +18,7 @@ from services.cli.commands.options import (
 from services.cli.output import emit, emit_text, say, table
 from services.cli.person import accept_invite
 from services.cli.rest import segment
-from services.cli.secret_files import check_new, write_new
+from services.cli.secret_files import check_new, keep_token, show_token
 
 app = App(name="invites", help="How people come into the tenant.")
 Level = Literal["viewer", "analyst", "policy_author", "admin"]
@@ -53,18 +53,17 @@ def create(
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Invite somebody. The token is shown once; hand it over yourself."""
+    """Invite somebody. Where the tenant has a mail server for notices, they have the link by mail;
+    else the token is shown once, and you hand it over.
+    """
     check_new(out)
     body = {"email": email, "role": role}
     made = control_inside(state, tenant, reason).post(_PATH, body, key=str(uuid.uuid4()))
-    if out is not None:
-        write_new(out, made.pop("token"))
-        made["token_file"] = str(out)
+    keep_token(made, out)
     if json:
         emit(made)
         return
-    if out is None:
-        emit_text(made["token"])
+    show_token(made)
     say(f"{made['email']} may come in as {made['role']} until {made['expires_at']}")
 
 

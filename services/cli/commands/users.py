@@ -1,14 +1,25 @@
 """`behavry users`: the people of the tenant, their roles, and whether they are let in."""
 
+import uuid
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from services.cli import asking
+from services.cli import asking, session
 from services.cli.commands.inside import TenantOption, WhyOption, control_inside
-from services.cli.commands.options import ConfirmOption, JsonOption, StateOption
+from services.cli.commands.options import (
+    ConfirmOption,
+    JsonOption,
+    PasswordFile,
+    StateOption,
+    control_of,
+    existing_state,
+)
 from services.cli.output import CommandFailed, emit, emit_text, say, table
+from services.cli.person import signed_in
 from services.cli.rest import Control, is_id, segment
+from services.cli.secret_files import check_new, keep_token, show_token
 
 app = App(name="users", help="The people of the tenant and their roles.")
 Level = Literal["viewer", "analyst", "policy_author", "admin"]
@@ -92,6 +103,36 @@ def reactivate(
     control = control_inside(state, tenant, reason)
     changed = control.post(f"{_PATH}/{_id_of(control, user)}:reactivate")
     say(f"{changed['username']} may sign in again")
+
+
+@app.command
+def reset_password(
+    user: str,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter("--out", help="A new 0600 file for the token.")] = None,
+    password_file: PasswordFile = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a link for somebody who has lost their password, good for a day and once. They have it
+    by mail where there is a mail server for notices; else the token is shown.
+    """
+    check_new(out)
+    found = existing_state(state)
+    control = control_of(state)
+    path = f"{_PATH}/{_id_of(control, user)}:reset-password"
+    if session.kept(found, control_url=control.url) is None:
+        made = control.post(path, key=str(uuid.uuid4()))
+    else:
+        person = signed_in(found, control_url=control.url, password_file=password_file)
+        made = person.act(path, {})
+    keep_token(made, out)
+    if json:
+        emit(made)
+        return
+    show_token(made)
+    say(f"{made['username']} may choose another password until {made['expires_at']}")
 
 
 @app.command

@@ -177,7 +177,7 @@ async def prove(visit: Visit, typed: str, password: str) -> tuple[Account, str]:
     """Whose name and password these are. Raises RATE_LIMITED or UNAUTHENTICATED."""
     control = visit.control
     username = typed.strip().lower()
-    _take(visit, username)  # 1
+    take(visit, username)  # 1
     async with control.pool.acquire() as connection:
         account = await people.find_account(connection, username)
     stored = account.password_hash if account else None
@@ -210,7 +210,7 @@ async def second_half(visit: Visit, proof: Proof, challenge: str) -> tuple[sessi
     async with control.pool.acquire() as connection:
         asked = await factors.find(connection, sessions.stored(challenge))
     if asked is None or not asked.user_status == asked.tenant_status == "active":
-        _take(visit, "")
+        take(visit, "")
         await _record_failure(visit, None)
         raise _no_second_factor()
     who = Who(tenant=asked.tenant, user=asked.user_id)
@@ -222,13 +222,15 @@ async def second_half(visit: Visit, proof: Proof, challenge: str) -> tuple[sessi
         )
         raise _no_second_factor() from None
     opened: sessions.Kind = "bearer" if kind == "bearer" else "browser"
-    return opened, await _begin(visit, who, asked.username, opened, method)
+    half = sessions.stored(challenge)
+    return opened, await _begin(visit, who, asked.username, opened, method, half=half)
 
 
 async def open_session(visit: Visit, account: Account, username: str, kind: sessions.Kind) -> str:
     """The token of a session for whoever proved their password and has no second factor."""
     who = Who(tenant=account.tenant, user=account.user_id)
-    return await _begin(visit, who, username, kind, "password")
+    seen = account.password_hash
+    return await _begin(visit, who, username, kind, "password", password=seen)
 
 
 async def open_at_once(
@@ -250,18 +252,32 @@ async def open_at_once(
             who.tenant, {"kind": "user", "id": who.user}, "second_factor_refused"
         )
         raise Refusal("UNAUTHENTICATED", "A one-time code is needed, and it must fit.") from None
-    return await _begin(visit, who, username, kind, method)
+    seen = account.password_hash
+    return await _begin(visit, who, username, kind, method, password=seen)
 
 
 def is_code(text: str) -> bool:
     return len(text) == 6 and text.isascii() and text.isdigit()
 
 
-async def _begin(visit: Visit, who: Who, username: str, kind: sessions.Kind, method: str) -> str:
-    """The token of a new session, which begins with its record."""
+async def _begin(
+    visit: Visit,
+    who: Who,
+    username: str,
+    kind: sessions.Kind,
+    method: str,
+    *,
+    password: str | None = None,
+    half: bytes | None = None,
+) -> str:
+    """The token of a new session, which begins with its record. What it rests on must still be so:
+    the `password` that was seen, or the first `half` that it opened. Raises UNAUTHENTICATED.
+    """
     token = sessions.new_token(kind)
     actor = {"kind": "user", "id": who.user, "name": username}
     async with tenant_tx(visit.control.pool, who.tenant) as connection:  # 4
+        if not await people.may_begin(connection, who.user, password=password, half=half):
+            raise _no_second_factor()
         await people.start_session(
             connection,
             who.tenant,
@@ -273,8 +289,12 @@ async def _begin(visit: Visit, who: Who, username: str, kind: sessions.Kind, met
             client_ip=visit.address,
             method=method,
         )
-        record = audit_records.user("user.signin", who.tenant, visit.came(actor))
+        came = visit.came(actor)
+        record = audit_records.user("user.signin", who.tenant, came)
         await visit.control.recorder.put(connection, record)
+        if (await auth_settings.get(connection)).provider != "password":
+            record = audit_records.user("user.break_glass", who.tenant, came)
+            await visit.control.recorder.put(connection, record)
     visit.control.recorder.wake()
     return token
 
@@ -321,7 +341,7 @@ async def _password_again(call: Call, given: StepUp) -> str:
     if given.password is None or not control.origins.loopback:
         words = "Give your password." if control.origins.loopback else "Add a second factor first."
         raise Refusal("STEP_UP_REQUIRED", words)
-    _take(call, principal.name)
+    take(call, principal.name)
     async with control.pool.acquire() as connection:
         account = await people.find_account(connection, principal.name)
     stored = account.password_hash if account and account.user_id == principal.id else None
@@ -354,16 +374,21 @@ async def check_origin(visit: Visit) -> None:
         raise Refusal("CSRF_FAILED", "The Origin header must name this installation.")
 
 
-def _take(visit: Visit, username: str) -> None:
+def take(visit: Visit, username: str) -> None:
     try:
         visit.control.limits.sign_in_address.take(visit.address)
         visit.control.limits.sign_in.take((username, visit.address))
-    except limits.TooMany as too_many:
-        raise Refusal(
-            "RATE_LIMITED",
-            "Too many sign-ins. Try again later.",
-            headers={"retry-after": str(too_many.retry_after_s)},
-        ) from None
+    except limits.TooMany as full:
+        raise too_many(full) from None
+
+
+def too_many(full: limits.TooMany) -> Refusal:
+    """When there is room again is in it."""
+    return Refusal(
+        "RATE_LIMITED",
+        "Too many tries. Try again later.",
+        headers={"retry-after": str(full.retry_after_s)},
+    )
 
 
 def _no_second_factor() -> Refusal:

@@ -19,6 +19,7 @@ from services.common.ids import NIL_TENANT, EventId, TenantId, uuid7
 from services.common.outbox.record import Record
 from services.common.postgres.connection import Connection
 from services.common.postgres.pool import Pool, tenant_tx
+from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log
 from services.control import audit_records
@@ -80,6 +81,8 @@ class Control:
     counters: Counters
     verify_jobs: VerifyJobs
     sender: Sender
+    #: Of what goes on after an answer.
+    supervisor: Supervisor
     #: Of people's identity, where a tenant has one.
     providers: Providers
     #: Tells entitlements of a tenant, until it has heard.

@@ -1,5 +1,5 @@
-"""Invites: how people come into a tenant. A token is in the one answer that made it, is used once,
-and is worth one address with one role.
+"""Invites: how people come into a tenant. A token is in one letter, or in the one answer that made
+it; it is used once, and is worth one address with one role.
 
 Accepting: 1. limits  2. the token  3. the invite, taken  4. the person, and both records, in one
 transaction. Whatever is wrong with a token is answered alike.
@@ -16,18 +16,20 @@ from starlette.responses import Response
 
 from services.control import invites as rules
 from services.control import limits, passwords
-from services.control.api.auth import check_origin
+from services.control.api import auth, letters
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone, needs
 from services.control.api.shapes import Answer, Page, Paging, Time, split, start_of
 from services.control.api.users import FEATURE, Level, check_level
 from services.control.audit_records import change as changed
+from services.control.notifications import letters as forms
 from services.control.problems import Refusal, not_found
 from services.control.roles import Role
 from services.control.store import invites as store
 from services.control.store import people, users
 
+_PAGE = "join"
 router = APIRouter(prefix="/api/v1/invites", tags=["people"])
 accepting = APIRouter(prefix="/api/v1", tags=["people"])
 
@@ -49,9 +51,11 @@ class Invite(Answer):
 
 
 class InviteMade(Invite):
-    """The only answer that holds the token; it goes to whoever is invited, by hand."""
+    """The only answer that holds the token, unless whoever is invited has it by mail."""
 
-    token: str
+    mailed: bool
+    token: str | None
+    link: str | None
 
 
 class Acceptance(Body):
@@ -111,7 +115,25 @@ async def create_invite(
                 changed("token", None, ""),
             ],
         )
-    return InviteMade(**row, state="invited", token=token)
+        way = await letters.way(change.connection, email)
+    link, mailed = letters.link(call, _PAGE, token), False
+    if way is not None:
+        letter = forms.invite(
+            id=row["id"],
+            to=email,
+            role=body.role,
+            link=link,
+            until=row["expires_at"],
+            at=call.now,
+        )
+        mailed = await letters.post(call, way, letter)
+    return InviteMade(
+        **row,
+        state="invited",
+        mailed=mailed,
+        token=None if mailed else token,
+        link=None if mailed else link,
+    )
 
 
 @router.delete("/{invite_id:uuid}", status_code=204)
@@ -130,20 +152,21 @@ async def accept_invite(
     visit: Annotated[Visit, anyone()], body: Annotated[Acceptance, json_body(Acceptance)]
 ) -> Accepted:
     """Makes the person, who then signs in like everybody."""
-    await check_origin(visit)
+    await auth.check_origin(visit)
+    return await use_link(visit, body.token, body.password)
+
+
+async def use_link(visit: Visit, token: str, password: str) -> Accepted:
+    """Raises INVITE_INVALID, RATE_LIMITED, CONFLICT."""
     control = visit.control
     try:
         control.limits.invite_failures.check(visit.address)  # 1
     except limits.TooMany as too_many:
-        raise Refusal(
-            "RATE_LIMITED",
-            "Too many tries. Try again later.",
-            headers={"retry-after": str(too_many.retry_after_s)},
-        ) from None
-    found = await _candidate(visit, body.token)  # 2
+        raise auth.too_many(too_many) from None
+    found = await _candidate(visit, token)  # 2
     if found is None:
         raise await _refused(visit)
-    hashed = await control.passwords.hash(body.password)
+    hashed = await control.passwords.hash(password)
     user = control.new_id()
     actor = {"kind": "user", "id": user}
     async with visit.change_in(found.tenant, actor, desired=False) as change:

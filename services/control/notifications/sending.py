@@ -104,9 +104,7 @@ class Sender:
     async def _send(self, settings: Settings, notice: Notice) -> Sent:
         match settings:
             case Email():
-                message = forms.mail(
-                    notice, sender=settings.sender, recipients=settings.recipients
-                )
+                message = forms.mail(notice, sender=settings.sender, recipients=settings.recipients)
                 return await self._hand_over(settings, settings.recipients, message)
             case Webhook():
                 now_s = self._clock.now_ns() // 1_000_000_000

@@ -28,6 +28,10 @@ _COUNT: Final = "SELECT count(*) FROM control.notification_destinations"
 _HEALTH: Final = """
 SELECT count(*) AS enabled, count(failing_since) AS failing, min(failing_since) AS failing_since
 FROM control.notification_destinations WHERE enabled"""
+#: One that works before one that does not.
+_MAIL: Final = """
+SELECT settings FROM control.notification_destinations
+WHERE kind = 'email' AND enabled ORDER BY failing_since IS NOT NULL, created_at, id LIMIT 1"""
 _NAME_TAKEN: Final = """
 SELECT 1 FROM control.notification_destinations WHERE name = $1 AND id <> $2"""
 _UPDATE: Final = f"""
@@ -88,6 +92,12 @@ async def count(connection: Connection) -> int:
 async def health(connection: Connection) -> dict[str, Any]:
     """How many there are, how many of them cannot be reached now, and since when."""
     return dict(await connection.fetchrow(_HEALTH) or {})
+
+
+async def mail(connection: Connection) -> dict[str, Any] | None:
+    """The settings by which the tenant's mail goes out; None where nobody set any up."""
+    found = await connection.fetchval(_MAIL)
+    return json.loads(found) if found else None
 
 
 async def name_taken(connection: Connection, name: str, *, but_by: str) -> bool:

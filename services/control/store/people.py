@@ -38,6 +38,12 @@ INSERT INTO control.user_sessions
     (token_sha256, tenant_id, user_id, kind, created_at, seen_at, stepped_up_at, id, client_ip,
      method)
 SELECT $2, tenant_id, user_id, kind, created_at, $3, $3, id, client_ip, $4 FROM ended"""
+#: Nobody changes the row until the session is there.
+_MAY_BEGIN: Final = """
+SELECT status = 'active' AND ($2::text IS NULL OR password_hash = $2) FROM control.users
+WHERE id = $1 FOR SHARE"""
+_HALF: Final = """
+SELECT EXISTS (SELECT 1 FROM control.sign_in_challenges WHERE user_id = $1 AND token_sha256 = $2)"""
 _TOUCH_SESSION: Final = """
 UPDATE control.user_sessions SET seen_at = $2 WHERE token_sha256 = $1 AND ended_at IS NULL"""
 _END_SESSION: Final = """
@@ -134,6 +140,15 @@ async def is_active(connection: Connection, id: str) -> bool:
 
 async def has_users(connection: Connection) -> bool:
     return bool(await connection.fetchval(_ANY_USER))
+
+
+async def may_begin(
+    connection: Connection, user: str, *, password: str | None, half: bytes | None
+) -> bool:
+    """Whether what a sign-in rests on is still so: their password, or a half of a sign-in."""
+    if not await connection.fetchval(_MAY_BEGIN, user, password):
+        return False
+    return half is None or bool(await connection.fetchval(_HALF, user, half))
 
 
 async def start_session(

@@ -68,10 +68,13 @@ POST   auth/second-factor                           nobody         reads
 POST   auth/step-up:begin                           viewer         human ends
 POST   auth/step-up                                 viewer         human reads ends
 POST   auth/logout                                  viewer         ends
+POST   auth/password:forgot                         nobody         reads
+POST   auth/password:reset                          nobody         reads
 GET    me                                           viewer
 GET    me/sessions                                  viewer         human
 DELETE me/sessions/{session_id}                     viewer         human
 POST   me/sessions:end-others                       viewer         human ends
+POST   me/password                                  viewer         human fresh reads
 GET    me/mfa                                       viewer         human
 POST   me/mfa/totp                                  viewer         human fresh reads
 POST   me/mfa/totp/{factor_id}:confirm              viewer         human fresh reads
@@ -85,6 +88,7 @@ GET    users/{user_id}                              admin          team_manageme
 PATCH  users/{user_id}                              admin          team_management reads
 POST   users/{user_id}:deactivate                   admin          team_management removes
 POST   users/{user_id}:reactivate                   admin          team_management
+POST   users/{user_id}:reset-password               admin          team_management fresh lasts
 DELETE users/{user_id}                              admin          team_management removes
 GET    invites                                      admin          team_management
 POST   invites                                      admin          team_management keyed reads

@@ -178,6 +178,10 @@ async def _of_user(world: World, verb: str) -> Sample:
     return Sample(path=f"{USERS}/{await world.user()}:{verb}")
 
 
+async def _reset_password(world: World) -> Sample:
+    return Sample(path=f"{USERS}/{await world.user()}:reset-password", secrets=("token", "link"))
+
+
 async def _rotate_key(world: World) -> Sample:
     made = await world.did("/api/v1/api-keys", {"name": world.name(), "role": "viewer"})
     return Sample(path=f"/api/v1/api-keys/{made['id']}:rotate", body={}, secrets=("key",))
@@ -199,7 +203,8 @@ SAMPLES: Final[dict[str, Make]] = {
     ),
     "deactivate_user": lambda w: _of_user(w, "deactivate"),
     "reactivate_user": lambda w: _of_user(w, "reactivate"),
-    "create_invite": lambda w: _made(INVITES, _invite(w.name()), "token"),
+    "create_invite": lambda w: _made(INVITES, _invite(w.name()), "token", "link"),
+    "reset_user_password": _reset_password,
     "end_my_other_sessions": lambda w: _made("/api/v1/me/sessions:end-others", None),
     "create_tenant": lambda w: _made("/api/v1/tenants", {"slug": w.name("tenant-"), "name": "T"}),
     "begin_step_up": lambda w: _made("/api/v1/auth/step-up:begin", None, "token"),
@@ -241,6 +246,9 @@ WITHOUT_SAMPLE: Final = {
     "login": "nobody is signed in whose key it could be; each sign-in is a session of its own",
     "backchannel_logout": "by a provider's token, which is used once (test_oidc.py)",
     "accept_invite": "as login; the invite's token itself is used once (test_people.py)",
+    "forget_password": "as login; no answer says what becomes of it (test_passwords.py)",
+    "reset_password": "as login; the link's token itself is used once (test_passwords.py)",
+    "change_my_password": "the old password is good once (test_passwords.py)",
     "give_second_factor": "as login; a challenge is answered once (test_second_factors.py)",
     "begin_totp": "needs more than a body (test_done_once.py)",
     "confirm_totp": "as begin_totp",

@@ -36,6 +36,8 @@ COMMANDS = {
     "POST /api/v1/audit/verify": "audit verify",
     "POST /api/v1/auth/login": "login",
     "POST /api/v1/auth/logout": "logout",
+    "POST /api/v1/auth/password:forgot": "password forgot",
+    "POST /api/v1/auth/password:reset": "password reset",
     "POST /api/v1/auth/second-factor": "login",
     "POST /api/v1/auth/step-up": "escalations approve",
     "POST /api/v1/enroll": "agents enroll",
@@ -64,6 +66,7 @@ COMMANDS = {
     "POST /api/v1/me/mfa/recovery-codes": "mfa recovery-codes",
     "POST /api/v1/me/mfa/totp": "mfa add",
     "POST /api/v1/me/mfa/totp/{factor_id:uuid}:confirm": "mfa add",
+    "POST /api/v1/me/password": "password change",
     "GET /api/v1/me/sessions": "sessions list",
     "DELETE /api/v1/me/sessions/{session_id:uuid}": "sessions end",
     "POST /api/v1/me/sessions:end-others": "sessions end-others",
@@ -117,6 +120,7 @@ COMMANDS = {
     f"PATCH {USER}": "users role",
     f"POST {USER}:deactivate": "users deactivate",
     f"POST {USER}:reactivate": "users reactivate",
+    f"POST {USER}:reset-password": "users reset-password",
     "GET /api/v1/traces": "traces list",
     "GET /api/v1/traces/{trace_id:uuid}": "traces show",
 }
@@ -180,6 +184,7 @@ def test_no_command_takes_a_secret_as_an_argument(run: Run) -> None:
     assert {
         "--key",  # secret://NAME, refused otherwise
         "--key-env",
+        "--new-password-file",
         "--password",  # secret://NAME, refused otherwise
         "--password-file",
         "--routing-key",  # secret://NAME, refused otherwise

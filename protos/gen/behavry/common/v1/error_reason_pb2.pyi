@@ -120,6 +120,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INVITE_INVALID: _ErrorReason.ValueType  # 127
     ERROR_REASON_LAST_ADMIN: _ErrorReason.ValueType  # 128
     ERROR_REASON_SECOND_FACTOR_REQUIRED: _ErrorReason.ValueType  # 129
+    ERROR_REASON_PASSWORD_RESET_INVALID: _ErrorReason.ValueType  # 130
     ERROR_REASON_BUNDLE_UNSIGNED: _ErrorReason.ValueType  # 140
     """Bundles (deployment.md 3.6)."""
     ERROR_REASON_BUNDLE_UNKNOWN_KEY: _ErrorReason.ValueType  # 141
@@ -271,6 +272,7 @@ ERROR_REASON_REASON_REQUIRED: ErrorReason.ValueType  # 126
 ERROR_REASON_INVITE_INVALID: ErrorReason.ValueType  # 127
 ERROR_REASON_LAST_ADMIN: ErrorReason.ValueType  # 128
 ERROR_REASON_SECOND_FACTOR_REQUIRED: ErrorReason.ValueType  # 129
+ERROR_REASON_PASSWORD_RESET_INVALID: ErrorReason.ValueType  # 130
 ERROR_REASON_BUNDLE_UNSIGNED: ErrorReason.ValueType  # 140
 """Bundles (deployment.md 3.6)."""
 ERROR_REASON_BUNDLE_UNKNOWN_KEY: ErrorReason.ValueType  # 141
