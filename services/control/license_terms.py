@@ -103,6 +103,9 @@ def standing(held: Entitlements, now_s: int) -> Standing | None:
     if event is None:
         return Standing()
     term, ends_at_s, lapses_at_s = _which(held, status, now_s)
+    over_s = {"license.expiring": ends_at_s, "license.grace": lapses_at_s}.get(event)
+    if over_s is not None and over_s <= now_s:
+        return None  # it is over: what came of it, entitlements has yet to say
     step, next_s = _step(event, ends_at_s, lapses_at_s, now_s)
     return Standing(
         event=event,
@@ -192,7 +195,7 @@ def _step(
             return 1 + passed, next((start for start in starts if start > now_s), None)
         case "license.grace":
             last_s = (lapses_at_s or ends_at_s) - 1
-            day = max(0, min(now_s, last_s) - ends_at_s) // DAY_S
+            day = max(0, now_s - ends_at_s) // DAY_S
             following = ends_at_s + (day + 1) * DAY_S
             return 1 + day, following if following <= last_s else None
         case _:

@@ -62,7 +62,6 @@ def noted(before: Standing, *, revision: int = 7, epoch: str = "e", mode: str = 
         (DAY_S + 1, 3, 1),
         (DAY_S, 4, None),
         (1, 4, None),
-        (-9 * DAY_S, 4, None),  # entitlements is silent: it still says that it expires
     ],
 )
 def test_an_end_is_told_at_thirty_fifteen_seven_and_one_days(
@@ -75,11 +74,20 @@ def test_an_end_is_told_at_thirty_fifteen_seven_and_one_days(
 
 
 def test_each_day_of_grace_is_a_step_and_there_are_fourteen() -> None:
-    steps = [at(NOW_S + hours * 3600, "GRACE") for hours in range(-1, 20 * 24)]
+    steps = [at(NOW_S + hours * 3600, "GRACE") for hours in range(-1, 14 * 24)]
 
     assert list(range(1, 15)) == sorted({one.step for one in steps})
     assert NOW_S + DAY_S == at(NOW_S, "GRACE").next_s
     assert at(NOW_S + 13 * DAY_S, "GRACE").next_s is None
+
+
+@pytest.mark.parametrize(("status", "days"), [("EXPIRING", 0), ("GRACE", 14)])
+def test_what_is_over_and_not_yet_called_so_is_not_told(status: str, days: int) -> None:
+    """Entitlements is silent: nobody is told of days that are not there."""
+    own = licence(status, NOW_S)
+
+    assert standing(held(status, license=own), NOW_S + days * DAY_S - 1) is not None
+    assert standing(held(status, license=own), NOW_S + days * DAY_S) is None
 
 
 @pytest.mark.parametrize("status", ["EXPIRED", "REVOKED", "ABSENT"])
