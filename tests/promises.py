@@ -65,6 +65,7 @@ PROMISES: Final[dict[str, str]] = {
     "limits:the-innocent-go-on": "Who calls too often is told when to come back; others go on.",
     "page:approves-without-script": "A person decides on a plain page, in any browser.",
     "page:nobody-frames-it": "The approval page is in no frame and loads nothing from elsewhere.",
+    "people:break-glass-alerts": "The password for emergencies is on record, and told, when used.",
     "people:broken-provider-locks-nobody-out": "A provider that does not work changes nothing.",
     "people:codes-once": "One-time and recovery codes open one session, and few are tried.",
     "people:guessing-stops": "Passwords, codes and invites are guessed a few times, on record.",

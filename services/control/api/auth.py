@@ -17,6 +17,8 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
+from services.common.ids import TenantId
+from services.common.postgres.connection import Connection
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, limits, sessions
 from services.control.api import proofs
@@ -26,11 +28,13 @@ from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone, needs
 from services.control.api.proofs import Proof, Who
 from services.control.api.shapes import Answer, Time
+from services.control.audit_records import Circumstances
 from services.control.escalations import STEP_UP
+from services.control.notifications import notices
 from services.control.passkeys import NotProven
 from services.control.problems import Refusal
 from services.control.roles import Role
-from services.control.store import auth_settings, factors, oidc, people
+from services.control.store import auth_settings, factors, notification_plans, oidc, people
 from services.control.store.people import Account
 
 router = APIRouter(prefix="/api/v1", tags=["people"])
@@ -273,7 +277,7 @@ async def _begin(
     """The token of a new session, which begins with its record. What it rests on must still be so:
     the `password` that was seen, or the first `half` that it opened. Raises UNAUTHENTICATED.
     """
-    token = sessions.new_token(kind)
+    token, session = sessions.new_token(kind), visit.control.new_id()
     actor = {"kind": "user", "id": who.user, "name": username}
     async with tenant_tx(visit.control.pool, who.tenant) as connection:  # 4
         if not await people.may_begin(connection, who.user, password=password, half=half):
@@ -285,7 +289,7 @@ async def _begin(
             user_id=who.user,
             kind=kind,
             now=visit.now,
-            id=visit.control.new_id(),
+            id=session,
             client_ip=visit.address,
             method=method,
         )
@@ -293,10 +297,27 @@ async def _begin(
         record = audit_records.user("user.signin", who.tenant, came)
         await visit.control.recorder.put(connection, record)
         if (await auth_settings.get(connection)).provider != "password":
-            record = audit_records.user("user.break_glass", who.tenant, came)
-            await visit.control.recorder.put(connection, record)
+            await _tell_of_emergency(visit, connection, came, who.tenant, session)
     visit.control.recorder.wake()
     return token
+
+
+async def _tell_of_emergency(
+    visit: Visit, connection: Connection, came: Circumstances, tenant: TenantId, session: str
+) -> None:
+    """Where people sign in by a provider, a password is the way of one admin on a bad day: it is on
+    record by itself, and whoever hears of anything hears of it.
+    """
+    record = audit_records.user("user.break_glass", tenant, came)
+    await visit.control.recorder.put(connection, record)
+    who = notices.sign_in(
+        id=session,
+        user_id=came.actor["id"],
+        user=came.actor["name"],
+        client_ip=visit.address,
+        at=visit.now,
+    )
+    await notification_plans.broken_glass(connection, tenant, who, now=visit.now)
 
 
 async def give_again(call: Call, kind: sessions.Kind, given: StepUp) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import orjson
 
 from services.control.notifications.destinations import Severity
-from services.control.notifications.notices import Escalation, Notice, Stop, Term, z
+from services.control.notifications.notices import Escalation, Notice, SignIn, Stop, Term, z
 
 #: Of the webhook's body.
 VERSION: Final = "behavry.notification/1"
@@ -146,6 +146,13 @@ def document(notice: Notice) -> dict[str, Any]:
                 "lapses_at": z(one.lapses_at) if one.lapses_at else None,
                 "changed": one.changed,
             }
+        case SignIn() as one:
+            told["sign_in"] = {
+                "id": one.id,
+                "user": {"id": one.user_id, "name": one.user},
+                "client_ip": one.client_ip,
+                "at": z(one.at),
+            }
         case None:
             pass
     return told
@@ -224,6 +231,8 @@ def _dedup_key(notice: Notice) -> str:
             return f"behavry-kill-switch-{one.id}"
         case Term() as one:
             return f"behavry-license-{one.term}"
+        case SignIn() as one:
+            return f"behavry-sign-in-{one.id}"
         case None:
             return f"behavry-test-{notice.id}"
 
@@ -253,6 +262,8 @@ def title(notice: Notice) -> str:
             return f"Kill switch {state}: {what}"
         case Term() as one:
             return _term_title(notice.event, one)
+        case SignIn() as one:
+            return f"Emergency sign-in by password: {readable(one.user)}"
         case None:
             return "Test: notices of this destination arrive here"
 
@@ -307,6 +318,15 @@ def details(notice: Notice) -> list[tuple[str, str]]:
                 ("Lapses", _time(one.lapses_at) if one.lapses_at else "-"),
                 ("Changed", ", ".join(one.changed) or "-"),
                 ("Calls", "decided and recorded as before"),
+                ("Tenant", notice.tenant_slug),
+                ("Id", one.id),
+            ]
+        case SignIn() as one:
+            return [
+                ("Person", f"{readable(one.user)} ({one.user_id})"),
+                ("From", readable(one.client_ip) or "-"),
+                ("At", _time(one.at)),
+                ("Why", "people sign in by a provider here; this account need not"),
                 ("Tenant", notice.tenant_slug),
                 ("Id", one.id),
             ]

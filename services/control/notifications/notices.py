@@ -36,6 +36,9 @@ EVENTS: Final[tuple[Event, ...]] = (
     "license.grace",
     "license.lapsed",
 )
+#: Told to every destination that is on: nobody asks for them, and nobody is spared.
+Alert = Literal["sign_in.break_glass"]
+ALERTS: Final[tuple[Alert, ...]] = ("sign_in.break_glass",)
 MAX_CODES: Final = 32
 _SPOILT: Final = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 
@@ -85,7 +88,17 @@ class Term(msgspec.Struct, frozen=True, kw_only=True, tag="license", tag_field="
     changed: tuple[str, ...] = ()
 
 
-Facts = Escalation | Stop | Term
+class SignIn(msgspec.Struct, frozen=True, kw_only=True, tag="sign_in", tag_field="of"):
+    """Somebody came in by a door that is there for emergencies. `id` is the session's."""
+
+    id: str
+    user_id: str
+    user: str
+    client_ip: str
+    at: datetime
+
+
+Facts = Escalation | Stop | Term | SignIn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +108,7 @@ class Notice:
     """
 
     id: str
-    event: Event | Literal["test"]
+    event: Event | Alert | Literal["test"]
     tenant: TenantId
     tenant_slug: str
     facts: Facts | None
@@ -161,6 +174,10 @@ def term(
         lapses_at=lapses_at,
         changed=tuple(harmless(key) for key in changed),
     )
+
+
+def sign_in(*, id: str, user_id: str, user: str, client_ip: str, at: datetime) -> SignIn:
+    return SignIn(id=id, user_id=user_id, user=harmless(user), client_ip=harmless(client_ip), at=at)
 
 
 def harmless(text: str, *, limit: int = 80) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
-from services.control.notifications.notices import Event
+from services.control.notifications.notices import Alert, Event
 from services.control.store.notification_plans import CHANNEL, GIVE_UP_AFTER
 
 _DUE: Final = """
@@ -86,7 +86,7 @@ class Taken:
     destination: str
     kind: str
     settings: dict[str, Any]
-    event: Event
+    event: Event | Alert
     subject: str
     #: The facts, as they were stored.
     content: str = field(repr=False)

@@ -1,6 +1,7 @@
 """Plans notices in the transaction of what they tell, so that neither is without the other.
 
-Decides who is told of what: each enabled destination that asked for the event. A notice that
+Decides who is told of what: each enabled destination that asked for the event, and of an alert each
+one. A notice that
 something waits is dropped once nothing waits any more. `pg_notify` wakes the worker at the commit.
 """
 
@@ -12,7 +13,15 @@ from typing import Any, Final
 from services.common.ids import TenantId, uuid7
 from services.common.postgres.connection import Connection
 from services.control.notifications import notices
-from services.control.notifications.notices import Escalation, Event, Facts, Stop
+from services.control.notifications.notices import (
+    ALERTS,
+    Alert,
+    Escalation,
+    Event,
+    Facts,
+    SignIn,
+    Stop,
+)
 
 CHANNEL: Final = "behavry_notifications"
 GIVE_UP_AFTER: Final = timedelta(hours=24)
@@ -20,7 +29,7 @@ KEPT: Final = timedelta(days=7)
 _WAITING_EVENTS: Final = ["escalation.opened", "escalation.half_time"]
 _SUBSCRIBED: Final = """
 SELECT d.id FROM control.notification_destinations d
-WHERE d.enabled AND $1 = ANY(d.events)
+WHERE d.enabled AND ($1 = ANY(d.events) OR $4)
   -- Nobody is told of the end of what they were never told of.
   AND NOT EXISTS (
       SELECT 1 FROM control.notification_deliveries n
@@ -46,7 +55,12 @@ FROM control.escalations WHERE id = $1"""
 
 
 async def plan(
-    connection: Connection, tenant: TenantId, event: Event, facts: Facts, *, now: datetime
+    connection: Connection,
+    tenant: TenantId,
+    event: Event | Alert,
+    facts: Facts,
+    *,
+    now: datetime,
 ) -> None:
     """Tells the enabled destinations that asked for it, after the commit. Twice is once.
 
@@ -95,10 +109,17 @@ async def kill_switch(
     await plan(connection, tenant, "kill_switch.on" if on else "kill_switch.off", stop, now=now)
 
 
+async def broken_glass(
+    connection: Connection, tenant: TenantId, one: SignIn, *, now: datetime
+) -> None:
+    """Somebody signed in by the password that is there for the day that the provider is away."""
+    await plan(connection, tenant, "sign_in.break_glass", one, now=now)
+
+
 async def _add(
     connection: Connection,
     tenant: TenantId,
-    event: Event,
+    event: Event | Alert,
     facts: Facts,
     *,
     now: datetime,
@@ -106,7 +127,7 @@ async def _add(
     over: datetime,
 ) -> None:
     first = "escalation.opened" if event == "escalation.settled" else ""
-    rows = await connection.fetch(_SUBSCRIBED, event, facts.id, first)
+    rows = await connection.fetch(_SUBSCRIBED, event, facts.id, first, event in ALERTS)
     if not rows:
         return
     now_ns = round(now.timestamp() * 1_000_000) * 1_000

@@ -5,6 +5,7 @@ and what is kept nowhere.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
@@ -14,14 +15,16 @@ import pytest
 
 from services.control.passwords import Passwords
 from tests.fakes.asking import ask_until
-from tests.fakes.receivers import MailReceiver, mail_receiver
+from tests.fakes.receivers import MailReceiver, http_receiver, mail_receiver
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import Somebody, joined, run, signed_in
 from tests.integration.control.factors import LOGIN, code, first_half, second_half, with_totp
+from tests.integration.control.openid import signs_in_by
 from tests.integration.control.people import INVITES, USERS, entitle, invited, operator
 from tests.integration.control.test_agents import everything_stored
 from tests.integration.control.test_notifications import PASSWORD as MAIL_PASSWORD
-from tests.integration.control.test_notifications import add, mail
+from tests.integration.control.test_notifications import PATH as NOTIFICATIONS
+from tests.integration.control.test_notifications import add, mail, webhook
 from tests.integration.control.test_problems import check
 from tests.promises import promise
 
@@ -122,6 +125,39 @@ async def test_an_invite_that_does_not_go_out_is_shown(rest: Rest, address: str)
     )  # fmt: skip
     accepted = await rest.post(f"{INVITES}:accept", {"token": token, "password": NEW}, key=None)
     assert 201 == accepted.status
+
+
+# Break-glass ---------------------------------------------------------------------------------
+
+
+@promise("people:break-glass-alerts")
+async def test_the_emergency_sign_in_is_on_record_and_told_to_every_destination(
+    rest: Rest,
+) -> None:
+    """Also to one that asked for something else. Where passwords are the way, nobody is told."""
+    async with http_receiver() as quiet, http_receiver() as away:
+        only = {**webhook(rest, quiet.url), "events": ["kill_switch.on"]}
+        await add(rest, only, "quiet")
+        off = await add(rest, webhook(rest, away.url), "off")
+        path = f"{NOTIFICATIONS}/{off.json['id']}"
+        headers = {"if-match": off.headers["etag"]}
+        switched = await rest.call("PATCH", path, {"enabled": False}, headers=headers)
+        assert 200 == switched.status, switched.body
+        admin, anna = await signed_in(rest), await joined(rest, "anna")
+        assert "user.break_glass" not in await types(rest)
+        await signs_in_by(rest, "https://login.example.org")
+
+        check(await sign_in(rest, "anna", anna.password), 401, "unauthenticated")
+        assert 200 == (await sign_in(rest, "admin", admin.password)).status
+        told = json.loads((await quiet.next()).body)
+    assert ("sign_in.break_glass", admin.id, "admin") == (
+        told["event"], told["sign_in"]["user"]["id"], told["sign_in"]["user"]["name"],
+    )  # fmt: skip
+    assert ([], 1) == (away.received, len(quiet.received))
+    (kept,) = [r for r in await rest.records() if r["type"] == "user.break_glass"]
+    assert (admin.id, rest.running.tenant.id, "admin") == (
+        kept["actor"]["id"], kept["tenant"], kept["chain"],
+    )  # fmt: skip
 
 
 # By whoever knows the old one ----------------------------------------------------------------
