@@ -2,9 +2,9 @@
 provider that it is over.
 
 Back: 1. the state, and the browser that it was given to  2. once, in time, under the settings of
-then  3. who answered  4. the code for an ID token  5. the token  6. the person, the role and the
-session (oidc_arrivals.py). Whatever is wrong is told alike and recorded by
-reason; nothing of what came along is kept.
+then  3. the answer, for who the person is (oidc_exchange.py)  4. the role and the session
+(oidc_arrivals.py), or, of a trial, neither (auth_tests.py). Whatever is wrong is told alike and
+recorded by reason; nothing of what came along is kept.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, limits, sessions
+from services.control.api import auth_tests
 from services.control.api.bodies import media_type, read_capped
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone, authenticate
 from services.control.api.oidc_arrivals import Arrival
+from services.control.api.oidc_exchange import exchange
 from services.control.oidc import flow, tokens
 from services.control.oidc.configuration import RETURN_TO, Configuration
 from services.control.oidc.flow import NotSignedIn, Transaction
 from services.control.oidc.providers import ProviderFailed
-from services.control.oidc.tokens import Expected, Person
+from services.control.oidc.tokens import Expected
 from services.control.problems import Refusal, not_found
 from services.control.store import auth_settings, tenants
 from services.control.store import oidc as store
@@ -50,6 +52,8 @@ class Begin(BaseModel):
     return_to: str = Field("/", pattern=f"^{RETURN_TO}$", max_length=100)
     #: Whoever is signed in proves it again.
     step_up: bool = False
+    #: Of a link that tries what is proposed; nothing else goes with it.
+    test: str = Field("", pattern=r"^([A-Za-z0-9_-]{43}\.[A-Za-z0-9_-]{43})?$")
 
 
 @router.get("/login", status_code=302)
@@ -58,6 +62,8 @@ async def begin_login(
 ) -> Response:
     """To the provider. What belongs to this sign-in stays with this browser."""
     _take(visit)
+    if query.test:
+        return await auth_tests.lead(visit, query.test)
     control = visit.control
     session = None
     if query.step_up:
@@ -81,8 +87,7 @@ async def begin_login(
         await store.begin(
             connection,
             tenant,
-            state_sha256=flow.kept(transaction.state),
-            browser_sha256=flow.kept(transaction.browser),
+            transaction,
             revision=configuration.revision,
             return_to=query.return_to,
             session_sha256=session,
@@ -123,26 +128,20 @@ async def end_login(visit: Annotated[Visit, anyone()]) -> Response:
 
 async def _come_back(visit: Visit, tenant: TenantId, found: dict[str, str]) -> Response:
     """The numbers are the module's. Raises NotSignedIn."""
-    control, origins = visit.control, visit.control.origins
+    origins = visit.control.origins
     name = flow.cookie_name(secure=origins.secure)
     transaction = Transaction(state=found["state"], browser=visit.request.cookies.get(name, ""))
     begun, configuration = await _begun(visit, tenant, transaction)  # 1, 2
-    description = await control.providers.describe(configuration.issuer)
-    answered = flow.returned(  # 3
-        found, configuration, issuer_promised=description.names_itself
-    )
-    token = await control.providers.redeem(  # 4
-        configuration,
-        answered.code,
-        verifier=transaction.verifier,
-        redirect_uri=flow.redirect_uri(origins.public_url),
-    )
-    person = await _proven(visit, configuration, token, transaction, begun)  # 5
+    if begun.change_id is not None:
+        return await auth_tests.conclude(
+            visit, tenant, begun, transaction, configuration=configuration, found=found
+        )
+    person = await exchange(visit, configuration, transaction, begun, found)  # 3
     session = sessions.new_token()
     arrival = Arrival(
         visit=visit, tenant=tenant, configuration=configuration, person=person, begun=begun
     )
-    await arrival.enter(session)  # 6
+    await arrival.enter(session)  # 4
     answer = RedirectResponse(begun.return_to, status_code=303)
     answer.headers.append("set-cookie", flow.cookie("", secure=origins.secure))
     answer.headers.append("set-cookie", origins.set_cookie(session))
@@ -164,33 +163,13 @@ async def _begun(
             raise NotSignedIn("oidc_state_expired")
         if begun.used_at is not None or not await store.take(connection, state, visit.now):
             raise NotSignedIn("oidc_state_used")
-        configuration = await _configuration(connection)
+        if begun.change_id is None:
+            configuration = await _configuration(connection)
+        else:
+            configuration = await auth_tests.proposed(connection, begun)
     if configuration is None or configuration.revision != begun.revision:
         raise NotSignedIn("oidc_settings_changed")
     return begun, configuration
-
-
-async def _proven(
-    visit: Visit,
-    configuration: Configuration,
-    token: str,
-    transaction: Transaction,
-    begun: store.Begun,
-) -> Person:
-    expected = Expected(
-        issuer=configuration.issuer,
-        client_id=configuration.client_id,
-        nonce=transaction.nonce,
-        now_s=int(visit.now.timestamp()),
-        begun_s=int(begun.created_at.timestamp()),
-        again=begun.session_sha256 is not None,
-    )
-    keys = await visit.control.providers.keys(configuration.issuer)
-    try:
-        return tokens.person(token, keys, expected)
-    except tokens.UnknownKey:
-        newer = await visit.control.providers.keys(configuration.issuer, unlike=keys)
-        return tokens.person(token, newer, expected)
 
 
 async def end_session_url(call: Call) -> str | None:
@@ -317,7 +296,7 @@ async def _configuration(connection: Connection) -> Configuration | None:
     held = await auth_settings.get(connection)
     if held.provider != "oidc":
         return None
-    return Configuration.of(held.document, revision=held.revision)
+    return Configuration.of(held.document, revision=held.in_force)
 
 
 def _take(visit: Visit) -> None:

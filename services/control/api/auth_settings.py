@@ -1,8 +1,10 @@
 """`settings/auth`: how a tenant's people sign in. One document, changed as a whole by whoever has
 read it (ETag, If-Match), right after a proof of who they are.
 
-It takes two: what an admin of the tenant puts waits until a super-admin approves it, and is shown
-meanwhile. An admin who is a super-admin too is both. A secret is a reference, as everywhere.
+Three things bring a change into force, whichever comes last: an admin proposes it, a super-admin
+who is somebody else approves it, a sign-in by it works (auth_tests.py). Where there is nobody else,
+neither another admin nor another super-admin, and the plan has no teams, the only one approves it
+alone, on record. A secret is a reference, as everywhere.
 """
 
 from __future__ import annotations
@@ -14,14 +16,19 @@ from fastapi import APIRouter
 from pydantic import Field, StringConstraints, model_validator
 from starlette.responses import Response
 
+from services.control.api.auth_taking_effect import NotPossible, settle
 from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call, Change
 from services.control.api.guards import needs, operates
-from services.control.api.shapes import Answer, check_if_match, tag
+from services.control.api.shapes import Answer, Time, check_if_match, tag
 from services.control.api.users import Level
+from services.control.audit_records import change as changed
 from services.control.audit_records import differences
+from services.control.auth_changes import Pending
+from services.control.oidc.configuration import TEAMS
 from services.control.problems import Refusal, not_found
 from services.control.roles import Role
+from services.control.store import auth_changes as changes
 from services.control.store import auth_settings as store
 from services.control.store.auth_settings import AuthSettings
 
@@ -29,6 +36,7 @@ router = APIRouter(prefix="/api/v1/settings/auth", tags=["settings"])
 approving = APIRouter(prefix="/api/v1/tenants", tags=["tenants"])
 
 _RESOURCE: Final = "auth"
+SAML: Final = "saml_sso"
 _ISSUER: Final = (
     r"^(?:https://[a-z0-9.-]+|http://(?:127\.0\.0\.1|localhost))(?::[0-9]{1,5})?(?:/[\w./~-]*)?$"
 )
@@ -60,7 +68,7 @@ class Oidc(Body):
 
 
 class AuthDocument(Body):
-    provider: Literal["password", "oidc"]
+    provider: Literal["password", "oidc", "saml"]
     oidc: Oidc | None = None
 
     @model_validator(mode="after")
@@ -70,19 +78,35 @@ class AuthDocument(Body):
         return self
 
 
+class Proposed(Answer):
+    """A change that waits. `waits_for`: `approval`, `test`."""
+
+    id: str
+    provider: str
+    oidc: dict[str, Any] | None
+    proposed_by: str
+    proposed_at: Time
+    approved_by: str | None
+    approved_at: Time | None
+    tested_by: str | None
+    tested_at: Time | None
+    #: Why the last try did not work.
+    test_failure: str | None
+    waits_for: list[str]
+
+
 class Auth(Answer):
     provider: str
     oidc: dict[str, Any] | None
-    #: What waits for a super-admin.
-    proposed: dict[str, Any] | None
+    proposed: Proposed | None
 
 
 @router.get("")
 async def get_auth_settings(call: Annotated[Call, needs(Role.ADMIN)], response: Response) -> Auth:
     async with call.read() as connection:
-        held = await store.get(connection)
+        held, pending = await changes.both(connection)
     tag(response, held.revision)
-    return _told(held)
+    return _told(held, pending)
 
 
 @router.put("")
@@ -91,78 +115,107 @@ async def put_auth_settings(
     body: Annotated[AuthDocument, json_body(AuthDocument)],
     response: Response,
 ) -> Auth:
-    """In force at once where a super-admin says so; else it waits for one."""
+    """It waits for an approval and a test, in place of what waited before."""
+    _check_provider(call, body.provider)
     wanted = body.model_dump()
     async with call.change(desired=False) as change:
         held = await store.get(change.connection, lock=True)
         check_if_match(call.request, held.revision, required=True)
-        if call.principal.super_admin:
-            made = await _in_force(call, change, held, wanted)
-        else:
-            document = {**held.document, "proposed": {**wanted, "by": call.principal.id}}
-            made = await _kept(call, change, held, held.provider, document)
-            await _record(call, change, "proposed", held, wanted)
-    tag(response, made.revision)
-    return _told(made)
+        await changes.propose(
+            change.connection,
+            call.tenant,
+            wanted,
+            id=call.control.new_id(),
+            by=call.principal.id,
+            now=call.now,
+        )
+        held = await _next(call, change, held)
+        old = {"provider": held.provider, "oidc": held.document.get("oidc")}
+        await change.record(
+            "admin.auth.proposed",
+            resource=_RESOURCE,
+            resource_id=call.tenant,
+            changes=differences(old, wanted),
+            step_up=True,
+        )
+        pending = await changes.get(change.connection)
+    tag(response, held.revision)
+    return _told(held, pending)
 
 
 @approving.post("/{tenant_id:uuid}/auth:approve")
 async def approve_auth_settings(
     tenant_id: UUID, call: Annotated[Call, operates(fresh=True)], response: Response
 ) -> Auth:
-    """What the tenant's admin proposed comes into force. Needs If-Match: it is what was read."""
+    """What the tenant's admin proposed. Needs If-Match: it is what was read."""
     async with call.change(desired=False) as change:
-        held = await store.get(change.connection, lock=True)
+        connection = change.connection
+        held = await store.get(connection, lock=True)
         check_if_match(call.request, held.revision, required=True)
-        proposed = held.document.get("proposed")
-        if proposed is None or str(tenant_id) != call.tenant:
+        pending = await changes.get(connection, lock=True)
+        if pending is None or str(tenant_id) != call.tenant:
             raise not_found(f"proposal of {_RESOURCE}")
-        wanted = {name: proposed[name] for name in ("provider", "oidc")}
-        made = await _in_force(call, change, held, wanted)
-    tag(response, made.revision)
-    return _told(made)
+        alone = await _check_another(call, change, pending)
+        by = call.principal.id
+        await changes.approve(connection, pending.id, by=by, sole_operator=alone, now=call.now)
+        held = await _next(call, change, held)
+        await change.record(
+            "admin.auth.approved",
+            resource=_RESOURCE,
+            resource_id=call.tenant,
+            changes=[changed("sole_operator", None, True)] if alone else [],
+            step_up=True,
+        )
+        try:
+            held = await settle(change, held, now=call.now)
+        except NotPossible as refused:
+            raise refused.refusal() from None
+        pending = await changes.get(connection)
+    tag(response, held.revision)
+    return _told(held, pending)
 
 
-async def _in_force(
-    call: Call, change: Change, held: AuthSettings, wanted: dict[str, Any]
-) -> AuthSettings:
-    document = {"oidc": wanted["oidc"]} if wanted["oidc"] else {}
-    made = await _kept(call, change, held, wanted["provider"], document)
-    await _record(call, change, "updated", held, wanted)
-    return made
+def _check_provider(call: Call, provider: str) -> None:
+    """SAML is a plan's, and of what is here nothing speaks it. Raises FEATURE_NOT_INCLUDED,
+    TOOL_UNAVAILABLE.
+    """
+    if provider != "saml":
+        return
+    refusal = call.plan.refusal(SAML, "write")
+    if refusal is not None and not call.principal.super_admin:
+        raise refusal
+    raise Refusal("TOOL_UNAVAILABLE", "SAML needs xmlsec1, which this installation does not have.")
 
 
-async def _kept(
-    call: Call, change: Change, held: AuthSettings, provider: str, document: dict[str, Any]
-) -> AuthSettings:
-    revision = await store.put(
-        change.connection,
-        call.tenant,
-        after=held.revision,
-        provider=provider,
-        document=document,
-        now=call.now,
-    )
-    if revision is None:
+async def _check_another(call: Call, change: Change, pending: Pending) -> bool:
+    """Whether it is the only one who approves their own. Raises SELF_APPROVAL_FORBIDDEN."""
+    if pending.proposed_by != call.principal.id:
+        return False
+    teams = call.plan.mode(TEAMS) == "on"
+    if teams or not await changes.is_alone(change.connection, call.principal.id):
+        raise Refusal("SELF_APPROVAL_FORBIDDEN", "A super-admin who is somebody else approves it.")
+    return True
+
+
+async def _next(call: Call, change: Change, held: AuthSettings) -> AuthSettings:
+    after = await store.touch(change.connection, call.tenant, held, now=call.now)
+    if after is None:
         raise Refusal("STALE_REVISION", "Read it again first.")
-    return AuthSettings(provider=provider, document=document, revision=revision)
+    return after
 
 
-async def _record(
-    call: Call, change: Change, verb: str, held: AuthSettings, wanted: dict[str, Any]
-) -> None:
-    old = {"provider": held.provider, "oidc": held.document.get("oidc")}
-    await change.record(
-        f"admin.auth.{verb}",
-        resource=_RESOURCE,
-        resource_id=call.tenant,
-        changes=differences(old, wanted),
-        step_up=True,
-    )
-
-
-def _told(held: AuthSettings) -> Auth:
-    document = held.document
+def _told(held: AuthSettings, pending: Pending | None) -> Auth:
     return Auth(
-        provider=held.provider, oidc=document.get("oidc"), proposed=document.get("proposed")
+        provider=held.provider,
+        oidc=held.document.get("oidc"),
+        proposed=None if pending is None else _proposed(pending),
     )
+
+
+def _proposed(pending: Pending) -> Proposed:
+    names = (
+        "id", "provider", "proposed_by", "proposed_at", "approved_by", "approved_at",
+        "tested_by", "tested_at", "test_failure", "waits_for",
+    )  # fmt: skip
+    told = {name: getattr(pending, name) for name in names}
+    return Proposed(**told, oidc=pending.document.get("oidc"))

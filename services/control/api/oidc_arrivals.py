@@ -2,8 +2,9 @@
 under a new id; with the records of all of it in one transaction.
 
 A person is the issuer's subject, whatever their address. A verified address finds an invite, and no
-account that is there already. Roles are judged anew each time; where that would take the last
-admin's, nobody comes in.
+account that is there already. Roles are judged anew each time, and with a role goes what was made
+or given by it: keys that may more, approvals that nobody has used. Where that would take the last
+admin's, nobody comes in, and whoever was in by this identity is not any more.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, sessions
-from services.control.api.context import Change, Visit
+from services.control.api import escalation_acts as acts
+from services.control.api.context import Call, Change, Visit
 from services.control.audit_records import change as changed
 from services.control.features import Checks
 from services.control.oidc.configuration import TEAMS, Configuration, role_of
 from services.control.oidc.flow import NotSignedIn
 from services.control.oidc.tokens import Person
+from services.control.principals import Principal
 from services.control.roles import Role
 from services.control.store import invites, people, tenants, users
 from services.control.store import oidc as store
@@ -62,8 +65,34 @@ class Arrival:
                     await self._again(connection, known)  # 2
                 await self._open(connection, known, sessions.stored(token))  # 3
         except users.LastAdmin:
+            await self._put_out()
             raise NotSignedIn("oidc_last_admin") from None
         self.visit.control.recorder.wake()
+        self.visit.control.signals.escalation()
+
+    async def foretell(self, connection: Connection) -> Role:
+        """The role that this person would come in with; nothing is done. Raises NotSignedIn."""
+        if not self.configuration.admits(self.person.email):
+            raise NotSignedIn("oidc_domain_refused")
+        issuer, subject = self.configuration.issuer, self.person.subject
+        known = await store.identified(connection, issuer, subject)
+        if known is None:
+            invite = await self._invite(connection)
+            return self._role(Role.of(invite.role) if invite else None)
+        if known.status != "active":
+            raise NotSignedIn("user_not_active")
+        return self._role(Role.of(known.role))
+
+    async def _put_out(self) -> None:
+        """The role cannot be taken, so nobody goes on under it."""
+        async with tenant_tx(self.visit.control.pool, self.tenant) as connection:
+            await store.end_sessions(
+                connection,
+                issuer=self.configuration.issuer,
+                subject=self.person.subject,
+                sid=None,
+                now=self.visit.now,
+            )
 
     def _role(self, given: Role | None) -> Role:
         teams = Checks(self.visit.control.features, self.tenant).mode(TEAMS)
@@ -73,20 +102,38 @@ class Arrival:
         role = self._role(Role.of(known.role))
         if role.key == known.role:
             return
+        change = self._change(connection, known)
+        await self._lower(change, known, role)
         await users.set_role(connection, known.id, role.key)
-        await self._change(connection, known).record(
+        await change.record(
             "admin.user.role_changed",
             resource="user",
             resource_id=known.id,
             changes=[changed("role", known.role, role.key)],
         )
 
-    async def _come(self, connection: Connection) -> store.Known:
-        """For the first time: by an invite, or because the tenant lets everybody of theirs in."""
+    async def _lower(self, change: Change, known: store.Known, role: Role) -> None:
+        """What they made or gave and could not any more, as when somebody takes it here."""
+        call = Call(
+            control=self.visit.control, request=self.visit.request, principal=self._as(known)
+        )
+        if role < Role.ANALYST:
+            await acts.take_back(call, change, known.id)
+        above = [one.key for one in Role if one > role]
+        for key in await users.end_keys_above(change.connection, known.id, above, call.now):
+            await change.record("admin.api_key.deleted", resource="api_key", resource_id=key)
+
+    async def _invite(self, connection: Connection) -> store.Invite | None:
+        """The open one; None: this tenant lets everybody of theirs in."""
         address, now = self.person.email, self.visit.now
         invite = await store.open_invite(connection, address, now) if address else None
         if invite is None and not self.configuration.just_in_time:
             raise NotSignedIn("oidc_not_invited")
+        return invite
+
+    async def _come(self, connection: Connection) -> store.Known:
+        """For the first time: by an invite, or because the tenant lets everybody of theirs in."""
+        invite, now = await self._invite(connection), self.visit.now
         role = self._role(Role.of(invite.role) if invite else None)
         made = await self._make(connection, role)
         change = self._change(connection, made)
@@ -162,6 +209,16 @@ class Arrival:
     def _proven_at(self) -> datetime:
         told_s, now = self.person.auth_time_s, self.visit.now
         return now - _LONG_AGO if told_s is None else min(now, moment(told_s * 1_000_000_000))
+
+    def _as(self, who: store.Known) -> Principal:
+        return Principal(
+            kind="user",
+            id=who.id,
+            name=who.username,
+            role=Role.of(who.role),
+            tenant=self.tenant,
+            tenant_slug="",
+        )
 
     def _change(self, connection: Connection, who: store.Known) -> Change:
         return Change(

@@ -20,8 +20,8 @@ from services.control.oidc.configuration import Configuration
 
 LIFE: Final = timedelta(minutes=10)
 CALLBACK: Final = "/api/v1/auth/callback"
-COOKIE_SECURE: Final = "__Host-behavry-sign-in"
-COOKIE_LOOPBACK: Final = "behavry_sign_in"
+COOKIE_SECURE: Final = "__Host-behavry-provider"
+COOKIE_LOOPBACK: Final = "behavry_provider"
 MAX_PARAMETER: Final = 4096
 
 

@@ -9,17 +9,19 @@ from typing import Final
 
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
+from services.control.oidc.flow import Transaction, kept
 
 _OF_ISSUER: Final = "SELECT tenant_id FROM control.find_tenants_of_issuer($1)"
 _SWEEP: Final = "DELETE FROM control.sign_in_transactions WHERE expires_at < $1"
 _BEGIN: Final = """
 INSERT INTO control.sign_in_transactions
     (state_sha256, tenant_id, browser_sha256, revision, return_to, session_sha256, created_at,
-     expires_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"""
+     expires_at, change_id, tester)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"""
 _FIND: Final = "SELECT tenant_id, tenant_status FROM control.find_sign_in_transaction($1)"
 _GET: Final = """
-SELECT browser_sha256, revision, return_to, session_sha256, created_at, expires_at, used_at
+SELECT browser_sha256, revision, return_to, session_sha256, created_at, expires_at, used_at,
+       change_id, tester
 FROM control.sign_in_transactions WHERE state_sha256 = $1"""
 _TAKE: Final = """
 UPDATE control.sign_in_transactions SET used_at = $2
@@ -84,6 +86,17 @@ class Begun:
     created_at: datetime
     expires_at: datetime
     used_at: datetime | None
+    #: Of a trial: what it tries, and for whom.
+    change_id: str | None
+    tester: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A sign-in that opens nothing: of which proposal, and whose."""
+
+    change: str
+    tester: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,18 +134,20 @@ async def tenants_of(connection: Connection, issuer: str) -> list[TenantId]:
 async def begin(
     connection: Connection,
     tenant: TenantId,
+    transaction: Transaction,
     *,
-    state_sha256: bytes,
-    browser_sha256: bytes,
     revision: int,
     return_to: str,
-    session_sha256: bytes | None,
     now: datetime,
     expires_at: datetime,
+    session_sha256: bytes | None = None,
+    trial: Trial | None = None,
 ) -> None:
+    state, browser = kept(transaction.state), kept(transaction.browser)
+    of = (trial.change, trial.tester) if trial else (None, None)
     await connection.execute(_SWEEP, now)
-    args = (state_sha256, tenant, browser_sha256, revision, return_to, session_sha256, now)
-    await connection.execute(_BEGIN, *args, expires_at)
+    args = (state, tenant, browser, revision, return_to, session_sha256, now, expires_at)
+    await connection.execute(_BEGIN, *args, *of)
 
 
 async def find(connection: Connection, state_sha256: bytes) -> tuple[TenantId, str] | None:
@@ -143,7 +158,10 @@ async def find(connection: Connection, state_sha256: bytes) -> tuple[TenantId, s
 
 async def get(connection: Connection, state_sha256: bytes) -> Begun | None:
     row = await connection.fetchrow(_GET, state_sha256)
-    return Begun(**dict(row)) if row else None
+    if row is None:
+        return None
+    named = {name: str(row[name]) if row[name] else None for name in ("change_id", "tester")}
+    return Begun(**{**row, **named})
 
 
 async def take(connection: Connection, state_sha256: bytes, now: datetime) -> bool:

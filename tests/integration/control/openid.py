@@ -29,9 +29,9 @@ async def signs_in_by(rest: Rest, issuer: str, tenant: str = "", **more: Any) ->
     }  # fmt: skip
     await run(
         rest,
-        "INSERT INTO control.auth_settings VALUES ($1, 'oidc', $2, 1, now())"
+        "INSERT INTO control.auth_settings VALUES ($1, 'oidc', $2, 1, now(), 1)"
         " ON CONFLICT (tenant_id) DO UPDATE SET provider = 'oidc', document = excluded.document,"
-        " revision = auth_settings.revision + 1",
+        " revision = auth_settings.revision + 1, in_force = auth_settings.revision + 1",
         tenant or rest.running.tenant.id, json.dumps({"oidc": oidc}),
     )  # fmt: skip
 

@@ -104,6 +104,7 @@ GET    auth/callback                                nobody
 POST   auth/backchannel-logout                      nobody
 GET    settings/auth                                admin
 PUT    settings/auth                                admin          human fresh reads
+POST   settings/auth:test                           admin          human fresh reads
 POST   tenants/{tenant_id}/auth:approve             super_admin    fresh
 
 POST   auth/token                                   nobody

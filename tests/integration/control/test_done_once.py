@@ -120,6 +120,7 @@ async def _change_plans(plans: Plans, does: Doer) -> None:
         await does.once(f"{there}:{verb}", None, boss.token, headers=WHY)
     anna = await joined(rest, "anna", "admin")
     assert 200 == (await put(rest, anna)).status
+    await does.once("/api/v1/settings/auth:test", {}, anna.token, "uri")
     tagged = WHY | {"if-match": '"1"'}
     await does.once(f"{mine}/auth:approve", None, boss.token, headers=tagged)
 

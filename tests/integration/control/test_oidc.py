@@ -11,7 +11,7 @@ import pytest
 from tests.fakes.clock import ManualClock
 from tests.fakes.openid import CLIENT, OpenIdProvider, openid_provider
 from tests.integration.control.conftest import PUBLIC, Rest
-from tests.integration.control.escalated import joined, run
+from tests.integration.control.escalated import joined, run, signed_in
 from tests.integration.control.openid import (
     CALLBACK,
     LOGIN,
@@ -107,15 +107,60 @@ async def test_without_teams_everybody_is_a_viewer_and_a_plan_that_ended_raises_
 async def test_the_last_admin_does_not_come_in_as_less(
     rest: Rest, provider: OpenIdProvider
 ) -> None:
-    await signs_in_by(rest, provider.url, role_claim="groups", roles=ROLES)
+    """Nor stays in under a role that the provider does not give any more."""
     chief, later = Browser(rest=rest), Browser(rest=rest)
-    await chief.sign_in(provider, groups="chiefs")
+    await run(rest, "DELETE FROM control.auth_settings")  # else the one with a password stays
+    await run(rest, "INSERT INTO control.users VALUES (gen_random_uuid(), $1, 'x', 'admin', NULL,"
+              " 'active', now())", rest.running.tenant.id)  # fmt: skip
     await run(rest, "UPDATE control.users SET status = 'deactivated' WHERE username = 'admin'")
+    await signs_in_by(rest, provider.url, role_claim="groups", roles=ROLES)
+    await chief.sign_in(provider, groups="chiefs")
+    await run(rest, "UPDATE control.users SET status = 'deactivated' WHERE username = 'x'")
     check(await later.sign_in(provider, groups="staff"), 401, "unauthenticated")
 
     assert "oidc_last_admin" == (await failures(rest))[-1]
-    assert "admin" == (await chief.me())["role"]
+    check(await chief.get("/api/v1/me"), 401, "session_expired")
     assert 303 == (await later.sign_in(provider, groups="chiefs")).status
+    assert "admin" == (await later.me())["role"]
+
+
+async def test_where_a_provider_is_an_admin_with_a_password_stays(
+    rest: Rest, provider: OpenIdProvider
+) -> None:
+    """Whoever the provider makes an admin may not take away the way in without it."""
+    await signs_in_by(rest, provider.url, role_claim="groups", roles=ROLES)
+    chief = Browser(rest=rest)
+    await chief.sign_in(provider, groups="chiefs")
+    csrf = (await chief.me())["csrf_token"]
+    glass = await signed_in(rest)
+    refused = await chief.post(f"/api/v1/users/{glass.id}:deactivate", csrf=csrf)
+    check(refused, 409, "last_admin")
+    await run(rest, "INSERT INTO control.users VALUES (gen_random_uuid(), $1, 'bob', 'admin', 'x',"
+              " 'active', now())", rest.running.tenant.id)  # fmt: skip
+    done = await chief.post(f"/api/v1/users/{glass.id}:deactivate", csrf=csrf)
+
+    assert 200 == done.status
+
+
+@promise("people:provider-gives-roles")
+async def test_a_role_that_the_provider_takes_goes_with_what_was_made_by_it(
+    rest: Rest, provider: OpenIdProvider
+) -> None:
+    await signs_in_by(rest, provider.url, role_claim="groups", roles=ROLES)
+    old, new = Browser(rest=rest), Browser(rest=rest)
+    await old.sign_in(provider, groups="chiefs")
+    csrf = (await old.me())["csrf_token"]
+    keys = {}
+    for role in ("viewer", "admin"):
+        body = {"name": role, "role": role}
+        keys[role] = (await old.post("/api/v1/api-keys", body, csrf=csrf)).json["key"]
+    await new.sign_in(provider, groups=["nobody-knows"])
+
+    assert ["viewer", "viewer"] == [(await one.me())["role"] for one in (old, new)]
+    check(await rest.get("/api/v1/me", key=keys["admin"]), 401, "unauthenticated")
+    assert 200 == (await rest.get("/api/v1/me", key=keys["viewer"])).status
+    gone = [r for r in await rest.records() if r["type"] == "admin.api_key.deleted"]
+    assert 1 == len(gone)
 
 
 async def test_an_invite_is_found_by_a_verified_address_alone(

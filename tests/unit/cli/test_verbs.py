@@ -94,6 +94,7 @@ COMMANDS = {
     "POST /api/v1/servers/{server}/tools:classify": "tools classify",
     "GET /api/v1/settings/auth": "sign-in show",
     "PUT /api/v1/settings/auth": "sign-in propose",
+    "POST /api/v1/settings/auth:test": "sign-in test",
     f"POST {TENANT}/auth:approve": "sign-in approve",
     "GET /api/v1/settings/limits": "limits show",
     "PUT /api/v1/settings/limits": "limits set",

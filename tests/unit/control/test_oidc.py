@@ -87,7 +87,7 @@ def test_the_browser_is_sent_along_with_a_challenge_and_never_with_the_proof() -
 
 def test_cookies_of_a_sign_in_are_out_of_reach() -> None:
     assert (
-        "__Host-behavry-sign-in=x; Path=/; Max-Age=600; HttpOnly; SameSite=Lax; Secure"
+        "__Host-behavry-provider=x; Path=/; Max-Age=600; HttpOnly; SameSite=Lax; Secure"
         == flow.cookie("x", secure=True)
     )
     assert "Max-Age=0" in flow.cookie("", secure=False)
