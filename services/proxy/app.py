@@ -44,13 +44,16 @@ from services.proxy.clients.control import ControlClient
 from services.proxy.clients.decide import DecideClient
 from services.proxy.clients.snapshots import watch
 from services.proxy.continuing import Carried
+from services.proxy.endings import Endings
 from services.proxy.failures import Failure, Failures
 from services.proxy.holding import Holds
 from services.proxy.identity import Identity
 from services.proxy.pipeline import Pipeline
+from services.proxy.replicas.post import Post
 from services.proxy.seals import Seals
 from services.proxy.sessions import Sessions
 from services.proxy.settings import ProxySettings
+from services.proxy.stores import open_stores
 from services.proxy.streams.feeds import Feeds
 from services.proxy.transports.entry import Entry
 from services.proxy.transports.listener import bind, listening
@@ -72,6 +75,8 @@ class Running:
     waiting: Callable[[], int]
     #: How many streams agents have open to hear of changes.
     listening: Callable[[], int]
+    #: Whether other proxies of the plane reach this one.
+    reachable: Callable[[], bool]
     forget_catalog: Callable[[], None]
     forget_upstreams: Callable[[], None]
 
@@ -103,9 +108,19 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
         ) as outbox,
         dial(settings.authorizer_address, me) as authorizer,
         aiohttp.ClientSession(auto_decompress=False) as http,
+        open_stores(settings, clock, log) as stores,
         Supervisor(log) as supervisor,
     ):
         holds = Holds()
+        post = Post(
+            rendezvous=stores.rendezvous,
+            seals=seals,
+            clock=clock,
+            spawn=supervisor.once,
+            counters=counters,
+            log=log,
+            alone=not settings.counter_store_url,
+        )
         decide = DecideClient(
             authorizer,
             holds=holds,
@@ -125,13 +140,14 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
         backends = _backends(settings, clock, counters, supervisor, log)
         notes = _Notes(outbox, decide, supervisor, clock, log)
         catalog = Catalog(decider=decide, clock=clock, report=notes.report, served=notes.served)
-        sessions = Sessions(seals, clock)
+        sessions = Sessions(seals, clock, Endings(clock, log, stores.counts), post)
         failures = Failures(clock, notes.auth_failed)
         carried = Carried(seals, clock)
         waits = Waits(
             holds=holds,
             escalations=decide,
             carried=carried,
+            post=post,
             hold_s=settings.hold_seconds,
             page_url=settings.control_public_url.rstrip("/"),
             log=log,
@@ -146,6 +162,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             seals=seals,
             carried=carried,
             waits=waits,
+            post=post,
             spawn=supervisor.once,
             digester=digester,
             failures=failures,
@@ -193,6 +210,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                 log=log,
             )
             supervisor.spawn("decide", decide.run)
+            supervisor.spawn("post", post.run)
             supervisor.spawn("snapshot", lambda: watch(authorizer, "proxy", take_proxy, log))
             supervisor.spawn("jwks", lambda: watch(authorizer, "jwks", take_jwks, log))
             supervisor.spawn("readiness", ready.run)
@@ -206,6 +224,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                         revision=lambda: pipeline.snapshot.revision,
                         waiting=lambda: len(holds),
                         listening=lambda: len(pipeline.steps.feeds),
+                        reachable=post.reading.is_set,
                         forget_catalog=catalog.forget,
                         forget_upstreams=backends.forget,
                     )
@@ -367,9 +386,9 @@ async def _sweep(
         await asyncio.sleep(SWEEP_S)
         failures.sweep()
         pipeline.steps.tasks.sweep()
-        pipeline.steps.feeds.touch()
+        await pipeline.steps.feeds.touch()
         await backends.sweep()
-        for visit, session in sessions.sweep():
+        for visit, session in await sessions.sweep():
             upstream = local.upstream_session(session)
             if upstream is not None:
                 await backends.of(visit.server).close(visit, upstream)

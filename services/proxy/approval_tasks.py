@@ -1,8 +1,9 @@
 """Calls that wait for a person as tasks (mcp.md 8), for agents that poll instead of waiting.
 
 Decides what each poll is told, and when one leads to asking again: after something changed. A
-task's arguments are in this process's memory and nowhere else; where they are lost, the agent is
-told to call again, and the approval serves that call.
+task's arguments are in the memory of the process that it began in and nowhere else: a poll that
+reaches another one is carried there, unless the result waits already where all can find it. Where
+arguments are lost, the agent is told to call again, and the approval serves that call.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from services.proxy.continuing import Carried, Task, TheirTask
 from services.proxy.governed import Call, Incoming, Question
 from services.proxy.local import Refused
 from services.proxy.messages import Message
+from services.proxy.replicas.handover import Handover
+from services.proxy.replicas.post import NoWord, Post
 from services.proxy.seals import Unsealed
+from services.proxy.sessions import holder
 from services.proxy.waiting import Wait, Waits, waited_for
 
 METHODS: Final = frozenset({"tasks/get", "tasks/cancel"})
@@ -76,8 +80,18 @@ class Tasks:
     """One per worker."""
 
     def __init__(
-        self, *, waits: Waits, carried: Carried, theirs: TheirTasks, govern: Govern, spawn: Spawn
+        self,
+        *,
+        waits: Waits,
+        carried: Carried,
+        theirs: TheirTasks,
+        govern: Govern,
+        spawn: Spawn,
+        handover: Handover,
+        post: Post,
     ) -> None:
+        self._handover = handover
+        self._post = post
         self._waits = waits
         self._theirs = theirs
         self._carried = carried
@@ -116,6 +130,7 @@ class Tasks:
             escalation.id,
             now_ms,
             until_ms,
+            self._post.me,
         )
         wait.task, wait.changed_ms = task, now_ms
         wait.id = self._carried.seal_task(call.subject.visit, task)
@@ -133,6 +148,39 @@ class Tasks:
         if isinstance(task, TheirTask):
             return await self._theirs.answer(incoming, task)
         wait = self._kept.get(task.id)
+        if wait is None and task.at not in {"", self._post.me}:
+            answer = await self._elsewhere(incoming, task)
+            if answer is not None:
+                return answer
+        return await self._answer(incoming, task, wait)
+
+    async def handed(self, incoming: Incoming) -> Answer | None:
+        """A request that reached another process, about a task that began here. Raises Refused."""
+        task = self._open(incoming.visit, incoming.message)
+        wait = self._kept.get(task.id)
+        if isinstance(task, TheirTask) or wait is None:
+            return None
+        return await self._answer(incoming, task, wait)
+
+    async def _elsewhere(self, incoming: Incoming, task: Task) -> Answer | None:
+        """1. a result that waits for whoever asks  2. the process that has the arguments. None:
+        neither is there. Raises Refused.
+        """
+        visit, message = incoming.visit, incoming.message
+        if message.method == "tasks/get":
+            for found in await self._post.get(holder(visit), _place(task)):  # 1
+                return answers.result(message.id, found)
+        try:
+            return await self._handover.to(task.at, "task", incoming)  # 2
+        except NoWord:  # it works on it
+            if message.method != "tasks/get":
+                return None
+            sealed = str(message.params["taskId"])
+            made = self._told(task, sealed, None, {"status": "working"})
+            return answers.result(message.id, made)
+
+    async def _answer(self, incoming: Incoming, task: Task, wait: TaskWait | None) -> Answer:
+        visit, message = incoming.visit, incoming.message
         if message.method == "tasks/cancel":
             await self._cancel(visit, task, wait)
             return answers.result(message.id, b'{"resultType":"complete"}')
@@ -141,9 +189,8 @@ class Tasks:
         else:
             await self._poll(visit, wait)
             ended = wait.ended or {"status": "working"}
-        sealed = str(message.params["taskId"])
-        made = {**self._state(task, sealed, wait, ended), "resultType": "complete"}
-        return answers.result(message.id, messages.encode(made))
+        made = self._told(task, str(message.params["taskId"]), wait, ended)
+        return answers.result(message.id, made)
 
     def update(self, incoming: Incoming) -> Question:
         """`tasks/update`: an approval is nobody's to answer here. Raises Refused."""
@@ -224,6 +271,13 @@ class Tasks:
             if answer is not WAITING:
                 wait.ended = _ended(wait, answer)
                 wait.changed_ms = self._carried.now_ms()
+        if wait.ended is not None and wait.task is not None:
+            made = self._told(wait.task, wait.id, wait, wait.ended)
+            await self._post.put(holder(visit), _place(wait.task), made, ttl_s=KEPT_MS // 1000)
+
+    def _told(self, task: Task, sealed: str, wait: TaskWait | None, ended: dict[str, Any]) -> bytes:
+        made = {**self._state(task, sealed, wait, ended), "resultType": "complete"}
+        return messages.encode(made)
 
     def _state(
         self, task: Task, sealed: str, wait: TaskWait | None, ended: dict[str, Any]
@@ -240,6 +294,10 @@ class Tasks:
             "pollIntervalMs": POLL_MS,
             **ended,
         }
+
+
+def _place(task: Task) -> str:
+    return f"task:{task.id}"
 
 
 def _ended(wait: TaskWait, answer: Answer) -> dict[str, Any]:

@@ -61,11 +61,12 @@ class Shown(Struct, frozen=True, array_like=True, tag="approval"):
 
 class Posed(Struct, frozen=True, array_like=True, tag="upstream"):
     """The id of a tool server's request to a legacy agent. The server's own id may be longer than
-    an id of ours could hold: the process that relayed the request knows it.
+    an id of ours could hold: the process that relayed the request knows it; `at` names that one.
     """
 
     key: str
     until_ms: int
+    at: str = ""
 
 
 class Task(Struct, frozen=True, array_like=True, tag="approval"):
@@ -78,6 +79,8 @@ class Task(Struct, frozen=True, array_like=True, tag="approval"):
     escalation: str
     created_ms: int
     until_ms: int
+    #: The process that has its arguments.
+    at: str = ""
 
 
 class TheirTask(Struct, frozen=True, array_like=True, tag="upstream"):
@@ -117,8 +120,8 @@ class Carried:
         content = Shown(escalation, self.now_ms() + REQUEST_S * 1000)
         return self._seal("request", _in(visit, session), content)
 
-    def seal_posed(self, visit: Visit, session: Session, key: str) -> str:
-        content = Posed(key, self.now_ms() + REQUEST_S * 1000)
+    def seal_posed(self, visit: Visit, session: Session, key: str, at: str) -> str:
+        content = Posed(key, self.now_ms() + REQUEST_S * 1000, at)
         return self._seal("request", _in(visit, session), content)
 
     def open_request(self, visit: Visit, session: Session, value: str) -> Shown | Posed:

@@ -91,7 +91,7 @@ class Forwarding:
                 await asked.deliver()
                 return _Outcome("ok", "", answer=answers.ACCEPTED)
             if asked.method == SUBSCRIBE and facts.modern:  # it is told by who listens
-                self.subscriptions.subscribed(call)
+                await self.subscriptions.subscribed(call)
                 return _Outcome("ok", "", encoded=b"{}")
             with self.given_up.around(call.stream, call.session, call.message.id):
                 reply = await backend.ask(
@@ -100,12 +100,15 @@ class Forwarding:
                     local.upstream_session(call.session),
                     self.relays.of(call).hear,
                 )
-            return self._translated(call, reply, facts, since)
+            outcome = self._translated(call, reply, facts, since)
+            if asked.method == SUBSCRIBE and outcome.encoded:
+                await self.subscriptions.subscribed(call)
+            return outcome
         except GivenUp:
             return _Outcome("cancelled", "", answer=answers.SILENT)
         except SessionGone:
             if call.session is not None:
-                self.sessions.end(call.subject.visit, call.session)
+                await self.sessions.end(call.subject.visit, call.session)
             gone = answers.rejected(call.message.id, local.failed("unknown_session"))
             return _Outcome("upstream_error", "unknown_session", status_code=404, answer=gone)
         except UpstreamFailed as failure:
@@ -139,8 +142,6 @@ class Forwarding:
                 result = self.tasks.shown(call, reply.result, since)
             case _:
                 result = bridge.result(reply.result, method, facts, to_modern=modern)
-        if method == SUBSCRIBE:
-            self.subscriptions.subscribed(call)
         failed = call.asked.is_tool and result.get("isError") is True
         encoded = messages.encode(result)
         return _Outcome("tool_error" if failed else "ok", "", reply.status, encoded)

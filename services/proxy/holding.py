@@ -137,11 +137,12 @@ class Holds:
         if self.when_reconnected is not None:
             self.when_reconnected()
 
-    def cancelled(self, request: tuple[str, int | str]) -> None:
-        """The agent gave its own request up."""
-        for waiter in self._waiters:
-            if waiter.request == request:
-                waiter.wake(Woken.GONE)
+    def cancelled(self, request: tuple[str, int | str]) -> bool:
+        """The agent gave its own request up. Whether that waits here."""
+        named = [waiter for waiter in self._waiters if waiter.request == request]
+        for waiter in named:
+            waiter.wake(Woken.GONE)
+        return bool(named)
 
 
 def concerns(

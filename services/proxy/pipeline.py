@@ -50,6 +50,7 @@ from services.proxy.judging import enforce
 from services.proxy.local import Refused
 from services.proxy.messages import Kind, Malformed, Message
 from services.proxy.refusals import unavailable
+from services.proxy.replicas.post import Post
 from services.proxy.seals import Seals, Unsealed
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import EMPTY, Snapshot
@@ -93,6 +94,7 @@ class Pipeline:
     seals: Seals
     carried: Carried
     waits: Waits
+    post: Post
     spawn: Spawn
     digester: Digester
     failures: Failures
@@ -161,7 +163,7 @@ class Pipeline:
                 self._still(arrival, visit.caller)
                 visit = self._visit(arrival, visit.caller)
             message = messages.parse(body)  # 5
-            route, session = self._route(arrival, visit, message)  # 6
+            route, session = await self._route(arrival, visit, message)  # 6
             if route.modern and message.kind is Kind.REQUEST:
                 self._agree(arrival, message)  # 7
             if crowded and message.kind is Kind.REQUEST:
@@ -304,7 +306,7 @@ class Pipeline:
             workflow=b"x-workflow-session" in sent,
         )
 
-    def _route(
+    async def _route(
         self, arrival: Arrival, visit: Visit, message: Message
     ) -> tuple[Route, Session | None]:
         sent = arrival.headers
@@ -320,15 +322,15 @@ class Pipeline:
             raise Refused(route)
         if not route.in_session:
             return route, None
-        session = self._session(visit, sealed)
+        session = await self._session(visit, sealed)
         settled = eras.settle(route, session.version)
         if isinstance(settled, Rejection):
             raise Refused(settled)
         return settled, session
 
-    def _session(self, visit: Visit, sealed: bytes | None) -> Session:
+    async def _session(self, visit: Visit, sealed: bytes | None) -> Session:
         try:
-            return self.sessions.find(visit, (sealed or b"").decode("latin-1"))
+            return await self.sessions.find(visit, (sealed or b"").decode("latin-1"))
         except Unsealed:
             raise Refused(local.failed("unknown_session")) from None
 
@@ -381,13 +383,13 @@ class Pipeline:
     async def _in_session(self, arrival: Arrival, visit: Visit) -> Answer:
         """A legacy session's GET, or its end."""
         sent = arrival.headers
-        session = self._session(visit, sent.get(b"mcp-session-id"))
+        session = await self._session(visit, sent.get(b"mcp-session-id"))
         if arrival.verb == "GET":
             if not visit.let_in:
                 raise Refused(local.failed("agent_suspended"))
             last = sent.get(b"last-event-id", b"").decode("latin-1")
             return await self.steps.feeds.get(visit, session, arrival.stream, last)
-        self.sessions.end(visit, session)
+        await self.sessions.end(visit, session)
         upstream = local.upstream_session(session)
         if upstream is not None:
             await self.backends.of(visit.server).close(visit, upstream)

@@ -1,4 +1,5 @@
-"""Values that agents carry for us (sessions, cursors, what waits), encrypted and bound to them.
+"""Values that agents carry for us (sessions, cursors, what waits), encrypted and bound to them; and
+what proxies tell each other, by way of somebody who must learn nothing and can forge nothing.
 
 Decides what opens (mcp.md 9): `b1.<day>.<base64url>`, AES-256-GCM under a key of its own per
 purpose and day, with tenant, agent, server and policy set as associated data. What is inside is the
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +32,15 @@ MAX_AGE_DAYS: Final = 2
 _NS_PER_DAY: Final = 86_400 * 1_000_000_000
 _CACHED: Final = 256
 
-Purpose = Literal["session", "cursor", "state", "task", "request", "event"]
+Purpose = Literal["session", "cursor", "state", "task", "request", "event", "letter", "kept"]
 #: What waits for a person may wait for 7 days; the content says how long exactly.
 _DAYS: Final[dict[Purpose, int]] = {"state": 8, "task": 8}
+#: Between proxies: an agent's whole request may be in there, a tool's whole result.
+_SIZES: Final[dict[Purpose, int]] = {
+    "state": MAX_STATE,
+    "letter": 16 * 1024 * 1024,
+    "kept": 2 * 1024 * 1024,
+}
 
 
 class Unsealed(Exception):
@@ -52,6 +60,7 @@ class Seals:
         self._keys = list(keys)
         self._clock = clock
         self._derived: dict[tuple[int, Purpose, int], AESGCM] = {}
+        self._naming: bytes | None = None
 
     @classmethod
     def load(cls, path: Path, clock: Clock) -> Self:
@@ -72,7 +81,7 @@ class Seals:
 
     def open(self, purpose: Purpose, holder: Sequence[str], value: str) -> bytes:
         """Raises Unsealed."""
-        if len(value) > (MAX_STATE if purpose == "state" else MAX_SEALED):
+        if len(value) > _SIZES.get(purpose, MAX_SEALED):
             raise Unsealed
         day, sealed = self._split(value, _DAYS.get(purpose, MAX_AGE_DAYS))
         for index in range(len(self._keys)):
@@ -83,6 +92,14 @@ class Seals:
             except InvalidTag:
                 continue
         raise Unsealed
+
+    def name(self, *parts: str) -> str:
+        """What something is kept under by the proxies of a plane; it tells nobody else anything."""
+        if self._naming is None:
+            self._naming = HKDF(
+                algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"behavry/seal/1/name"
+            ).derive(self._keys[0])
+        return hmac.digest(self._naming, _aad("kept", parts), "sha256").hex()
 
     def _split(self, value: str, max_age_days: int) -> tuple[int, bytes]:
         version, _, rest = value.partition(".")

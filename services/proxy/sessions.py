@@ -1,7 +1,7 @@
 """Sessions of legacy agents: a sealed value that the agent carries (mcp.md 9), and what a process
-must remember beside it: how many there are, which ended.
+must remember beside it: how many there are, which are idle. Which ended is endings.py's.
 
-No session is kept here to serve a request: any worker can open any seal.
+No session is kept here to serve a request: any process can open any seal.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ import msgspec
 from msgspec import Struct
 
 from services.common.clock import Clock
-from services.common.ids import AgentId, TenantId, uuid7
+from services.common.ids import uuid7
 from services.proxy import bridge
 from services.proxy.backends.upstream import Session as UpstreamSession
 from services.proxy.calls import Visit
+from services.proxy.endings import LIFE_S, Endings, Owner
+from services.proxy.replicas.post import Post
 from services.proxy.seals import Seals, Unsealed
 
-LIFE_S: Final = 12 * 3600
 IDLE_S: Final = 30 * 60
+#: How often other processes are told that a session is in use. They are told for less than the time
+#: after which it is idle here, so that none takes its own word for another's.
+TOLD_S: Final = 4 * 60
+USED_S: Final = IDLE_S - 60
+ENDED: Final = "ended"
 PER_AGENT: Final = 200
 NONE_UPSTREAM: Final = UpstreamSession("", "")
 _NS: Final = 1_000_000_000
@@ -56,20 +62,33 @@ class _Live:
     visit: Visit
     session: Session
     used_s: int
+    #: When the others were told last.
+    told_s: int = 0
+
+
+class _Ended(Struct, frozen=True, array_like=True):
+    """What proxies tell each other."""
+
+    owner: Owner
+    id: str
+    opened_s: int
 
 
 _decoder: Final = msgspec.msgpack.Decoder(Session)
+_ended: Final = msgspec.msgpack.Decoder(_Ended)
 
 
 class Sessions:
-    def __init__(self, seals: Seals, clock: Clock) -> None:
+    def __init__(self, seals: Seals, clock: Clock, endings: Endings, post: Post) -> None:
         self._seals = seals
         self._clock = clock
-        self._live: dict[tuple[TenantId, AgentId], dict[str, _Live]] = {}
-        self._ended: dict[str, int] = {}
-        #: What sessions said since they were sealed; of this worker.
+        self._endings = endings
+        self._post = post
+        post.notes(ENDED, self._hear_ended)
+        self._live: dict[Owner, dict[str, _Live]] = {}
+        #: What sessions said since they were sealed; of this process.
         self._levels: dict[str, str] = {}
-        #: Told the id of each session that ends.
+        #: Told the id of each session that ends, or that is not heard of here any more.
         self.when_ended: Callable[[str], None] = _nobody
 
     def admit(self, visit: Visit) -> None:
@@ -94,33 +113,51 @@ class Sessions:
         self._live.setdefault(_owner(visit), {})[session.id] = _Live(visit, session, now_s)
         return self._seals.seal("session", holder(visit), msgspec.msgpack.encode(session))
 
-    def find(self, visit: Visit, sealed: str) -> Session:
+    async def find(self, visit: Visit, sealed: str) -> Session:
         """Raises Unsealed: of another holder, ended, too old. All read as if it never was."""
         try:
             session = _decoder.decode(self._seals.open("session", holder(visit), sealed))
         except msgspec.DecodeError:
             raise Unsealed from None
-        now_s = self._now_s()
-        if session.id in self._ended or now_s - session.opened_s > LIFE_S:
+        if await self.over(visit, session):
             raise Unsealed
-        live = self._live.setdefault(_owner(visit), {}).get(session.id)
+        now_s, owner = self._now_s(), _owner(visit)
+        live = self._live.setdefault(owner, {}).get(session.id)
         if live is None:
-            self._live[_owner(visit)][session.id] = _Live(visit, session, now_s)
+            self._live[owner][session.id] = _Live(visit, session, now_s)
         else:
             live.used_s = now_s
         level = self._levels.get(session.id)
         return session if level is None else msgspec.structs.replace(session, level=level)
 
-    def set_level(self, session: Session, level: str) -> None:
+    async def over(self, visit: Visit, session: Session) -> bool:
+        owner = _owner(visit)
+        return self._now_s() - session.opened_s > LIFE_S or await self._endings.over(
+            owner,
+            session.id,
+            session.opened_s,
+            in_use=lambda: session.id in self._live.get(owner, ()),
+        )
+
+    def set_level(self, visit: Visit, session: Session, level: str) -> None:
         """From here on, until it ends; it may have ended meanwhile."""
-        if session.id not in self._ended:
+        if session.id in self._live.get(_owner(visit), ()):
             self._levels[session.id] = level
 
-    def end(self, visit: Visit, session: Session) -> None:
-        self._ended[session.id] = session.opened_s + LIFE_S
-        self._live.get(_owner(visit), {}).pop(session.id, None)
-        self._levels.pop(session.id, None)
-        self.when_ended(session.id)
+    async def end(self, visit: Visit, session: Session) -> None:
+        """When this returns, every process knows it, as far as it can be told."""
+        ended = _Ended(_owner(visit), session.id, session.opened_s)
+        self._end(ended)
+        await self._endings.tell(session.id, session.opened_s)
+        await self._post.tell(ENDED, msgspec.msgpack.encode(ended))
+
+    async def _hear_ended(self, body: bytes) -> None:
+        self._end(_ended.decode(body))
+
+    def _end(self, ended: _Ended) -> None:
+        self._endings.note(ended.owner, ended.id, ended.opened_s)
+        self._live.get(ended.owner, {}).pop(ended.id, None)
+        self._left(ended.id)
 
     def touch(self, visit: Visit, session: Session) -> None:
         """It is used without being presented."""
@@ -128,21 +165,33 @@ class Sessions:
         if live is not None:
             live.used_s = self._now_s()
 
-    def sweep(self) -> list[tuple[Visit, Session]]:
+    async def sweep(self) -> list[tuple[Visit, Session]]:
         """Forgets what is over; answers the idle sessions, whose upstream ends should be told."""
+        await self._endings.sweep()
         now_s = self._now_s()
-        self._ended = {one: until for one, until in self._ended.items() if until > now_s}
         idle: list[tuple[Visit, Session]] = []
         for owner, sessions in list(self._live.items()):
-            for live in [one for one in sessions.values() if now_s - one.used_s > IDLE_S]:
-                idle.append((live.visit, live.session))
-                self._ended[live.session.id] = live.session.opened_s + LIFE_S
-                del sessions[live.session.id]
-                self._levels.pop(live.session.id, None)
-                self.when_ended(live.session.id)
-            if not sessions:
+            for live in list(sessions.values()):
+                if now_s - live.used_s <= IDLE_S:
+                    await self._tell_used(live, now_s)
+                elif await self._endings.used_elsewhere(live.session.id):
+                    sessions.pop(live.session.id, None)  # another process will find it idle
+                    self._left(live.session.id)
+                elif live.session.id in sessions and now_s - live.used_s > IDLE_S:
+                    idle.append((live.visit, live.session))
+                    await self.end(live.visit, live.session)
+            if not sessions and self._live.get(owner) is sessions:
                 del self._live[owner]
         return idle
+
+    async def _tell_used(self, live: _Live, now_s: int) -> None:
+        if live.used_s > live.told_s and now_s - live.told_s >= TOLD_S:
+            live.told_s = now_s
+            await self._endings.used(live.session.id, USED_S)
+
+    def _left(self, session_id: str) -> None:
+        self._levels.pop(session_id, None)
+        self.when_ended(session_id)
 
     def _now_s(self) -> int:
         return self._clock.now_ns() // _NS
@@ -152,7 +201,7 @@ def _nobody(_session_id: str) -> None:
     pass
 
 
-def _owner(visit: Visit) -> tuple[TenantId, AgentId]:
+def _owner(visit: Visit) -> Owner:
     return visit.caller.tenant, visit.caller.agent
 
 

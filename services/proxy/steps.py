@@ -29,6 +29,8 @@ from services.proxy.governed import Incoming, Question
 from services.proxy.judging import Judging
 from services.proxy.local import Local
 from services.proxy.refusals import Refusals
+from services.proxy.replicas.handover import Handover
+from services.proxy.replicas.post import Post
 from services.proxy.seals import Seals
 from services.proxy.sessions import Sessions
 from services.proxy.snapshot import Snapshot
@@ -52,6 +54,7 @@ class Parts(Protocol):
     seals: Seals
     carried: Carried
     waits: Waits
+    post: Post
     digester: Digester
     failures: Failures
     counters: Counters
@@ -82,7 +85,8 @@ class Steps:
 
 
 def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
-    given_up, resuming = Abandonments(), Resuming(parts.seals)
+    given_up, resuming = Abandonments(), Resuming(parts.seals, parts.post)
+    handover = Handover(parts.post, snapshot)
     dropped = parts.counters.counter("proxy.upstream.dropped")
     theirs = TheirTasks(
         carried=parts.carried,
@@ -101,12 +105,15 @@ def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
         recorder=parts.recorder,
         govern=parts.govern,
         spawn=parts.spawn,
+        handover=handover,
+        me=parts.post.me,
         counters=parts.counters,
         clock=parts.clock,
         log=parts.log,
     )
+    handover.serving("answer", questions.handed)
     rounds = Rounds(questions, parts.carried, parts.digester)
-    subscriptions = Subscriptions(parts.govern, parts.spawn)
+    subscriptions = Subscriptions(parts.govern, parts.spawn, parts.post)
     feeds = Feeds(
         catalog=parts.catalog,
         backends=parts.backends,
@@ -114,6 +121,7 @@ def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
         subscriptions=subscriptions,
         questions=questions,
         resuming=resuming,
+        post=parts.post,
         snapshot=snapshot,
         dropped=dropped,
         spawn=parts.spawn,
@@ -122,6 +130,16 @@ def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
     relays = Relays(
         asked=questions.heard, changed=feeds.changed, paused=resuming.paused, dropped=dropped
     )
+    tasks = Tasks(
+        waits=parts.waits,
+        carried=parts.carried,
+        theirs=theirs,
+        govern=parts.govern,
+        spawn=parts.spawn,
+        handover=handover,
+        post=parts.post,
+    )
+    handover.serving("task", tasks.handed)
     return Steps(
         local=Local(
             catalog=parts.catalog,
@@ -132,13 +150,7 @@ def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
             ),
             backend=lambda visit: parts.backends.of(visit.server),
         ),
-        tasks=Tasks(
-            waits=parts.waits,
-            carried=parts.carried,
-            theirs=theirs,
-            govern=parts.govern,
-            spawn=parts.spawn,
-        ),
+        tasks=tasks,
         refusals=Refusals(
             recorder=parts.recorder,
             failures=parts.failures,
@@ -161,7 +173,9 @@ def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
         rounds=rounds,
         subscriptions=subscriptions,
         feeds=feeds,
-        noting=Noting(holds=parts.waits.holds, given_up=given_up, backends=parts.backends),
+        noting=Noting(
+            holds=parts.waits.holds, given_up=given_up, backends=parts.backends, post=parts.post
+        ),
         forwarding=Forwarding(
             recorder=parts.recorder,
             sessions=parts.sessions,

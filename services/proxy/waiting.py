@@ -11,6 +11,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+from msgspec import Struct
+
 from services.common.errors import BehavryError
 from services.common.telemetry.logging import Log
 from services.proxy import answers, encodings
@@ -22,12 +25,26 @@ from services.proxy.governed import RESPONSES, Call, Incoming, Question
 from services.proxy.holding import Holds, Woken
 from services.proxy.local import Refused
 from services.proxy.messages import Message
+from services.proxy.replicas.post import Post
 
 MAX_ROUNDS: Final = 10
 PROGRESS_S: Final = 15
 #: The reason of a denial that nobody spoke; what waits is asked about again after so long.
 UNANSWERED: Final = "policy_unavailable"
 AGAIN_S: Final = 1.0
+#: What proxies tell each other.
+DECLINED: Final = "declined"
+
+
+class _Declined(Struct, frozen=True, array_like=True):
+    """What an agent's user did not want to look at, told to whoever holds the call."""
+
+    tenant: str
+    agent: str
+    escalation: str
+
+
+_declined: Final = msgspec.msgpack.Decoder(_Declined)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -135,11 +152,14 @@ class Waits:
         holds: Holds,
         escalations: Escalations,
         carried: Carried,
+        post: Post,
         hold_s: float,
         page_url: str,
         log: Log,
     ) -> None:
         self.holds = holds
+        self._post = post
+        post.notes(DECLINED, self._hear_declined)
         self.hold_s = hold_s
         self._escalations = escalations
         self._carried = carried
@@ -169,13 +189,29 @@ class Waits:
         return wait
 
     async def answered(self, visit: Visit, message: Message, shown: Shown) -> Answer:
-        """A legacy agent's answer to an elicitation of ours."""
+        """A legacy agent's answer to an elicitation of ours: here, or from another process."""
         if (message.result or {}).get("action") in {"decline", "cancel"}:
-            for wait in self._pushed.get(shown.escalation, ()):
-                wait.declined = True
+            caller = visit.caller
+            said = _Declined(caller.tenant, caller.agent, shown.escalation)
+            self._decline(said)
+            await self._post.tell(DECLINED, msgspec.msgpack.encode(said))
             await self.give_up(visit, shown.escalation)
-            self.holds.ticket_changed(visit.caller.tenant, shown.escalation)
+            self.holds.ticket_changed(caller.tenant, shown.escalation)
         return answers.ACCEPTED
+
+    async def _hear_declined(self, body: bytes) -> None:
+        said = _declined.decode(body)
+        if self._decline(said):
+            self.holds.ticket_changed(said.tenant, said.escalation)
+
+    def _decline(self, said: _Declined) -> bool:
+        """Whether anybody waits for it here."""
+        waiting = self._pushed.get(said.escalation, ())
+        for wait in waiting:
+            caller = wait.incoming.visit.caller
+            if (caller.tenant, caller.agent) == (said.tenant, said.agent):
+                wait.declined = True
+        return bool(waiting)
 
     async def give_up(self, visit: Visit, escalation_id: str) -> None:
         """The call is denied even where the authorizer cannot be told: then the ticket runs out."""

@@ -22,6 +22,7 @@ CounterName = Literal[
     "proxy.upstream.dropped",
     "proxy.asked.relayed",
     "proxy.asked.refused",
+    "proxy.letters.refused",  # of other proxies, it said: forged, old, or taken before
     "proxy.control.requests",  # relayed token requests and key trades
     "proxy.admission.refused",  # entry checks 1-4: counted, not recorded
     "proxy.decide.asks",

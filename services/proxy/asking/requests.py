@@ -1,8 +1,9 @@
 """Requests of tool servers to legacy agents: relayed on an open stream, under ids of our own.
 
 Decides which of them an agent gets to see, and to which of them an answer belongs: one answer each,
-from the session that was asked, as long as somebody waits for it. Whether the answer may go up is
-decided like a call (`govern`); what is refused is told to the server, and recorded.
+from the session that was asked, as long as somebody waits for it; where another process does, the
+answer is carried to it. Whether the answer may go up is decided like a call (`govern`); what is
+refused is told to the server, and recorded.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from services.proxy.asking.nobody import Nobody
 from services.proxy.asking.screening import Unwanted, screened
 from services.proxy.backends.upstream import Backends, Heard, UpstreamFailed
 from services.proxy.calls import Recorder, Spawn, Stream, Visit
-from services.proxy.continuing import Carried, Shown
+from services.proxy.continuing import Carried, Posed, Shown
 from services.proxy.governed import Call, Incoming, Question
 from services.proxy.local import Refused
 from services.proxy.messages import Message
+from services.proxy.replicas.handover import Handover
+from services.proxy.replicas.post import NoWord
 from services.proxy.seals import Unsealed
 from services.proxy.sessions import Session
 
@@ -101,11 +104,15 @@ class Questions:
         recorder: Recorder,
         govern: Govern,
         spawn: Spawn,
+        handover: Handover,
+        me: str,
         counters: Counters,
         clock: Clock,
         log: Log,
     ) -> None:
         self._approvals = approvals
+        self._handover = handover
+        self._me = me
         self._carried = carried
         self._backends = backends
         self._recorder = recorder
@@ -157,21 +164,43 @@ class Questions:
         return answer
 
     async def answered(self, incoming: Incoming) -> Answer:
-        """1. the id is one of ours, for this session  2. somebody waits  3. accepted; what is
-        decided about it the agent is not told, the protocol has no form for that. Raises Refused.
+        """1. the id is one of ours, for this session  2. somebody waits, here or in another process
+        3. accepted; what is decided about it the agent is not told, the protocol has no form for
+        that. Raises Refused.
         """
-        visit, session, message = incoming.visit, incoming.session, incoming.message
+        opened = self._opened(incoming)  # 1
+        if isinstance(opened, Shown):
+            return await self._approvals.answered(incoming.visit, incoming.message, opened)
+        if opened.key not in self._keys and opened.at not in {"", self._me}:  # 2
+            try:
+                answer = await self._handover.to(opened.at, "answer", incoming)
+            except NoWord:
+                answer = None
+            if answer is None:
+                raise _unasked()
+            return answer
+        return self._take(incoming, opened)
+
+    async def handed(self, incoming: Incoming) -> Answer:
+        """What reached another process, which looked at it like this one does. Raises Refused."""
+        opened = self._opened(incoming)
+        if isinstance(opened, Shown):
+            raise _unasked()
+        return self._take(incoming, opened)
+
+    def _opened(self, incoming: Incoming) -> Shown | Posed:
+        session, message = incoming.session, incoming.message
         try:
             if session is None or type(message.id) is not str:
                 raise Unsealed
-            opened = self._carried.open_request(visit, session, message.id)  # 1
+            return self._carried.open_request(incoming.visit, session, message.id)
         except Unsealed:
-            raise Refused(answers.bad_request("nothing was asked")) from None
-        if isinstance(opened, Shown):
-            return await self._approvals.answered(visit, message, opened)
-        asked = self._keys.get(opened.key)
-        if asked is None:  # 2
-            raise Refused(answers.bad_request("nothing was asked"))
+            raise _unasked() from None
+
+    def _take(self, incoming: Incoming, opened: Posed) -> Answer:
+        asked, message = self._keys.get(opened.key), incoming.message
+        if asked is None:
+            raise _unasked()
         if message.result is None and message.error is None:
             raise Refused(answers.bad_request("a result or an error must be an object"))
         self._forget(opened.key, asked)
@@ -232,7 +261,7 @@ class Questions:
         if place.session is None or len(opened.asked) >= MAX_OPEN:
             raise Unwanted("capacity")
         key = uuid4().hex
-        sealed = self._carried.seal_posed(place.visit, place.session, key)
+        sealed = self._carried.seal_posed(place.visit, place.session, key, self._me)
         asked = _Asked(
             place=place, method=method, sealed=sealed, upstream_id=upstream_id, answer=answer
         )
@@ -297,6 +326,10 @@ class Questions:
 def place_of(call: Call) -> Place:
     subject = call.subject
     return Place(id=subject.id, visit=subject.visit, session=call.session, stream=call.stream)
+
+
+def _unasked() -> Refused:
+    return Refused(answers.bad_request("nothing was asked"))
 
 
 def _told(place: Place) -> dict[str, Any]:

@@ -80,8 +80,9 @@ class Abandonments:
             return Abandonment(self, stream, None)
         return Abandonment(self, stream, (session.id, id))
 
-    def cancelled(self, name: Name) -> None:
-        """The agent gave its own request up."""
+    def cancelled(self, name: Name) -> bool:
+        """The agent gave its own request up. Whether that runs here."""
         found = self.running.get(name)
         if found is not None:
             found.give_up()
+        return found is not None

@@ -116,7 +116,7 @@ class Feeding:
                 await source.run(partial(self._hear, feed), partial(self._missed, feed))
             except SessionGone:
                 if feed.session is not None:
-                    self.sessions.end(feed.visit, feed.session)
+                    await self.sessions.end(feed.visit, feed.session)
                 feed.end()
             return
         key, listening = shared(feed.visit, facts)

@@ -28,6 +28,7 @@ from services.proxy.governed import Call
 from services.proxy.holding import concerns
 from services.proxy.local import Refused
 from services.proxy.messages import Message
+from services.proxy.replicas.post import Post
 from services.proxy.sessions import Session, Sessions
 from services.proxy.snapshot import Snapshot
 from services.proxy.streams.feeding import ACKNOWLEDGED, SUBSCRIPTION_META, Feed, Feeding
@@ -46,6 +47,8 @@ from services.proxy.streams.tails import Rest, Resuming
 from services.proxy.streams.views import TOOLS, Owner, Views, owner
 
 PER_AGENT: Final = 16
+#: What proxies tell each other.
+LISTENS: Final = "listens"
 
 
 class Feeds:
@@ -60,11 +63,14 @@ class Feeds:
         subscriptions: Subscriptions,
         resuming: Resuming,
         questions: Questions,
+        post: Post,
         snapshot: Callable[[], Snapshot],
         dropped: Counter,
         spawn: Spawn,
         clock: Clock,
     ) -> None:
+        self._post = post
+        post.notes(LISTENS, self._hear_listens)
         self._backends = backends
         self._sessions = sessions
         self._subscriptions = subscriptions
@@ -120,27 +126,34 @@ class Feeds:
         self, visit: Visit, session: Session, stream: Stream, last_event_id: str
     ) -> Answer:
         """A legacy session's stream, one at a time: the newer takes the place of the older, however
-        many come at once. Raises Refused.
+        many come at once, and wherever that one is. Raises Refused.
         """
-        event, tail = self._resuming.found(visit, session, last_event_id)
+        event, tail = await self._resuming.found(visit, session, last_event_id)
         if tail is not None:
             return await self._rest(visit, session, stream, tail)
-        while older := self._heard_by(session):  # while one waits, another may have come
-            for other in older:
-                other.end()
-                await other.left.wait()
-        wanted = Wanted(lists=frozenset(LISTS), uris=self._subscriptions.of(session))
-        feed = Feed(visit=visit, stream=stream, session=session, wanted=wanted)
-        with self._place(feed):
-            try:
-                backend = self._backends.of(visit.server)
-                facts = await backend.facts(visit)
-            except UpstreamFailed as failure:
-                raise Refused(local.failed(failure.reason)) from None
-            await stream.open()
-            await self._fed(feed, self._feeding.feed(feed, backend, facts, event))
-        self._subscriptions.tidy(session)
+        await self._post.tell(LISTENS, session.id.encode())
+        async with self._subscriptions.heard(visit, session) as uris:
+            while older := self._heard_by(session):  # while one waits, another may have come
+                for other in older:
+                    other.end()
+                    await other.left.wait()
+            wanted = Wanted(lists=frozenset(LISTS), uris=uris)
+            feed = Feed(visit=visit, stream=stream, session=session, wanted=wanted)
+            with self._place(feed):
+                try:
+                    backend = self._backends.of(visit.server)
+                    facts = await backend.facts(visit)
+                except UpstreamFailed as failure:
+                    raise Refused(local.failed(failure.reason)) from None
+                await stream.open()
+                await self._fed(feed, self._feeding.feed(feed, backend, facts, event))
         return answers.SILENT
+
+    async def _hear_listens(self, body: bytes) -> None:
+        """A session's stream is open in another process."""
+        for feed in self._of_session(body.decode()):
+            if feed.wanted.lists:
+                feed.end()
 
     async def _rest(self, visit: Visit, session: Session, stream: Stream, tail: Rest) -> Answer:
         """Of a call whose stream ended early: what was said since, and the answer."""
@@ -187,7 +200,7 @@ class Feeds:
         uri = message.params.get("uri")
         if type(uri) is not str or not 1 <= len(uri) <= MAX_URI:
             raise Refused(answers.bad_params("uri must be a string"))
-        self._subscriptions.of(session).drop(uri)
+        await self._subscriptions.unsubscribed(visit, session, uri)
         upstream = local.upstream_session(session)
         if upstream is not None:
             request = Request(method=UNSUBSCRIBE, params={"uri": uri}, timeout_s=PROBE_S)
@@ -248,10 +261,14 @@ class Feeds:
         for feed in self._all():
             feed.end()
 
-    def touch(self) -> None:
-        """A session with an open stream is not idle."""
+    async def touch(self) -> None:
+        """A session with an open stream is not idle; one that ended elsewhere has none."""
         for feed in self._all():
-            if feed.session is not None:
+            if feed.session is None:
+                continue
+            if await self._sessions.over(feed.visit, feed.session):
+                feed.end()
+            else:
                 self._sessions.touch(feed.visit, feed.session)
 
     @contextmanager

@@ -10,6 +10,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from services.proxy import answers, local, messages
 from services.proxy.answers import Answer, Rejection
 from services.proxy.asking import grants
@@ -18,11 +20,13 @@ from services.proxy.calls import Visit
 from services.proxy.holding import Holds
 from services.proxy.local import Refused
 from services.proxy.messages import Message
+from services.proxy.replicas.post import Post
 from services.proxy.sessions import Session
-from services.proxy.streams.abandoning import Abandonments
+from services.proxy.streams.abandoning import Abandonments, Name
 
 CANCELLED: Final = "notifications/cancelled"
 ROOTS: Final = "notifications/roots/list_changed"
+_name: Final = msgspec.msgpack.Decoder(Name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,10 @@ class Noting:
     holds: Holds
     given_up: Abandonments
     backends: Backends
+    post: Post
+
+    def __post_init__(self) -> None:
+        self.post.notes(CANCELLED, self._hear_cancelled)
 
     async def noted(self, visit: Visit, message: Message, session: Session | None) -> Answer:
         """Raises Refused."""
@@ -37,11 +45,22 @@ class Noting:
             case "notifications/cancelled" if session is not None:
                 named = message.params.get("requestId")
                 if isinstance(named, int | str) and messages.valid_id(named):
-                    self.holds.cancelled((session.id, named))
-                    self.given_up.cancelled((session.id, named))
+                    await self._cancel((session.id, named))
             case "notifications/roots/list_changed":
                 await self._roots(visit, session)
         return answers.ACCEPTED
+
+    async def _cancel(self, name: Name) -> None:
+        """Where it runs or waits: here, or in whichever other process."""
+        if not self._cancel_here(name):
+            await self.post.tell(CANCELLED, msgspec.msgpack.encode(name))
+
+    async def _hear_cancelled(self, body: bytes) -> None:
+        self._cancel_here(_name.decode(body))
+
+    def _cancel_here(self, name: Name) -> bool:
+        waited, ran = self.holds.cancelled(name), self.given_up.cancelled(name)
+        return waited or ran
 
     async def _roots(self, visit: Visit, session: Session | None) -> None:
         """Passed to who may ask for the roots, and refused by name for who may not."""

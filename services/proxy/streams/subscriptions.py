@@ -1,35 +1,55 @@
 """Resources that agents hear of when they change (mcp.md 4, 7).
 
 Each was decided on like a read before it is in here, and is decided on again when policy has
-changed since. Which streams carry the news is feeds.py's.
+changed since, or when it was another process that decided. Which streams carry the news is
+feeds.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 from uuid import uuid4
+
+import msgspec
+from msgspec import Struct
 
 from services.proxy import answers, messages
 from services.proxy.answers import Answer, bad_params
 from services.proxy.asking.nobody import Nobody
 from services.proxy.bridge import Facts
 from services.proxy.calls import Spawn, Visit
+from services.proxy.endings import LIFE_S
 from services.proxy.eras import Route
 from services.proxy.governed import SUBSCRIBE, Call, Incoming
 from services.proxy.local import Refused, failed
 from services.proxy.messages import Kind, Message
-from services.proxy.sessions import Session
+from services.proxy.replicas.post import Post
+from services.proxy.sessions import Session, holder
 from services.proxy.streams.relay import LISTS
 
 UNSUBSCRIBE: Final = "resources/unsubscribe"
 LISTEN: Final = "subscriptions/listen"
 MOST: Final = 64
 MAX_URI: Final = 8 * 1024
+#: What proxies keep for each other, and tell each other of.
+URIS: Final = "uris"
 
 Govern = Callable[[Incoming], Awaitable[Answer]]
+
+
+class _Told(Struct, frozen=True, array_like=True):
+    """What a legacy session hears of from now on, or no more."""
+
+    session: str
+    uri: str
+    wanted: bool
+
+
+_told: Final = msgspec.msgpack.Decoder(_Told)
 
 
 class Uris:
@@ -40,6 +60,8 @@ class Uris:
         self.session = session
         self.all: dict[str, str] = {}
         self.changed = asyncio.Event()
+        #: Streams of the legacy session that are open here, or about to be.
+        self.heard = 0
         #: Being decided on again.
         self.asking: set[str] = set()
 
@@ -79,12 +101,16 @@ class Wanted:
 
 
 class Subscriptions:
-    """One per worker: those of legacy sessions, and the question whether one may be."""
+    """One per process: those of legacy sessions, and the question whether one may be. A session's
+    stream may be in another process than the one that it subscribes in.
+    """
 
-    def __init__(self, govern: Govern, spawn: Spawn) -> None:
+    def __init__(self, govern: Govern, spawn: Spawn, post: Post) -> None:
         self._govern = govern
         self._spawn = spawn
+        self._post = post
         self._sessions: dict[str, Uris] = {}
+        post.notes(URIS, self._hear)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -102,15 +128,57 @@ class Subscriptions:
         if known is not None and len(known.all) >= MOST and params.get("uri") not in known.all:
             raise Refused(failed("rate_limited"))
 
-    def subscribed(self, call: Call) -> None:
+    async def subscribed(self, call: Call) -> None:
         """A legacy agent's own request, allowed."""
-        if call.session is not None:
-            self.of(call.session).add(call.asked.name, call.subject.visit.revision)
+        session, visit, uri = call.session, call.subject.visit, call.asked.name
+        if session is None:
+            return
+        self.of(session).add(uri, visit.revision)
+        until_s = session.opened_s + LIFE_S
+        await self._post.put(
+            _owner(visit, session),
+            URIS,
+            uri.encode(),
+            part=uri,
+            ttl_s=until_s - self._post.now_s(),
+        )
+        await self._tell(session, uri, wanted=True)
 
-    def tidy(self, session: Session) -> None:
-        """Nothing is kept of a session that hears of nothing."""
-        if not self.of(session).all:
-            self.forget(session.id)
+    async def unsubscribed(self, visit: Visit, session: Session, uri: str) -> None:
+        self.of(session).drop(uri)
+        await self._post.drop(_owner(visit, session), URIS, part=uri)
+        await self._tell(session, uri, wanted=False)
+
+    @asynccontextmanager
+    async def heard(self, visit: Visit, session: Session) -> AsyncIterator[Uris]:
+        """For a stream: also what was, and will be, subscribed to in other processes."""
+        uris = self.of(session)
+        uris.heard += 1
+        try:
+            for found in await self._post.get(_owner(visit, session), URIS):
+                if len(uris.all) < MOST and found.decode() not in uris.all:
+                    uris.add(found.decode(), "")
+            yield uris
+        finally:
+            uris.heard -= 1
+            if (
+                not uris.all and not uris.heard
+            ):  # nothing is kept of a session that hears of nothing
+                self.forget(session.id)
+
+    async def _tell(self, session: Session, uri: str, *, wanted: bool) -> None:
+        await self._post.tell(URIS, msgspec.msgpack.encode(_Told(session.id, uri, wanted)))
+
+    async def _hear(self, body: bytes) -> None:
+        """What is new matters where the session's stream is."""
+        told = _told.decode(body)
+        uris = self._sessions.get(told.session)
+        if uris is None:
+            return
+        if not told.wanted:
+            uris.drop(told.uri)
+        elif uris.heard and len(uris.all) < MOST and told.uri not in uris.all:
+            uris.add(told.uri, "")
 
     def forget(self, session_id: str) -> None:
         self._sessions.pop(session_id, None)
@@ -155,10 +223,16 @@ class Subscriptions:
                 uris.asking.discard(uri)
             if refusal is None:
                 then()
+            elif uris.session is not None:
+                await self.unsubscribed(visit, uris.session, uri)
             else:
                 uris.drop(uri)
 
         self._spawn("resource", ask)
+
+
+def _owner(visit: Visit, session: Session) -> tuple[str, ...]:
+    return (*holder(visit), session.id)
 
 
 def asked_for(params: Mapping[str, Any]) -> tuple[frozenset[str], list[str]]:

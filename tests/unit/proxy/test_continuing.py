@@ -109,7 +109,7 @@ def test_states_of_tool_servers_and_of_approvals_are_never_taken_for_each_other(
 
     assert relayed == carried.open_state(visit(), carried.seal_state(visit(), relayed))
     assert approval == carried.open_state(visit(), carried.seal_state(visit(), approval))
-    posed = carried.seal_posed(visit(), SESSION, "k")
+    posed = carried.seal_posed(visit(), SESSION, "k" * 32, "h" * 32)
     assert len(posed) <= 256
     assert isinstance(carried.open_request(visit(), SESSION, posed), Posed)
 

@@ -3,12 +3,15 @@
 import pytest
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
+from services.common.telemetry.logging import get_log
 from services.proxy.backends.upstream import Session as Upstream
 from services.proxy.calls import Caller, Visit
+from services.proxy.endings import LIFE_S, Endings
 from services.proxy.seals import Seals, Unsealed
-from services.proxy.sessions import LIFE_S, PER_AGENT, Sessions, TooMany
+from services.proxy.sessions import PER_AGENT, Sessions, TooMany
 from services.proxy.snapshot import Agent, Server, Tenant
 from tests.fakes.clock import ManualClock
+from tests.fakes.replicas import lone
 
 
 def visit(agent: str = "a") -> Visit:
@@ -27,17 +30,22 @@ def visit(agent: str = "a") -> Visit:
     )
 
 
+def on(clock: ManualClock) -> Sessions:
+    seals = Seals([b"k" * 32], clock)
+    return Sessions(seals, clock, Endings(clock, get_log("test")), lone(seals, clock))
+
+
 def made() -> tuple[Sessions, ManualClock]:
     clock = ManualClock()
-    return Sessions(Seals([b"k" * 32], clock), clock), clock
+    return on(clock), clock
 
 
-def test_another_process_opens_it_too() -> None:
+async def test_another_process_opens_it_too() -> None:
     sessions, clock = made()
     sealed = sessions.open(visit(), "2025-06-18", Upstream("up-1", "2025-03-26"))
-    elsewhere = Sessions(Seals([b"k" * 32], clock), clock)
+    elsewhere = on(clock)
 
-    found = elsewhere.find(visit(), sealed)
+    found = await elsewhere.find(visit(), sealed)
 
     assert ("2025-06-18", "up-1", "2025-03-26") == (
         found.version,
@@ -46,47 +54,47 @@ def test_another_process_opens_it_too() -> None:
     )
 
 
-def test_it_lasts_twelve_hours_at_most() -> None:
+async def test_it_lasts_twelve_hours_at_most() -> None:
     sessions, clock = made()
     sealed = sessions.open(visit(), "2025-06-18")
     clock.advance(LIFE_S)
-    sessions.find(visit(), sealed)
+    await sessions.find(visit(), sealed)
     clock.advance(1)
 
     with pytest.raises(Unsealed):
-        sessions.find(visit(), sealed)
+        await sessions.find(visit(), sealed)
 
 
-def test_an_idle_one_ends_and_its_upstream_is_told() -> None:
+async def test_an_idle_one_ends_and_its_upstream_is_told() -> None:
     sessions, clock = made()
     sealed = sessions.open(visit(), "2025-06-18", Upstream("up-1", "2025-06-18"))
     used = sessions.open(visit(), "2025-06-18", Upstream("up-2", "2025-06-18"))
     clock.advance(1200)
-    sessions.find(visit(), used)
+    await sessions.find(visit(), used)
     clock.advance(1200)
 
-    assert ["up-1"] == [session.upstream for _, session in sessions.sweep()]
-    sessions.find(visit(), used)
+    assert ["up-1"] == [session.upstream for _, session in await sessions.sweep()]
+    await sessions.find(visit(), used)
     with pytest.raises(Unsealed):
-        sessions.find(visit(), sealed)
+        await sessions.find(visit(), sealed)
 
 
-def test_one_with_an_open_stream_is_not_idle() -> None:
+async def test_one_with_an_open_stream_is_not_idle() -> None:
     sessions, clock = made()
     ended: list[str] = []
     sessions.when_ended = ended.append
-    open_one = sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
-    idle = sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
+    open_one = await sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
+    idle = await sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
     clock.advance(1200)
     sessions.touch(visit(), open_one)
     sessions.touch(visit("b"), idle)  # another agent's word
     clock.advance(1200)
 
-    assert [idle] == [session for _, session in sessions.sweep()]
+    assert [idle] == [session for _, session in await sessions.sweep()]
     assert [idle.id] == ended
 
 
-def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
+async def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
     sessions, clock = made()
     for _ in range(PER_AGENT):
         sessions.admit(visit())
@@ -96,16 +104,16 @@ def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
         sessions.admit(visit())
     sessions.admit(visit("b"))
     clock.advance(1801)
-    sessions.sweep()
+    await sessions.sweep()
     sessions.admit(visit())
 
 
-def test_a_level_that_comes_too_late_is_not_kept() -> None:
+async def test_a_level_that_comes_too_late_is_not_kept() -> None:
     sessions, _ = made()
-    session = sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
-    sessions.set_level(session, "info")
+    session = await sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
+    sessions.set_level(visit(), session, "info")
     assert 1 == len(sessions._levels)
-    sessions.end(visit(), session)
-    sessions.set_level(session, "debug")
+    await sessions.end(visit(), session)
+    sessions.set_level(visit(), session, "debug")
 
     assert {} == sessions._levels

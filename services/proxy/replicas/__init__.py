@@ -1,0 +1,1 @@
+"""The proxies of one plane among each other: what an agent tells one of them, and another holds."""
