@@ -48,7 +48,7 @@ def catalogue_faults(
         found.append("control")
     if [plans.count(plan.key) for plan in PLANS] != [3, 7, 7] or len(plans) != 17:
         found.append("sums")
-    return found + [one.key for one in catalogue if not isinstance(one.on_lapse, OnLapse)]
+    return found + [one.key for one in catalogue if one.on_lapse not in [*OnLapse]]
 
 
 def test_the_catalogue_is_the_contract_and_what_control_knows() -> None:
