@@ -46,6 +46,8 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     before: Callable[[], Awaitable[None]] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
+    #: Processes that it keeps running itself.
+    workers: Callable[[], list[int]] | None = None
 
 
 class CannotStart(Exception):
@@ -164,6 +166,12 @@ class Child:
                 raise NotReady(self.program, "refused to start")
             raise NotReady(self.program, "keeps ending", with_log=False)  # it was just shown
 
+    def pids(self) -> list[int]:
+        """It, and the processes that it keeps running."""
+        workers = self.program.workers
+        own = [] if self.pid is None else [self.pid]
+        return [*own, *(workers() if workers is not None else ())]
+
     async def stop(self) -> None:
         """Ask it to end, insist after a while. Returns when it and its group are gone."""
         self._stopping.set()
@@ -212,7 +220,7 @@ class Children:
             await child.until_ready(timeout_s=timeout_s)
 
     def pids(self) -> dict[str, list[int]]:
-        return {child.program.name: [child.pid] for child in self.all if child.pid is not None}
+        return {child.program.name: child.pids() for child in self.all if child.pid is not None}
 
 
 def tail(path: Path, *, lines: int = 20) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -20,7 +21,7 @@ from services.cli.children import CannotStart, Program
 from services.cli.engines import Engine, find_opa
 from services.cli.output import CommandFailed
 from services.cli.secrets_made import bundle_keys
-from services.cli.state import Remembered, State, write_text
+from services.cli.state import Remembered, State, proxy_workers, write_text
 from services.common.postgres import embedded
 
 SERVICES = ("audit", "entitlements", "control", "authorizer", "proxy")
@@ -28,6 +29,8 @@ SERVICES = ("audit", "entitlements", "control", "authorizer", "proxy")
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "PYTHONPATH", "SSL_CERT_FILE")
 HEALTH_TIMEOUT_S = 2.0
 LICENSE = "BEHAVRY_LICENSE"
+WORKERS = "BEHAVRY_PROXY_WORKERS"
+STDIO_HOST = "BEHAVRY_PROXY_STDIO_HOST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,18 @@ class Plan:
     @property
     def opa_socket(self) -> Path:
         return self.run_dir / "opa.sock"
+
+    @property
+    def stdio_socket(self) -> Path:
+        return self.run_dir / "stdio.sock"
+
+    @property
+    def hosts_stdio(self) -> bool:
+        """Whether stdio servers have a process of their own: where several workers share them, and
+        the caller named no host that runs already.
+        """
+        workers = self.caller.get(WORKERS, "")
+        return workers.isdecimal() and int(workers) > 1 and not self.caller.get(STDIO_HOST)
 
 
 def postgres(plan: Plan, cluster: embedded.Cluster) -> Program:
@@ -138,6 +153,20 @@ def service(plan: Plan, name: str, dsns: Mapping[str, str]) -> Program:
         env={**_inherited(plan), **_settings(plan), **own_settings(plan, name, dsns)},
         log=plan.state.log_of(name),
         ready=_serving(plan.run_dir / f"{name}.sock"),
+        workers=partial(proxy_workers, plan.run_dir) if name == "proxy" else None,
+    )
+
+
+def stdio_host(plan: Plan) -> Program:
+    """The proxy in its other role: the one process that hosts stdio servers for its workers."""
+    name = "stdio-host"
+    own = {**own_settings(plan, "proxy", {}), "BEHAVRY_PROXY_ROLE": "stdio_host"}
+    return Program(
+        name=name,
+        argv=[sys.executable, "-X", f"behavry={plan.state.root}", "-m", "services.proxy"],
+        env={**_inherited(plan), **_settings(plan), **own},
+        log=plan.state.log_of(name),
+        ready=_serving(plan.run_dir / f"{name}.sock"),
     )
 
 
@@ -204,6 +233,8 @@ def own_settings(plan: Plan, name: str, dsns: Mapping[str, str]) -> dict[str, st
             return own
         case "proxy":
             return {
+                "BEHAVRY_PROXY_ROLE": "proxy",
+                **({STDIO_HOST: f"unix:{plan.stdio_socket}"} if plan.hosts_stdio else {}),
                 "BEHAVRY_PROXY_HTTP_LISTEN": f"127.0.0.1:{plan.remembered.proxy_port}",
                 "BEHAVRY_PROXY_SEAL_KEYS": str(keys / "seal.keys"),
                 "BEHAVRY_PROXY_STDIO_FILE": str(plan.state.stdio),

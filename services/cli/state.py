@@ -199,6 +199,14 @@ def write_text(path: Path, text: str) -> None:
     making.replace(path)
 
 
+def proxy_workers(run_dir: Path) -> list[int]:
+    """The proxy's processes behind the one that was started; none where that is all."""
+    try:
+        return list(json.loads((run_dir / "proxy-workers.json").read_bytes())["workers"])
+    except FileNotFoundError:
+        return []
+
+
 @contextmanager
 def hold(state: State) -> Iterator[None]:
     """Be the one `up` of this directory; CommandFailed with the other's pid when there is one.

@@ -156,6 +156,8 @@ async def _start(options: Options, decided: plan.Plan, stack: AsyncExitStack) ->
         dsns = await database.prepare(admin_dsn, passfiles=decided.state.passfiles)
         if decided.engine is engines.Engine.OPA_CHILD:  # 6
             children.start(plan.opa(decided))
+        if decided.hosts_stdio:
+            children.start(plan.stdio_host(decided))
         started = {
             name: children.start(plan.service(decided, name, dsns)) for name in plan.SERVICES
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -44,22 +46,23 @@ from services.proxy.clients.control import ControlClient
 from services.proxy.clients.decide import DecideClient
 from services.proxy.clients.snapshots import watch
 from services.proxy.continuing import Carried
-from services.proxy.endings import Endings
 from services.proxy.failures import Failure, Failures
 from services.proxy.holding import Holds
 from services.proxy.identity import Identity
 from services.proxy.pipeline import Pipeline
-from services.proxy.replicas.post import Post
 from services.proxy.seals import Seals
 from services.proxy.sessions import Sessions
 from services.proxy.settings import ProxySettings
-from services.proxy.stores import open_stores
 from services.proxy.streams.feeds import Feeds
 from services.proxy.transports.entry import Entry
 from services.proxy.transports.listener import bind, listening
 from services.proxy.waiting import Waits
+from services.proxy.worker import Worker
 
 SWEEP_S: Final = 10.0
+#: One of several listens when it is ready: until then others answer. Those who wait for a first one
+#: are told after a while that it is not.
+SOON_S: Final = 3.0
 REPORT_TRIES: Final = 8
 
 
@@ -75,15 +78,17 @@ class Running:
     waiting: Callable[[], int]
     #: How many streams agents have open to hear of changes.
     listening: Callable[[], int]
-    #: Whether other proxies of the plane reach this one.
-    reachable: Callable[[], bool]
     forget_catalog: Callable[[], None]
     forget_upstreams: Callable[[], None]
 
 
 @asynccontextmanager
-async def running(settings: ProxySettings, *, clock: Clock | None = None) -> AsyncIterator[Running]:
-    """SERVING once the authorizer sent who may do what and whose tokens count."""
+async def running(
+    settings: ProxySettings, *, clock: Clock | None = None, worker: Worker | None = None
+) -> AsyncIterator[Running]:
+    """SERVING once the authorizer sent who may do what and whose tokens count. `worker`: it is one
+    of several, and gets no connection before.
+    """
     clock = clock or SystemClock()
     counters, log = Counters(), get_log("proxy")
     digester = Digester.load(settings.digest_keys)
@@ -108,19 +113,9 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
         ) as outbox,
         dial(settings.authorizer_address, me) as authorizer,
         aiohttp.ClientSession(auto_decompress=False) as http,
-        open_stores(settings, clock, log) as stores,
         Supervisor(log) as supervisor,
     ):
         holds = Holds()
-        post = Post(
-            rendezvous=stores.rendezvous,
-            seals=seals,
-            clock=clock,
-            spawn=supervisor.once,
-            counters=counters,
-            log=log,
-            alone=not settings.counter_store_url,
-        )
         decide = DecideClient(
             authorizer,
             holds=holds,
@@ -140,14 +135,13 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
         backends = _backends(settings, clock, counters, supervisor, log)
         notes = _Notes(outbox, decide, supervisor, clock, log)
         catalog = Catalog(decider=decide, clock=clock, report=notes.report, served=notes.served)
-        sessions = Sessions(seals, clock, Endings(clock, log, stores.counts), post)
+        sessions = Sessions(seals, clock)
         failures = Failures(clock, notes.auth_failed)
         carried = Carried(seals, clock)
         waits = Waits(
             holds=holds,
             escalations=decide,
             carried=carried,
-            post=post,
             hold_s=settings.hold_seconds,
             page_url=settings.control_public_url.rstrip("/"),
             log=log,
@@ -162,7 +156,6 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             seals=seals,
             carried=carried,
             waits=waits,
-            post=post,
             spawn=supervisor.once,
             digester=digester,
             failures=failures,
@@ -182,8 +175,7 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
             counters=counters,
             log=log,
         ) as serving:
-            listener, bound = bind(settings.http_listen)
-            ready = _Readiness(pipeline, identity, outbox, serving)
+            ready = _Readiness(pipeline, identity, outbox, serving, worker)
 
             def take_proxy(_: str, raw: bytes) -> None:
                 pipeline.snapshot = snapshot.decode(raw)
@@ -196,6 +188,10 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                 identity.set_keys(str(part.get("issuer") or ""), part.get("jwks") or {})
                 ready.changed()
 
+            supervisor.spawn("decide", decide.run)
+            supervisor.spawn("snapshot", lambda: watch(authorizer, "proxy", take_proxy, log))
+            supervisor.spawn("jwks", lambda: watch(authorizer, "jwks", take_jwks, log))
+            listener, bound = await _bound(settings, worker, ready)
             entry = Entry(
                 pipeline=pipeline,
                 control=control,
@@ -209,14 +205,10 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                 counters=counters,
                 log=log,
             )
-            supervisor.spawn("decide", decide.run)
-            supervisor.spawn("post", post.run)
-            supervisor.spawn("snapshot", lambda: watch(authorizer, "proxy", take_proxy, log))
-            supervisor.spawn("jwks", lambda: watch(authorizer, "jwks", take_jwks, log))
-            supervisor.spawn("readiness", ready.run)
             supervisor.spawn("sweep", lambda: _sweep(backends, sessions, failures, pipeline))
             try:
                 async with listening(entry, listener), _letting_go(holds, pipeline.steps.feeds):
+                    supervisor.spawn("readiness", ready.run)
                     yield Running(
                         http=f"http://{bound}",
                         serving=serving,
@@ -224,7 +216,6 @@ async def running(settings: ProxySettings, *, clock: Clock | None = None) -> Asy
                         revision=lambda: pipeline.snapshot.revision,
                         waiting=lambda: len(holds),
                         listening=lambda: len(pipeline.steps.feeds),
-                        reachable=post.reading.is_set,
                         forget_catalog=catalog.forget,
                         forget_upstreams=backends.forget,
                     )
@@ -260,23 +251,38 @@ def _stdio(
     """Children have one host: this process if it is the only one, else a process of their own."""
     spawn = supervisor.once
     if settings.stdio_host:
-        socket = settings.stdio_socket
-        return HostedStdio(socket=socket, clock=clock, counters=counters, spawn=spawn)
+        path = settings.stdio_socket
+        return HostedStdio(socket=path, clock=clock, counters=counters, spawn=spawn)
     if settings.workers > 1:
         return None
     return own_children(settings, clock, counters, spawn)
+
+
+async def _bound(
+    settings: ProxySettings, worker: Worker | None, ready: _Readiness
+) -> tuple[socket.socket, str]:
+    if worker is None:
+        return bind(settings.http_listen)
+    await ready.soon()
+    return bind(worker.address, among_several=True)
 
 
 class _Readiness:
     """Ready: a snapshot, keys, and an outbox that takes calls."""
 
     def __init__(
-        self, pipeline: Pipeline, identity: Identity, outbox: FileOutbox, serving: Serving
+        self,
+        pipeline: Pipeline,
+        identity: Identity,
+        outbox: FileOutbox,
+        serving: Serving,
+        worker: Worker | None,
     ) -> None:
         self._pipeline = pipeline
         self._identity = identity
         self._outbox = outbox
         self._serving = serving
+        self._worker = worker
         self._news = asyncio.Event()
         self._told = False
 
@@ -287,6 +293,14 @@ class _Readiness:
     def changed(self) -> None:
         self._news.set()
 
+    async def soon(self) -> None:
+        """Until there is a snapshot and keys, or no hope of them for now."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SOON_S):
+                while not self.now:
+                    self._news.clear()
+                    await self._news.wait()
+
     async def run(self) -> None:
         """Keeps the health service's word."""
         while True:
@@ -294,6 +308,8 @@ class _Readiness:
             if ready != self._told:
                 self._told = ready
                 await self._serving.set_health("", serving=ready)
+                if self._worker is not None:
+                    self._worker.tell(ready=ready)
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), 1.0)
@@ -386,9 +402,9 @@ async def _sweep(
         await asyncio.sleep(SWEEP_S)
         failures.sweep()
         pipeline.steps.tasks.sweep()
-        await pipeline.steps.feeds.touch()
+        pipeline.steps.feeds.touch()
         await backends.sweep()
-        for visit, session in await sessions.sweep():
+        for visit, session in sessions.sweep():
             upstream = local.upstream_session(session)
             if upstream is not None:
                 await backends.of(visit.server).close(visit, upstream)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -16,7 +17,7 @@ from services.cli.commands.options import (
     state_root,
 )
 from services.cli.output import CommandFailed, Exit, emit, emit_text, say, table
-from services.cli.state import holder
+from services.cli.state import holder, proxy_workers, recall
 from services.common.postgres.embedded import command_line
 from services.common.settings import environment
 
@@ -73,6 +74,11 @@ def status(*, state: StateOption = None, json: JsonOption = False) -> None:
         raise CommandFailed(f"nothing runs on {found.root}", status=Exit.UNREACHABLE)
     document = running_document(found)
     processes: Any = document.get("processes", {})
+    pids: Any = document.get("pids", {})
+    workers = proxy_workers(Path(recall(found).run_dir or found.root / "run"))
+    if workers and "proxy" in processes:
+        processes["proxy"]["workers"] = workers  # they come and go without a word to `up`
+        pids["proxy"] = [processes["proxy"]["pid"], *workers]
     if json:
         emit({"running": True, "pid": pid, **document})
     else:
