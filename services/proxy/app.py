@@ -46,13 +46,16 @@ from services.proxy.clients.control import ControlClient
 from services.proxy.clients.decide import DecideClient
 from services.proxy.clients.snapshots import watch
 from services.proxy.continuing import Carried
+from services.proxy.endings import Endings
 from services.proxy.failures import Failure, Failures
 from services.proxy.holding import Holds
 from services.proxy.identity import Identity
 from services.proxy.pipeline import Pipeline
+from services.proxy.replicas.post import Post
 from services.proxy.seals import Seals
 from services.proxy.sessions import Sessions
 from services.proxy.settings import ProxySettings
+from services.proxy.stores import open_stores
 from services.proxy.streams.feeds import Feeds
 from services.proxy.transports.entry import Entry
 from services.proxy.transports.listener import bind, listening
@@ -78,6 +81,8 @@ class Running:
     waiting: Callable[[], int]
     #: How many streams agents have open to hear of changes.
     listening: Callable[[], int]
+    #: Whether other proxies of the plane reach this one.
+    reachable: Callable[[], bool]
     forget_catalog: Callable[[], None]
     forget_upstreams: Callable[[], None]
 
@@ -113,9 +118,19 @@ async def running(
         ) as outbox,
         dial(settings.authorizer_address, me) as authorizer,
         aiohttp.ClientSession(auto_decompress=False) as http,
+        open_stores(settings, clock, log) as stores,
         Supervisor(log) as supervisor,
     ):
         holds = Holds()
+        post = Post(
+            rendezvous=stores.rendezvous,
+            seals=seals,
+            clock=clock,
+            spawn=supervisor.once,
+            counters=counters,
+            log=log,
+            alone=not settings.counter_store_url,
+        )
         decide = DecideClient(
             authorizer,
             holds=holds,
@@ -135,13 +150,14 @@ async def running(
         backends = _backends(settings, clock, counters, supervisor, log)
         notes = _Notes(outbox, decide, supervisor, clock, log)
         catalog = Catalog(decider=decide, clock=clock, report=notes.report, served=notes.served)
-        sessions = Sessions(seals, clock)
+        sessions = Sessions(seals, clock, Endings(clock, log, stores.counts), post)
         failures = Failures(clock, notes.auth_failed)
         carried = Carried(seals, clock)
         waits = Waits(
             holds=holds,
             escalations=decide,
             carried=carried,
+            post=post,
             hold_s=settings.hold_seconds,
             page_url=settings.control_public_url.rstrip("/"),
             log=log,
@@ -156,6 +172,7 @@ async def running(
             seals=seals,
             carried=carried,
             waits=waits,
+            post=post,
             spawn=supervisor.once,
             digester=digester,
             failures=failures,
@@ -189,6 +206,7 @@ async def running(
                 ready.changed()
 
             supervisor.spawn("decide", decide.run)
+            supervisor.spawn("post", post.run)
             supervisor.spawn("snapshot", lambda: watch(authorizer, "proxy", take_proxy, log))
             supervisor.spawn("jwks", lambda: watch(authorizer, "jwks", take_jwks, log))
             listener, bound = await _bound(settings, worker, ready)
@@ -216,6 +234,7 @@ async def running(
                         revision=lambda: pipeline.snapshot.revision,
                         waiting=lambda: len(holds),
                         listening=lambda: len(pipeline.steps.feeds),
+                        reachable=post.reading.is_set,
                         forget_catalog=catalog.forget,
                         forget_upstreams=backends.forget,
                     )
@@ -402,9 +421,9 @@ async def _sweep(
         await asyncio.sleep(SWEEP_S)
         failures.sweep()
         pipeline.steps.tasks.sweep()
-        pipeline.steps.feeds.touch()
+        await pipeline.steps.feeds.touch()
         await backends.sweep()
-        for visit, session in sessions.sweep():
+        for visit, session in await sessions.sweep():
             upstream = local.upstream_session(session)
             if upstream is not None:
                 await backends.of(visit.server).close(visit, upstream)
