@@ -15,10 +15,9 @@ from typing import Any, Final
 
 from services.common.clock import rfc3339
 from services.proxy import answers, bridge, encodings, messages
-from services.proxy.answers import Answer, Rejection
+from services.proxy.answers import Answer
 from services.proxy.asking.nobody import Nobody
-from services.proxy.asking.their_tasks import TheirTasks, not_found
-from services.proxy.bridge import TASKS
+from services.proxy.asking.their_tasks import TheirTasks, missing_extension, not_found
 from services.proxy.calls import Spawn, Visit
 from services.proxy.continuing import Carried, Task, TheirTask
 from services.proxy.governed import Call, Incoming, Question
@@ -215,15 +214,7 @@ class Tasks:
     def _open(self, visit: Visit, message: Message) -> Task | TheirTask:
         """1. the extension is declared  2. a task of this agent's at this server, not too old."""
         if not bridge.knows_tasks(encodings.declared_by(message.params)):  # 1
-            raise Refused(
-                Rejection(
-                    status=400,
-                    code=answers.MISSING_CAPABILITY,
-                    message="Missing required client capability",
-                    reason="invalid_params",
-                    data={"requiredCapabilities": {"extensions": {TASKS: {}}}},
-                )
-            )
+            raise missing_extension()
         try:
             task = self._carried.open_task(visit, str(message.params.get("taskId", "")))  # 2
         except Unsealed:

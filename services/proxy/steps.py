@@ -40,6 +40,7 @@ from services.proxy.streams.noting import Noting
 from services.proxy.streams.relay import Relays
 from services.proxy.streams.subscriptions import Subscriptions
 from services.proxy.streams.tails import Resuming
+from services.proxy.streams.task_news import TaskNews
 from services.proxy.waiting import Wait, Waits
 
 
@@ -120,6 +121,7 @@ def made(parts: Parts, snapshot: Callable[[], Snapshot]) -> Steps:
         sessions=parts.sessions,
         subscriptions=subscriptions,
         questions=questions,
+        tasks=TaskNews(carried=parts.carried, theirs=theirs, spawn=parts.spawn),
         resuming=resuming,
         post=parts.post,
         snapshot=snapshot,

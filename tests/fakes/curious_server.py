@@ -42,6 +42,8 @@ class Curious:
         self.tasks: dict[str, list[dict[str, Any]]] = {}
         #: Of sessions, beside their calls.
         self.streams: list[asyncio.Queue[dict[str, Any]]] = []
+        #: Listening requests of the modern era, and what they are told.
+        self.listens: list[tuple[dict[str, Any], asyncio.Queue[dict[str, Any]]]] = []
         self._waiting: dict[Any, asyncio.Future[None]] = {}
 
     def forget(self) -> None:
@@ -65,6 +67,8 @@ class Curious:
             return web.Response(status=202)
         if message["method"] == "tools/call" and not wire.is_modern(message):
             return await self._stream(request, message)
+        if message["method"] == "subscriptions/listen" and "modern" in self.eras:
+            return await self._subscribed(request, message)
         reply = self._reply(message)
         if reply is None:
             return web.Response(status=202)
@@ -77,6 +81,33 @@ class Curious:
         """On every stream that is kept open beside calls."""
         for stream in self.streams:
             stream.put_nowait({"jsonrpc": "2.0", **message})
+
+    def watching(self) -> list[str]:
+        """Tasks that somebody listens for."""
+        named = [one["params"]["notifications"].get("taskIds", []) for one, _ in self.listens]
+        return [task_id for task_ids in named for task_id in task_ids]
+
+    def tell(self, task_id: str, state: dict[str, Any], *, everybody: bool = False) -> None:
+        """How a task is, to who listens for it; or to everybody."""
+        for listen, stream in self.listens:
+            if everybody or task_id in listen["params"]["notifications"].get("taskIds", []):
+                meta = {wire.SUBSCRIPTION_META: listen["id"], "com.behavry/x": 1}
+                params = {"taskId": task_id, "ttlMs": 60_000, **state, "_meta": meta}
+                stream.put_nowait({"jsonrpc": "2.0", "method": "notifications/tasks",
+                                   "params": params})  # fmt: skip
+
+    async def _subscribed(
+        self, request: web.Request, message: dict[str, Any]
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        listen = (message, asyncio.Queue[dict[str, Any]]())
+        self.listens.append(listen)
+        try:
+            while True:
+                await response.write(_event(await listen[1].get()))
+        finally:
+            self.listens.remove(listen)
 
     async def _listen(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -181,7 +212,7 @@ async def serving() -> AsyncIterator[Curious]:
     server = Curious()
     app = web.Application()
     app.router.add_route("*", "/mcp", server.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -10,6 +10,7 @@ from typing import Any, Final
 MODERN: Final = "2026-07-28"
 LEGACY: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
 
+SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
 VERSION_META: Final = "io.modelcontextprotocol/protocolVersion"
 CLIENT_META: Final = "io.modelcontextprotocol/clientInfo"
 CAPABILITIES_META: Final = "io.modelcontextprotocol/clientCapabilities"

@@ -16,7 +16,7 @@ from services.common.clock import Clock
 from services.common.errors import BehavryError
 from services.common.telemetry.logging import Log
 from services.proxy import answers, bridge, encodings, governed, local, messages, records
-from services.proxy.answers import Answer
+from services.proxy.answers import Answer, Rejection
 from services.proxy.asking import grants
 from services.proxy.asking.rounds import MAX_REQUESTS, REQUESTS, screened_all, told
 from services.proxy.backends.upstream import Backends, Request, UpstreamFailed
@@ -142,6 +142,30 @@ class TheirTasks:
         await self._noted(poll, state["status"])
         return answers.result(message.id, messages.encode(state))
 
+    async def allow(self, incoming: Incoming, task: TheirTask) -> None:
+        """Its agent may ask for it now. Raises Refused."""
+        self._granted(incoming.visit)
+        poll = _Poll(visit=incoming.visit, message=incoming.message, task=task)
+        if not self._fresh(poll):
+            await self._asked_anew(incoming, poll)
+
+    async def news(
+        self, incoming: Incoming, task: TheirTask, found: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """What its server says of it unasked, as a poll would tell; where something changed since
+        it could last be asked for, a poll does. None: nothing that can be told. Raises Refused.
+        """
+        self._granted(incoming.visit)
+        poll = _Poll(visit=incoming.visit, message=incoming.message, task=task)
+        if not self._fresh(poll):
+            return await self._asked_anew(incoming, poll)
+        try:
+            state = self.state(poll, found)
+        except Untranslatable:
+            return None
+        await self._noted(poll, state["status"])
+        return state
+
     def update(self, incoming: Incoming, task: TheirTask) -> Question:
         """What an agent answers to a task's question. Raises Refused."""
         self._granted(incoming.visit)
@@ -216,6 +240,15 @@ class TheirTasks:
         arguments = {"taskId": poll.task.theirs}
         return await self._govern(incoming, governed.about_task(GET, arguments, poll.task))  # 2
 
+    async def _asked_anew(self, incoming: Incoming, poll: _Poll) -> dict[str, Any]:
+        """The state that its server tells then. Raises Refused."""
+        answer = await self._anew(incoming, poll)
+        said = messages.decode(answer.body) if answer.body else {}
+        if type(said.get("result")) is not dict:
+            raise not_found()
+        found: dict[str, Any] = said["result"]
+        return found
+
     async def _params(self, poll: _Poll) -> dict[str, Any]:
         visit, params = poll.visit, poll.message.params
         try:
@@ -246,6 +279,18 @@ class TheirTasks:
             await self._recorder.put(record)
         except BehavryError as failure:
             self._log.error("not_recorded", reason=failure.code)
+
+
+def missing_extension() -> Refused:
+    return Refused(
+        Rejection(
+            status=400,
+            code=answers.MISSING_CAPABILITY,
+            message="Missing required client capability",
+            reason="invalid_params",
+            data={"requiredCapabilities": {"extensions": {TASKS: {}}}},
+        )
+    )
 
 
 def not_found() -> Refused:

@@ -26,7 +26,7 @@ from services.proxy.backends.upstream import (
     SessionGone,
     UpstreamFailed,
 )
-from services.proxy.bridge import Facts, modern_meta
+from services.proxy.bridge import TASKS, Facts, modern_meta
 from services.proxy.calls import Spawn, Stream, Visit
 from services.proxy.sessions import Session, Sessions
 from services.proxy.streams.relay import (
@@ -41,10 +41,14 @@ from services.proxy.streams.relay import (
 from services.proxy.streams.sources import Source, Sources
 from services.proxy.streams.subscriptions import UNSUBSCRIBE, Subscriptions, Wanted
 from services.proxy.streams.tails import Resuming
+from services.proxy.streams.task_news import CHANGED, MEMBER, TaskNews
 from services.proxy.streams.views import PROMPTS, TOOLS, Owner, Views, owner
 
 SUBSCRIPTION_META: Final = "io.modelcontextprotocol/subscriptionId"
 ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
+NOTHING: Final[Mapping[str, Any]] = {}
+#: What an agent that hears of tasks has declared.
+ABLE: Final[Mapping[str, Any]] = {"extensions": {TASKS: {}}}
 #: Of a legacy session, beside changes.
 _OF_A_SESSION: Final = frozenset({MESSAGE, PROGRESS, ELICITED})
 
@@ -92,6 +96,7 @@ class Feeding:
     subscriptions: Subscriptions
     resuming: Resuming
     questions: Questions
+    tasks: TaskNews
     sources: Sources
     views: Views
     tell: Callable[[Owner, str], None]
@@ -100,7 +105,7 @@ class Feeding:
 
     async def feed(self, feed: Feed, backend: Backend, facts: Facts, event: str) -> None:
         """1. what the agent missed  2. its own session at a legacy server  3. else what is shared
-        with others  4. and resources, which are not.
+        with others  4. and resources and tasks, which are not.
         """
         if TOOLS in feed.wanted.lists and await self.views.missed(feed.visit):  # 1
             feed.push(TOOLS, {})
@@ -123,17 +128,21 @@ class Feeding:
         source = Source(backend=backend, visit=feed.visit, listening=listening)
         hear, missed = partial(self._hear, feed), partial(self._missed, feed)
         async with self.sources.joined(key, source, hear, missed):  # 3
-            await self._resources(feed, backend, facts)  # 4
+            await self._its_own(feed, backend, facts)  # 4
 
-    async def _resources(self, feed: Feed, backend: Backend, facts: Facts) -> None:
-        """As its set of them changes. At a legacy server they come on the shared stream."""
-        uris = feed.wanted.uris
+    async def _its_own(self, feed: Feed, backend: Backend, facts: Facts) -> None:
+        """Resources and tasks, as its set of them changes. At a legacy server resources come on the
+        shared stream.
+        """
+        uris, tasks = feed.wanted.uris, feed.wanted.tasks
         while True:
             uris.changed.clear()
             async with asyncio.TaskGroup() as group:
                 listens = None
-                if facts.modern and uris.all:
-                    listening = listening_for({"resourceSubscriptions": sorted(uris.all)}, facts)
+                if facts.modern and (uris.all or tasks.all):
+                    named = {"resourceSubscriptions": sorted(uris.all), MEMBER: sorted(tasks.all)}
+                    asked = {member: ids for member, ids in named.items() if ids}
+                    listening = listening_for(asked, facts, told=ABLE if tasks.all else {})
                     source = Source(backend=backend, visit=feed.visit, listening=listening)
                     listens = group.create_task(source.run(partial(self._hear, feed), lambda: None))
                 await uris.changed.wait()
@@ -152,6 +161,10 @@ class Feeding:
             self.views.other_changed(feed.visit, method, everywhere if method == PROMPTS else here)
         elif method == UPDATED:
             self._updated(feed, heard)
+        elif method == CHANGED:
+            tell, tasks = partial(feed.push, CHANGED), feed.wanted.tasks
+            if not self.tasks.heard(tasks, lambda: feed.visit, heard.params, tell):
+                self.dropped.value += 1
         elif feed.own and method in _OF_A_SESSION:
             feed.push(method, heard.params, self._sealed(feed, heard))
         elif method == ACKNOWLEDGED:  # what changed before that, nobody said
@@ -216,6 +229,9 @@ def shared(visit: Visit, facts: Facts) -> tuple[tuple[str, ...], Listening]:
     return (*place, visit.caller.agent if of_its_own else "", "lists"), listening
 
 
-def listening_for(notifications: dict[str, Any], facts: Facts) -> Listening:
-    params = {"notifications": notifications, "_meta": modern_meta(facts.version)}
+def listening_for(
+    notifications: dict[str, Any], facts: Facts, *, told: Mapping[str, Any] = NOTHING
+) -> Listening:
+    """`told`: of the agent's capabilities, what it takes."""
+    params = {"notifications": notifications, "_meta": modern_meta(facts.version, told=told)}
     return Listening(params=params)

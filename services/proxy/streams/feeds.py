@@ -20,6 +20,7 @@ from services.common.telemetry.counters import Counter
 from services.proxy import answers, local, messages
 from services.proxy.answers import Answer
 from services.proxy.asking.requests import Questions
+from services.proxy.asking.their_tasks import not_found
 from services.proxy.backends.upstream import PROBE_S, Backends, Request, UpstreamFailed
 from services.proxy.calls import Spawn, Stream, Visit
 from services.proxy.catalog import Catalog
@@ -40,10 +41,11 @@ from services.proxy.streams.subscriptions import (
     UNSUBSCRIBE,
     Subscriptions,
     Uris,
-    Wanted,
     asked_for,
+    wanted,
 )
 from services.proxy.streams.tails import Rest, Resuming
+from services.proxy.streams.task_news import TaskNews
 from services.proxy.streams.views import TOOLS, Owner, Views, owner
 
 PER_AGENT: Final = 16
@@ -64,6 +66,7 @@ class Feeds:
         resuming: Resuming,
         questions: Questions,
         post: Post,
+        tasks: TaskNews,
         snapshot: Callable[[], Snapshot],
         dropped: Counter,
         spawn: Spawn,
@@ -76,6 +79,7 @@ class Feeds:
         self._subscriptions = subscriptions
         self._resuming = resuming
         self._questions = questions
+        self._tasks = tasks
         self._snapshot = snapshot
         self._clock = clock
         self._open: dict[tuple[TenantId, AgentId], set[Feed]] = {}
@@ -92,6 +96,7 @@ class Feeds:
             subscriptions=subscriptions,
             resuming=resuming,
             questions=questions,
+            tasks=tasks,
             sources=Sources(spawn),
             views=self.views,
             tell=self._tell,
@@ -137,8 +142,8 @@ class Feeds:
                 for other in older:
                     other.end()
                     await other.left.wait()
-            wanted = Wanted(lists=frozenset(LISTS), uris=uris)
-            feed = Feed(visit=visit, stream=stream, session=session, wanted=wanted)
+            everything = wanted(frozenset(LISTS), uris)
+            feed = Feed(visit=visit, stream=stream, session=session, wanted=everything)
             with self._place(feed):
                 try:
                     backend = self._backends.of(visit.server)
@@ -157,7 +162,7 @@ class Feeds:
 
     async def _rest(self, visit: Visit, session: Session, stream: Stream, tail: Rest) -> Answer:
         """Of a call whose stream ended early: what was said since, and the answer."""
-        nothing = Wanted(lists=frozenset(), uris=Uris(Route("legacy", session.version), None))
+        nothing = wanted(frozenset(), Uris(Route("legacy", session.version), None))
         feed = Feed(visit=visit, stream=stream, session=session, wanted=nothing)
 
         async def deliver() -> None:
@@ -177,14 +182,18 @@ class Feeds:
         lists, asked = asked_for(message.params)
         named = message.id if message.id is not None else ""
         uris = Uris(route, None)
-        feed = Feed(visit=visit, stream=stream, id=named, wanted=Wanted(lists=lists, uris=uris))
+        feed = Feed(visit=visit, stream=stream, id=named, wanted=wanted(lists, uris))
         with self._place(feed):
             backend = self._backends.of(visit.server)
             facts = await backend.facts(visit)
+            tasks = await self._tasks.watch(visit, message, feed.wanted.tasks)
             for uri in asked:
                 refusal = await self._subscriptions.ask(visit, uri, uris, id=named)
-                if refusal is not None and (pending(refusal) or not (lists or len(asked) > 1)):
+                alone = not (lists or tasks or len(asked) > 1)
+                if refusal is not None and (pending(refusal) or alone):
                     return refusal
+            if tasks and not (lists or asked or feed.wanted.tasks.all):
+                raise not_found()
             feed.wanted = feed.wanted.offered(facts)
             await stream.open()
             feed.push(ACKNOWLEDGED, {"notifications": feed.wanted.acknowledged()})

@@ -30,6 +30,7 @@ from services.proxy.messages import Kind, Message
 from services.proxy.replicas.post import Post
 from services.proxy.sessions import Session, holder
 from services.proxy.streams.relay import LISTS
+from services.proxy.streams.task_news import MEMBER, Watched
 
 UNSUBSCRIBE: Final = "resources/unsubscribe"
 LISTEN: Final = "subscriptions/listen"
@@ -82,10 +83,11 @@ class Uris:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a stream was opened for: methods of `LISTS`, and resources."""
+    """What a stream was opened for: methods of `LISTS`, resources, and tasks."""
 
     lists: frozenset[str]
     uris: Uris
+    tasks: Watched
 
     def offered(self, facts: Facts) -> Self:
         """Without lists that the server does not have."""
@@ -97,7 +99,14 @@ class Wanted:
         made: dict[str, Any] = {LISTS[one]: True for one in sorted(self.lists)}
         if self.uris.all:
             made["resourceSubscriptions"] = list(self.uris.all)
+        if self.tasks.all:
+            made[MEMBER] = self.tasks.sealed
         return made
+
+
+def wanted(lists: frozenset[str], uris: Uris) -> Wanted:
+    """No tasks yet."""
+    return Wanted(lists=lists, uris=uris, tasks=Watched(uris.route, uris.changed))
 
 
 class Subscriptions:
