@@ -20,17 +20,21 @@ from mcp.shared.exceptions import MCPError
 from tests.conformance.cell_server import WAITING
 from tests.fakes.authorizer import server_entry
 from tests.fakes.children import ROOT, child
-from tests.fakes.gateway import gateway, until
+from tests.fakes.gateway import gateway, hosted, until
 from tests.fakes.sdk_client import connected
 from tests.fakes.stdio_toml import write_toml
 
+STDIO: Final = "stdio"
 MODES: Final[dict[str, ConnectMode]] = {"modern": "auto", "legacy": "legacy"}
-#: (transport, era) of a tool server. HTTP+SSE is older than the newer era.
+#: (transport, era) of a tool server. HTTP+SSE is older than the newer era; hosted is stdio whose
+#: children are another process's.
 SERVERS: Final = (
     ("http", "modern"),
     ("http", "legacy"),
     ("stdio", "modern"),
     ("stdio", "legacy"),
+    ("hosted", "modern"),
+    ("hosted", "legacy"),
     ("sse", "legacy"),
 )
 #: What a cell cannot do (mcp.md 2.3, column gap).
@@ -129,7 +133,7 @@ def words(ledger: Path) -> list[str]:
 def entry(transport: str, era: str, state: Path, ledger: Path) -> Iterator[dict[str, Any]]:
     """A server's entry, and the server while the block runs."""
     arguments = (transport, "--ledger", str(ledger))
-    if transport == "stdio":
+    if transport == STDIO:
         line = ["-m", "tests.conformance.cell_server", *arguments]
         write_toml(state, "cell", command=sys.executable, args=line, cwd=str(ROOT))
         yield server_entry(transport=transport, stdio="cell", era=era, grants=GRANTS)
@@ -150,8 +154,9 @@ async def test_a_cell_does_all_but_its_gaps(
 ) -> None:
     state, ledger = tmp_path / "state", tmp_path / "ledger"
     failed: dict[str, str] = {}
-    with entry(transport, era, state, ledger) as server:
-        async with gateway(state, {"cell": server}) as proxy:
+    with entry(STDIO if transport == "hosted" else transport, era, state, ledger) as server:
+        settings = hosted(state) if transport == "hosted" else {}
+        async with gateway(state, {"cell": server}, **settings) as proxy:
             await proxy.offered("cell", *TOOLS)
             async with connected(
                 proxy, "cell", MODES[agent], elicitation_callback=elicited

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from services.common.outbox.segment import scan
 from services.common.settings import load
 from services.proxy.app import Running, running
 from services.proxy.settings import ProxySettings
+from services.proxy.stdio_host import app as stdio_host
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import (
     AGENT,
@@ -265,6 +266,22 @@ def environment(state_dir: Path, **changes: str) -> dict[str, str]:
     }
 
 
+def hosted(state_dir: Path) -> dict[str, str]:
+    """The setting by which stdio servers are not the proxy's own children."""
+    return {"BEHAVRY_PROXY_STDIO_HOST": f"unix:{state_dir}/run/stdio.sock"}
+
+
+@asynccontextmanager
+async def hosting(settings: ProxySettings) -> AsyncIterator[None]:
+    """The host of stdio servers, where the settings name one."""
+    if not settings.stdio_host:
+        yield
+        return
+    own = f"unix:{settings.run_dir}/stdio-host.sock"
+    async with stdio_host.running(replace(settings, role="stdio_host", grpc_listen=own)):
+        yield
+
+
 @asynccontextmanager
 async def gateway(
     state_dir: Path, servers: dict[str, dict[str, Any]], **changes: str
@@ -275,6 +292,7 @@ async def gateway(
     fake = FakeAuthorizer(snapshot(servers), issuer.jwks())
     async with (
         serving(fake, settings.authorizer_address, settings.peers_dir),
+        hosting(settings),
         running(settings) as proxy,
         aiohttp.ClientSession() as http,
     ):
