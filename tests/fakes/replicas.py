@@ -97,3 +97,11 @@ async def two(
         await until(one.running.reachable)
         async with beside(one, directory / "other") as other:
             yield Two(one, other)
+
+
+@asynccontextmanager
+async def alone(pair: Two) -> AsyncIterator[Gateway]:
+    """A third one, that ends while the others go on."""
+    async with beside(pair.one, pair.one.state_dir.parent / "third") as third:
+        await third.modern("tools/list")
+        yield third
