@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
+from services.entitlements.license import sha256
+from tests.altered import altered
 from tests.fakes.clock import START_NS, ManualClock
 from tests.fakes.licenses import license_token, revocations_token
 from tests.fakes.postgres import Database
@@ -18,6 +22,7 @@ from tests.integration.entitlements.desk import (
     serving,
     source,
 )
+from tests.integration.entitlements.filled import as_admin
 from tests.integration.entitlements.test_changes import reason_of
 
 
@@ -296,3 +301,44 @@ async def test_a_licence_of_an_unknown_tenant_is_refused(desk: Desk) -> None:
     nobody = str(uuid4())
 
     assert "TENANT_UNKNOWN" == await reason_of(desk.activate(issued(tenant=nobody), nobody))
+
+
+async def test_stored_ones_that_are_not_believed_count_as_absent_and_each_raises_an_alert(
+    tmp_path: Path,
+    entitlements_database: Database,
+    clock: ManualClock,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The six codes of a token that was good when it was stored, and is none of ours now (E2)."""
+    stored = {
+        "MALFORMED": "nothing that is a licence",
+        "SIGNATURE_INVALID": altered(issued(plan="enterprise"), at=-9),
+        "UNKNOWN_KEY": issued(plan="enterprise", key="somebody"),
+        "PRODUCT_MISMATCH": issued(plan="enterprise", aud="another"),
+        "SUBJECT_MISMATCH": issued(plan="enterprise", tenant=str(uuid4())),
+        "FINGERPRINT_MISMATCH": issued(plan="enterprise", fingerprint="0" * 64),
+    }
+    async with serving(tmp_path, entitlements_database, clock) as desk:
+        tenant = await desk.tenant()
+        absent = await desk.get(tenant)
+    for token in stored.values():
+        await as_admin(
+            entitlements_database,
+            "INSERT INTO entitlements.installation_licenses VALUES ($1, $2, 0)",
+            sha256(token),
+            token,
+        )
+    capfd.readouterr()
+    async with serving(tmp_path, entitlements_database, clock) as desk:
+        told = await desk.get(tenant)
+    logged = [line for line in capfd.readouterr().out.splitlines() if "license_rejected" in line]
+
+    assert (list(absent.features), False) == (
+        list(told.features),
+        told.HasField("installation_license"),
+    )
+    assert 6 == len(logged)
+    for code, token in stored.items():
+        [alert] = [line for line in logged if sha256(token) in line]
+        assert code in alert
+        assert "critical" in alert
