@@ -63,6 +63,7 @@ PROMISES: Final[dict[str, str]] = {
     "notifications:survive": "A notice outlives the process that should have sent it.",
     "notifications:tested": "Each kind of destination has a test that says what became of it.",
     "limits:the-innocent-go-on": "Who calls too often is told when to come back; others go on.",
+    "page:passkeys-decide": "Whoever has nothing but a passkey decides on the page by it.",
     "page:approves-without-script": "A person decides on a plain page, in any browser.",
     "page:nobody-frames-it": "The approval page is in no frame and loads nothing from elsewhere.",
     "people:break-glass-alerts": "The password for emergencies is on record, and told, when used.",

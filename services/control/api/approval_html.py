@@ -1,5 +1,5 @@
-"""The approval page as HTML: a call that waits, and what can be said to it. No script; everything
-works as plain forms.
+"""The approval page as HTML: a call that waits, and what can be said to it. Everything works as
+plain forms, but for passkeys, which a browser asks from a script alone.
 
 Pure: rows and words in, text out. Each value that is not ours goes through `visible`, which escapes
 it and spells out what cannot be seen.
@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import Any, Final
 
+from services.control.api.page_frame import alert, document, passkey_button, passkey_fields
 from services.control.escalations import MAX_MINUTES, MAX_USES, Rule
 from services.control.visible import markup
 
@@ -44,43 +45,15 @@ _STATES: Final[Mapping[str, str]] = {
     "lapsed": "This call was approved, but not made in time.",
     "revoked": "This call was approved, and the approval was taken back.",
 }
-HEADERS: Final = {
-    "content-security-policy": (
-        "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; "
-        "base-uri 'none'"
-    ),
-    "x-frame-options": "DENY",
-    "cross-origin-opener-policy": "same-origin",
-    # Under `no-referrer` a browser names no Origin with a form.
-    "referrer-policy": "same-origin",
-}
-STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #595959; --line: #767676;
-  --link: #0b57d0; --bad: #a3120a; --note: #f1f3f4 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #f0f0f0; --paper: #161616; --soft: #b8b8b8; --line: #8c8c8c; --link: #8ab4f8;
-    --bad: #ffb4ab; --note: #262626 } }
-body { background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  margin: 0 auto; max-width: 46rem; padding: 1rem }
-header, footer { color: var(--soft); display: flex; flex-wrap: wrap; gap: 1rem;
-  justify-content: space-between; align-items: center }
-a { color: var(--link) }
-h1 { font-size: 1.6rem; margin: 1rem 0 .5rem } h2 { font-size: 1.15rem; margin: 1.5rem 0 .5rem }
-dl { display: grid; gap: .25rem 1rem; grid-template-columns: minmax(7rem, max-content) 1fr;
-  margin: 0 } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-code, .unseen { font-family: ui-monospace, monospace }
-.unseen { border: 1px solid var(--bad); color: var(--bad); font-size: .85em }
-.alert { border: 2px solid var(--bad); color: var(--bad); padding: .5rem 1rem }
-.state { background: var(--note); border-left: .3rem solid var(--line); padding: .5rem 1rem }
-form { margin: 0 }
-main form { border: 1px solid var(--line); margin: .75rem 0; padding: .75rem 1rem }
-label { display: block; margin: .5rem 0 .2rem } .hint { color: var(--soft) }
-input, textarea, button { background: var(--paper); border: 1px solid var(--line);
-  color: var(--ink); font: inherit; padding: .4rem .6rem }
-textarea, input[type=text], input[type=password] { box-sizing: border-box; width: 100% }
-button { cursor: pointer; font-weight: 600; margin-top: .75rem }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
-"""
+#: What whoever has a passkey and no script is told.
+WITHOUT_SCRIPT: Final = (
+    "A passkey is asked by a script, and this browser runs none here. Allow JavaScript for this "
+    "page, or set up one-time codes (behavry mfa add) and type one."
+)
+WITHOUT_SCRIPT_AT_SIGN_IN: Final = (
+    "A passkey is asked by a script, and this browser runs none here. Allow JavaScript for this "
+    "page, or type a one-time code or a recovery code."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,16 +67,22 @@ class Viewer:
     may_decide: bool
     eligible: bool
     voted: str | None
-    needs_password: bool
-    #: Proves it by a one-time code instead.
+    #: Has to prove once more who they are; by the password where they have neither of these.
+    needs_proof: bool
     by_code: bool = False
+    by_passkey: bool = False
+
+    @property
+    def scripted(self) -> bool:
+        """Whether the page has something for its script to do."""
+        return self.needs_proof and self.by_passkey
 
 
 def sign_in(path: str, *, token: str, error: str = "") -> str:
     """The same whatever the address names: nothing is told before the sign-in."""
     body = f"""
 <h1>Sign in to decide</h1>
-{_alert(error)}
+{alert(error)}
 <form method="post" action="{path}/sign-in">
 <input type="hidden" name="token" value="{escape(token)}">
 <label for="username">User name</label>
@@ -117,18 +96,32 @@ def sign_in(path: str, *, token: str, error: str = "") -> str:
  maxlength="6">
 <button type="submit">Sign in</button>
 </form>"""
-    return _document("Sign in", body, failed=bool(error))
+    return document("Sign in", body, failed=bool(error))
 
 
-def failed(title: str, words: str, *, request_id: str) -> str:
-    """Something went wrong, in words."""
-    told = f"<p>Request <code>{escape(request_id)}</code></p>"
-    return _document(title, f"<h1>{escape(title)}</h1>{_alert(words)}{told}", failed=True)
+def second_factor(
+    path: str, *, token: str, challenge: str, options: Mapping[str, Any] | None
+) -> str:
+    """The other half of a sign-in. `options`: what a passkey is asked, if there is one."""
+    asks = passkey_fields(WITHOUT_SCRIPT_AT_SIGN_IN, challenge) if options else ""
+    button = passkey_button("Sign in with your passkey") if options else ""
+    asked = f' data-passkey="{escape(json.dumps(options))}"' if options else ""
+    body = f"""
+<h1>A second proof that it is you</h1>
+<form method="post" action="{path}/second-factor"{asked}>
+<input type="hidden" name="token" value="{escape(token)}">
+{asks or f'<input type="hidden" name="challenge" value="{escape(challenge)}">'}
+{button}
+<label for="code">A one-time code, or a recovery code</label>
+<input type="text" id="code" name="code" autocomplete="one-time-code" maxlength="64">
+<button type="submit">Sign in</button>
+</form>"""
+    return document("Sign in", body, scripted=bool(options))
 
 
 def not_found(path: str, viewer: Viewer) -> str:
     words = "<p>There is no such call here, or it is not yours to see.</p>"
-    return _document("Not found", f"<h1>Not found</h1>{words}", header=_who(path, viewer))
+    return document("Not found", f"<h1>Not found</h1>{words}", header=_who(path, viewer))
 
 
 def page(
@@ -147,7 +140,7 @@ def page(
     body = "".join(
         (
             f"<h1>{title}</h1>",
-            _alert(error),
+            alert(error),
             f'<p class="state" id="state">{_standing(row, rule, now)}</p>',
             _section("What is asked", _asked(row)),
             _section("Why a person is asked", _why(row)),
@@ -157,7 +150,13 @@ def page(
             _decide(path, row, viewer, typed or {}),
         )
     )
-    return _document(title, body, header=_who(path, viewer), failed=bool(error))
+    return document(
+        title,
+        body,
+        header=_who(path, viewer),
+        failed=bool(error),
+        scripted=viewer.scripted,
+    )
 
 
 # Parts of the page --------------------------------------------------------------------------------
@@ -304,8 +303,8 @@ def _approvals(path: str, viewer: Viewer, typed: Mapping[str, str]) -> str:
             ("uses", f"How often at most (up to {MAX_USES} times)", MAX_USES, "5"),
         )
     )
-    once = _password("once", viewer) + _reason("once", typed)
-    grant = _password("grant", viewer) + numbers + _reason("grant", typed)
+    once = _proof("once", viewer) + _reason("once", typed)
+    grant = _proof("grant", viewer) + numbers + _reason("grant", typed)
     return _form(path, viewer, "once", once) + _form(path, viewer, "grant", grant)
 
 
@@ -319,13 +318,21 @@ _ACTS: Final[Mapping[str, tuple[str, str]]] = {
 
 def _form(path: str, viewer: Viewer, act: str, fields: str) -> str:
     title, button = _ACTS[act]
+    proves = viewer.needs_proof and act in {"once", "grant"}
+    buttons = "" if proves and viewer.by_passkey and not viewer.by_code else _submit(button)
+    if proves and viewer.by_passkey:
+        buttons += passkey_button(f"{button}, with your passkey")
     return f"""
 <form method="post" action="{path}" aria-labelledby="{act}-title">
 <h3 id="{act}-title">{title}</h3>
 <input type="hidden" name="csrf" value="{escape(viewer.csrf)}">
 <input type="hidden" name="act" value="{act}">{fields}
-<button type="submit">{button}</button>
+{buttons}
 </form>"""
+
+
+def _submit(words: str) -> str:
+    return f'<button type="submit">{words}</button>'
 
 
 def _reason(act: str, typed: Mapping[str, str], *, required: bool = False) -> str:
@@ -338,24 +345,33 @@ def _reason(act: str, typed: Mapping[str, str], *, required: bool = False) -> st
     )
 
 
-def _password(act: str, viewer: Viewer) -> str:
-    if not viewer.needs_password:
+def _proof(act: str, viewer: Viewer) -> str:
+    """What proves who one is, once more: a one-time code, a passkey, or the password."""
+    if not viewer.needs_proof:
         return ""
+    fields = f'<p class="hint" id="{act}-why">This approval needs a fresh proof that it is you.</p>'
     if viewer.by_code:
-        return (
-            f'<label for="{act}-code">A one-time code</label>'
-            f'<input type="text" id="{act}-code" name="code" autocomplete="one-time-code"'
-            f' inputmode="numeric" maxlength="6" required aria-describedby="{act}-why">'
-            f'<p class="hint" id="{act}-why">This approval needs a fresh proof that it is you.</p>'
+        fields += _code(act, required=not viewer.by_passkey)
+    if viewer.by_passkey:
+        fields += passkey_fields(WITHOUT_SCRIPT)
+    if not viewer.by_code and not viewer.by_passkey:
+        fields += (
+            '<input type="text" name="username" autocomplete="username" hidden readonly'
+            f' value="{escape(viewer.name)}">'
+            f'<label for="{act}-password">Your password, again</label>'
+            f'<input type="password" id="{act}-password" name="password"'
+            f' autocomplete="current-password" maxlength="1024" required'
+            f' aria-describedby="{act}-why">'
         )
+    return fields
+
+
+def _code(act: str, *, required: bool) -> str:
     return (
-        '<input type="text" name="username" autocomplete="username" hidden readonly'
-        f' value="{escape(viewer.name)}">'
-        f'<label for="{act}-password">Your password, again</label>'
-        f'<input type="password" id="{act}-password" name="password"'
-        f' autocomplete="current-password" maxlength="1024" required'
+        f'<label for="{act}-code">A one-time code</label>'
+        f'<input type="text" id="{act}-code" name="code" autocomplete="one-time-code"'
+        f' inputmode="numeric" maxlength="6"{" required" if required else ""}'
         f' aria-describedby="{act}-why">'
-        f'<p class="hint" id="{act}-why">This approval needs a fresh proof that it is you.</p>'
     )
 
 
@@ -368,28 +384,6 @@ def _who(path: str, viewer: Viewer) -> str:
 <form method="post" action="{path}/sign-out">
 <input type="hidden" name="csrf" value="{escape(viewer.csrf)}">
 <button type="submit">Sign out</button></form>"""
-
-
-def _document(title: str, body: str, *, header: str = "", failed: bool = False) -> str:
-    told = f"Error: {title}" if failed else title
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(told)} - Behavry</title>
-<link rel="stylesheet" href="/approve/style.css">
-</head>
-<body>
-<header><strong>Behavry</strong>{header}</header>
-<main>{body}</main>
-</body>
-</html>
-"""
-
-
-def _alert(words: str) -> str:
-    return f'<p class="alert" role="alert">{escape(words)}</p>' if words else ""
 
 
 def _section(title: str, body: str) -> str:

@@ -1,5 +1,5 @@
 """The page behind the link that an agent's user gets: `/approve/{id}`. Whoever opens it signs in,
-sees the call and decides it, in a browser without script.
+sees the call and decides it, in a browser without script unless they have nothing but a passkey.
 
 Only the id is in the address, and before the sign-in nothing depends on it. Guarded here: a form is
 taken from our own page alone (Origin and a token of the session, or before there is one a token of
@@ -9,6 +9,7 @@ same page, and nobody may put it into a frame.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,29 +24,38 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from services.control import escalations as rules
 from services.control import problems, sessions
 from services.control.api import approval_html as html
-from services.control.api import auth, guards
+from services.control.api import auth, guards, page_frame, proofs
 from services.control.api import escalation_acts as acts
 from services.control.api.bodies import media_type, read_capped
 from services.control.api.context import Call, Visit
 from services.control.api.escalation_acts import Grant
 from services.control.api.guards import anyone
+from services.control.api.proofs import Proof, Who
 from services.control.problems import Refusal
 from services.control.roles import Role
+from services.control.store.people import Account
 
 router = APIRouter(prefix="/approve", include_in_schema=False)
 
 _FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FORM_BYTES: Final = 16_384
-_MAX_FIELDS: Final = 10
+_MAX_FIELDS: Final = 12
+#: Of recovery codes, as `proofs` takes them.
+_SHORTEST_CODE: Final = 8
+_LONGEST_CODE: Final = 64
 _PRE_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _PRE_LIFE_S: Final = 1_800
 
 
 @router.get("/style.css")
 async def approval_style(_: Annotated[Visit, anyone()]) -> Response:
-    return Response(
-        html.STYLE, media_type="text/css", headers={**html.HEADERS, "cache-control": "max-age=300"}
-    )
+    return _file(page_frame.STYLE, "text/css")
+
+
+@router.get("/page.js")
+async def approval_script(_: Annotated[Visit, anyone()]) -> Response:
+    """Asks a passkey, and fills in what a link brought; of pages that need either."""
+    return _file(page_frame.SCRIPT, "text/javascript")
 
 
 @router.get("/{escalation_id:uuid}")
@@ -63,13 +73,11 @@ async def show_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]) 
 
 @router.post("/{escalation_id:uuid}/sign-in")
 async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
-    """1. from our own form  2. the password  3. a new session, of whoever has a second factor by a
-    one-time code, and back to the page.
+    """1. from our own form  2. the password  3. whoever has a second factor and gave no one-time
+    code is asked for it  4. a new session, and back to the page.
     """
-    form = await _form(visit.request)
-    held = visit.request.cookies.get(_pre_cookie(visit), "")
-    _check_origin(visit)  # 1
-    if not sessions.same(form.get("token", ""), sessions.csrf_token(held) if held else ""):
+    form = await form_of(visit.request)
+    if not await _of_this_browser(visit, form):  # 1
         return _sign_in_form(visit, escalation_id, "That form was too old. Try again.", status=403)
     username, password = form.get("username", ""), form.get("password", "")
     if not 1 <= len(username) <= 320 or not 1 <= len(password) <= 1024 or "\0" in username:
@@ -77,24 +85,32 @@ async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone
     try:
         account, known_as = await auth.prove(visit, username, password)  # 2
         code = form.get("code", "").strip()
-        token = await auth.open_at_once(visit, account, known_as, "browser", code)  # 3
+        if account.factors and not code:  # 3
+            return await _second_form(visit, escalation_id, account)
+        token = await auth.open_at_once(visit, account, known_as, "browser", code)  # 4
     except Refusal as refused:
-        if refused.reason not in {"UNAUTHENTICATED", "RATE_LIMITED"}:
-            raise
-        status = problems.status_of(refused.code)
-        return _sign_in_form(
-            visit, escalation_id, refused.message, status=status, headers=refused.headers
-        )
-    answer = _back(visit, escalation_id, token)
-    answer.headers.append("set-cookie", _pre_set(visit, "", 0))
-    return answer
+        return _not_in(visit, escalation_id, refused)
+    return _in(visit, escalation_id, token)
+
+
+@router.post("/{escalation_id:uuid}/second-factor")
+async def prove_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
+    """The other half of that sign-in: a passkey, or a code."""
+    form = await form_of(visit.request)
+    if not await _of_this_browser(visit, form):
+        return _sign_in_form(visit, escalation_id, "That form was too old. Try again.", status=403)
+    try:
+        _, token = await auth.second_half(visit, _proof(form), form.get("challenge", "")[:200])
+    except Refusal as refused:
+        return _not_in(visit, escalation_id, refused)
+    return _in(visit, escalation_id, token)
 
 
 @router.post("/{escalation_id:uuid}/sign-out")
 async def sign_out_of_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
-    form = await _form(visit.request)
+    form = await form_of(visit.request)
     call = await _signed_in(visit)
-    _check_own_form(call, form)
+    await _check_own_form(call, form)
     await auth.end(call)
     answer = _back(visit, escalation_id)
     answer.headers.append("set-cookie", visit.control.origins.clear_cookie())
@@ -106,7 +122,7 @@ async def decide_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]
     """1. from our own form  2. the role  3. the password again, where it came along  4. the act.
     What was refused is said on the page, with what was typed still in it.
     """
-    form = await _form(visit.request)
+    form = await form_of(visit.request)
     try:
         call = await _signed_in(visit)
     except Refusal:
@@ -114,10 +130,10 @@ async def decide_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]
         return _sign_in_form(visit, escalation_id, words, status=401)
     token = None
     try:
-        _check_own_form(call, form)  # 1
+        await _check_own_form(call, form)  # 1
         if call.principal.role < Role.ANALYST:  # 2
             raise Refusal("ROLE_REQUIRED", "Your role does not suffice to decide this.")
-        if form.get("password") or form.get("code"):  # 3
+        if form.get("password") or form.get("code") or form.get("passkey"):  # 3
             token = await auth.give_again(call, "browser", _given(form))
             call = _proven(call, token)
         await _act(call, str(escalation_id), form)  # 4
@@ -174,10 +190,32 @@ async def _signed_in(visit: Visit) -> Call:
 
 
 def _given(form: Mapping[str, str]) -> auth.StepUp:
+    if form.get("passkey"):
+        challenge = form.get("challenge", "")[:200] or "-"
+        return auth.StepUp(passkey=_passkey(form), token=challenge)
     code = form.get("code", "").strip()
     if code:
         return auth.StepUp(totp=code if auth.is_code(code) else "000000")
     return auth.StepUp(password=form["password"][:1024])
+
+
+def _proof(form: Mapping[str, str]) -> Proof:
+    """Of a sign-in. Nothing that was typed is a proof that fits nothing: the try counts."""
+    code = form.get("code", "").strip()
+    if form.get("passkey"):
+        return Proof(passkey=_passkey(form))
+    if auth.is_code(code):
+        return Proof(totp=code)
+    fits = _SHORTEST_CODE <= len(code) <= _LONGEST_CODE
+    return Proof(recovery_code=code if fits else "-" * _SHORTEST_CODE)
+
+
+def _passkey(form: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        told = json.loads(form["passkey"])
+    except (ValueError, RecursionError):
+        told = None
+    return told if isinstance(told, dict) else {}
 
 
 def _proven(call: Call, token: str) -> Call:
@@ -190,18 +228,44 @@ def _proven(call: Call, token: str) -> Call:
     return replace(call, principal=principal)
 
 
-def _check_own_form(call: Call, form: Mapping[str, str]) -> None:
-    _check_origin(call)
-    if not sessions.same(form.get("csrf", ""), call.principal.csrf_token or ""):
-        raise Refusal("CSRF_FAILED", "That form was not made for this session. Nothing was done.")
+async def _check_own_form(call: Call, form: Mapping[str, str]) -> None:
+    """Raises CSRF_FAILED, on record."""
+    words = ""
+    if not call.control.origins.allows(call.request.headers.get("origin", "")):
+        words = "That form did not come from our own page. Nothing was done."
+    elif not sessions.same(form.get("csrf", ""), call.principal.csrf_token or ""):
+        words = "That form was not made for this session. Nothing was done."
+    if words:
+        await call.record_failure(
+            call.tenant, call.principal.actor(), "csrf_failed", type="user.request_refused"
+        )
+        raise Refusal("CSRF_FAILED", words)
 
 
-def _check_origin(visit: Visit) -> None:
+async def _of_this_browser(visit: Visit, form: Mapping[str, str]) -> bool:
+    """Whether a form of before the sign-in is our own, sent by whom it was made for; else it is on
+    record. Raises CSRF_FAILED where it came from elsewhere.
+    """
+    await check_own_origin(visit)
+    held = visit.request.cookies.get(_pre_cookie(visit), "")
+    if sessions.same(form.get("token", ""), sessions.csrf_token(held) if held else ""):
+        return True
+    await visit.record_failure(
+        None, {"kind": "unknown"}, "csrf_failed", type="user.request_refused"
+    )
+    return False
+
+
+async def check_own_origin(visit: Visit) -> None:
+    """A form names where it came from. Raises CSRF_FAILED, on record."""
     if not visit.control.origins.allows(visit.request.headers.get("origin", "")):
+        await visit.record_failure(
+            None, {"kind": "unknown"}, "csrf_failed", type="user.request_refused"
+        )
         raise Refusal("CSRF_FAILED", "That form did not come from our own page. Nothing was done.")
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def form_of(request: Request) -> dict[str, str]:
     """The fields of a posted form; of a name that comes twice, the first."""
     if media_type(request) != _FORM:
         raise Refusal("UNSUPPORTED_MEDIA_TYPE", "Send the form of the page.")
@@ -235,16 +299,15 @@ async def _shown(
     except Refusal as missing:
         if missing.reason != "NOT_FOUND":
             raise
-        answer = _page(html.not_found(path, _viewer(call, None)), status=404)
+        answer = page_of(html.not_found(path, _viewer(call, None)), status=404)
     else:
-        answer = _page(
-            html.page(
-                path, row, acts.rule_of(row), _viewer(call, row),
-                now=call.now, error=error, typed=typed,
-            ),
+        viewer = _viewer(call, row)
+        answer = page_of(
+            html.page(path, row, acts.rule_of(row), viewer, now=call.now, error=error, typed=typed),
             status=status,
             headers=headers,
-        )  # fmt: skip
+            scripted=viewer.scripted,
+        )
     if token is not None:
         answer.headers.append("set-cookie", call.control.origins.set_cookie(token))
     return answer
@@ -262,8 +325,9 @@ def _viewer(call: Call, row: Mapping[str, Any] | None) -> html.Viewer:
         may_decide=principal.role >= Role.ANALYST,
         eligible=rule is not None and principal.id in rule.eligible,
         voted=next((vote["verdict"] for vote in votes if vote["user_id"] == principal.id), None),
-        needs_password=rule is not None and rule.step_up and not call.stepped_up,
-        by_code=bool(principal.factors),
+        needs_proof=rule is not None and rule.step_up and not call.stepped_up,
+        by_code="totp" in principal.factors,
+        by_passkey="passkey" in principal.factors,
     )
 
 
@@ -278,18 +342,62 @@ def _sign_in_form(
     held = visit.request.cookies.get(_pre_cookie(visit), "")
     token = held if _PRE_TOKEN.fullmatch(held) else sessions.new_token()
     text = html.sign_in(_path(escalation_id), token=sessions.csrf_token(token), error=error)
-    answer = _page(text, status=status, headers=headers)
+    answer = page_of(text, status=status, headers=headers)
     answer.headers.append("set-cookie", _pre_set(visit, token, _PRE_LIFE_S))
     return answer
 
 
-def _page(text: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return HTMLResponse(text, status_code=status, headers={**html.HEADERS, **(headers or {})})
+async def _second_form(visit: Visit, escalation_id: UUID, account: Account) -> Response:
+    who = Who(tenant=account.tenant, user=account.user_id)
+    challenge, options = await proofs.ask(visit, who, "sign_in", "browser")
+    held = visit.request.cookies[_pre_cookie(visit)]
+    text = html.second_factor(
+        _path(escalation_id),
+        token=sessions.csrf_token(held),
+        challenge=challenge,
+        options=options,
+    )
+    return page_of(text, scripted=options is not None)
+
+
+def _not_in(visit: Visit, escalation_id: UUID, refused: Refusal) -> Response:
+    """Back to the first half. Raises what is no refusal of a sign-in."""
+    if refused.reason not in {"UNAUTHENTICATED", "RATE_LIMITED"}:
+        raise refused
+    return _sign_in_form(
+        visit,
+        escalation_id,
+        refused.message,
+        status=problems.status_of(refused.code),
+        headers=refused.headers,
+    )
+
+
+def _in(visit: Visit, escalation_id: UUID, token: str) -> Response:
+    answer = _back(visit, escalation_id, token)
+    answer.headers.append("set-cookie", _pre_set(visit, "", 0))
+    return answer
+
+
+def page_of(
+    text: str,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    scripted: bool = False,
+) -> Response:
+    base = page_frame.SCRIPTED if scripted else page_frame.HEADERS
+    return HTMLResponse(text, status_code=status, headers={**base, **(headers or {})})
+
+
+def _file(text: str, media_type: str) -> Response:
+    headers = {**page_frame.HEADERS, "cache-control": "max-age=300"}
+    return Response(text, media_type=media_type, headers=headers)
 
 
 def _back(visit: Visit, escalation_id: UUID, token: str | None = None) -> Response:
     """To the page itself, wherever the form came from."""
-    answer = RedirectResponse(_path(escalation_id), status_code=303, headers=html.HEADERS)
+    answer = RedirectResponse(_path(escalation_id), status_code=303, headers=page_frame.HEADERS)
     if token is not None:
         answer.headers.append("set-cookie", visit.control.origins.set_cookie(token))
     return answer

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from services.common.errors import BehavryError
 from services.control import problems
-from services.control.api import approval_html
+from services.control.api import page_frame
 from services.control.api.bodies import CODES
 from services.control.problems import FieldError, Refusal
 from services.control.servers import BadServer
@@ -28,6 +28,8 @@ _BY_STATUS: Final = {
     413: ("BODY_TOO_LARGE", "The body is too large."),
     415: ("UNSUPPORTED_MEDIA_TYPE", "Send application/json."),
 }
+#: Where people read what comes back.
+_PAGES: Final = ("/approve/", "/join", "/reset")
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
 #: The database is away or will not have us now.
 _DATABASE_AWAY: Final = (
@@ -55,8 +57,8 @@ def answer(error: BehavryError, *, instance: str, request_id: str, page: bool = 
     if problem["status"] == 503:
         headers.setdefault("retry-after", "1")
     if page:
-        text = approval_html.failed(problem["title"], problem["detail"], request_id=request_id)
-        headers |= approval_html.HEADERS
+        text = page_frame.failed(problem["title"], problem["detail"], request_id=request_id)
+        headers |= page_frame.HEADERS
         return HTMLResponse(text, status_code=problem["status"], headers=headers)
     return Response(
         json.dumps(problem, ensure_ascii=False),
@@ -73,7 +75,7 @@ def instance_of(scope: Mapping[str, Any]) -> str:
 
 def is_page(scope: Mapping[str, Any]) -> bool:
     """Whether a browser is at the other end, and a person reads what comes back."""
-    return str(scope["path"]).startswith("/approve/")
+    return str(scope["path"]).startswith(_PAGES)
 
 
 async def _behavry(request: Request, error: Exception) -> Response:

@@ -15,12 +15,21 @@ from aiohttp import web
 from playwright.async_api import Page
 
 from services.control.settings import ControlSettings
+from tests.fakes.authenticator import Authenticator
 from tests.fakes.browser import browsing
 from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
+from tests.fakes.valkey import free_port
 from tests.integration.control.conftest import opened
-from tests.integration.control.escalated import joined
-from tests.integration.control.factors import MFA, STEP_UP, first_half, second_half
+from tests.integration.control.escalated import asked, joined, state_of
+from tests.integration.control.factors import (
+    MFA,
+    STEP_UP,
+    first_half,
+    second_half,
+    with_passkey,
+)
+from tests.integration.control.planes import linked, plane_token
 from tests.integration.control.test_problems import check
 from tests.promises import promise
 
@@ -73,7 +82,7 @@ async def authenticator(page: Page, *, verified: bool = True) -> None:
     )
 
 
-async def asked(page: Page, script: str, options: dict[str, Any]) -> dict[str, Any]:
+async def in_page(page: Page, script: str, options: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(json.dumps(await page.evaluate(script, options)))
     return answer
 
@@ -89,23 +98,78 @@ async def test_a_browsers_passkey_signs_in_and_proves_again_and_not_from_another
             await page.goto(ours)
             await authenticator(page)
             begun = (await rest.post(f"{MFA}/passkeys:begin", key=anna.token)).json
-            made = await asked(page, _CREATE, begun["options"])
+            made = await in_page(page, _CREATE, begun["options"])
             body = {"name": "laptop", "token": begun["token"], "credential": made}
             added = await rest.post(f"{MFA}/passkeys", body, key=anna.token)
             assert 201 == added.status, added.body
 
             half = await first_half(rest, anna)
-            proof = await asked(page, _GET, half["passkey"])
+            proof = await in_page(page, _GET, half["passkey"])
             answer = await second_half(rest, half["token"], passkey=proof)
             assert 200 == answer.status, answer.body
             token = answer.json["token"]
             begun = (await rest.post(f"{STEP_UP}:begin", key=token)).json
-            proof = await asked(page, _GET, begun["passkey"])
+            proof = await in_page(page, _GET, begun["passkey"])
             said = {"token": begun["token"], "passkey": proof}
             assert 200 == (await rest.post(STEP_UP, said, key=token)).status
 
             half = await first_half(rest, anna)  # the same machine, another port: another site
             await page.goto(theirs)
-            proof = await asked(page, _GET, half["passkey"])
+            proof = await in_page(page, _GET, half["passkey"])
             stolen = await second_half(rest, half["token"], passkey=proof)
             check(stolen, 401, "unauthenticated")
+
+
+@promise("page:passkeys-decide")
+async def test_a_person_decides_on_the_page_by_their_browsers_passkey(
+    settings: ControlSettings, clock: ManualClock, control_database: Database
+) -> None:
+    """Signs in and proves it again by the page's own script, under the page's own policy."""
+    port = free_port()
+    here = replace(settings, public_url=f"http://127.0.0.1:{port}", http_listen=f"127.0.0.1:{port}")
+    async with browsing() as seat, opened(here, clock, control_database) as rest:
+        page, anna = seat.page, await joined(rest, "anna")
+        async with linked(rest, plane_token(rest, aud=here.public_url)) as plane:
+            escalation = await asked(rest, plane, tier="high")
+        at = f"http://localhost:{port}/approve/{escalation}"
+        await page.goto(at)
+        await authenticator(page)
+        begun = (await rest.post(f"{MFA}/passkeys:begin", key=anna.token)).json
+        made = await in_page(page, _CREATE, begun["options"])
+        body = {"name": "laptop", "token": begun["token"], "credential": made}
+        assert 201 == (await rest.post(f"{MFA}/passkeys", body, key=anna.token)).status
+
+        await page.fill("#username", "anna")
+        await page.fill("#password", anna.password)
+        await page.click("text=Sign in >> nth=-1")
+        await page.click("text=Sign in with your passkey")
+        await page.wait_for_selector("text=Approve this one call")
+        rest.clock.advance(6 * 60)
+        await page.goto(at)
+        assert [] == await seat.grave_findings()
+        seat.complaints.clear()  # axe itself is refused by the page's policy
+        await page.click("text=Approve once, with your passkey")
+        await page.wait_for_selector("text=This call is approved.")
+
+        assert "approved" == await state_of(rest, escalation)
+        assert [] == seat.complaints
+        assert {f"localhost:{port}"} == seat.hosts
+
+
+async def test_whoever_has_no_script_is_told_what_to_do(
+    settings: ControlSettings, clock: ManualClock, control_database: Database
+) -> None:
+    port = free_port()
+    here = replace(settings, public_url=f"http://127.0.0.1:{port}", http_listen=f"127.0.0.1:{port}")
+    async with browsing(javascript=False) as seat, opened(here, clock, control_database) as rest:
+        page, anna = seat.page, await joined(rest, "anna")
+        key = Authenticator(origin=f"http://localhost:{port}")
+        assert 201 == (await with_passkey(rest, anna, key)).status
+        await page.goto(f"http://localhost:{port}/approve/0199d0d0-0000-7000-8000-0000000000aa")
+        await page.fill("#username", "anna")
+        await page.fill("#password", anna.password)
+        await page.click("text=Sign in >> nth=-1")
+
+        assert await page.is_visible("text=Allow JavaScript for this page")
+        assert not await page.is_visible("text=Sign in with your passkey")
+        assert await page.is_visible("#code")

@@ -196,9 +196,11 @@ GET    /reference                                   nobody
 GET    /errors/{code}                               nobody
 GET    /style.css                                   nobody
 GET    /approve/style.css                           nobody
+GET    /approve/page.js                             nobody
 GET    /approve/{escalation_id}                     nobody
 POST   /approve/{escalation_id}                     nobody
 POST   /approve/{escalation_id}/sign-in             nobody
+POST   /approve/{escalation_id}/second-factor       nobody
 POST   /approve/{escalation_id}/sign-out            nobody
 """
 

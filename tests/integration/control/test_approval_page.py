@@ -3,14 +3,17 @@
 import json
 import re
 from dataclasses import dataclass, field
+from html import unescape
 from html.parser import HTMLParser
 from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import uuid4
 
 from services.control.roles import Role
+from tests.fakes.authenticator import Authenticator
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.escalated import (
+    Somebody,
     asked,
     decided,
     joined,
@@ -18,10 +21,12 @@ from tests.integration.control.escalated import (
     state_of,
     statements,
 )
+from tests.integration.control.factors import ORIGIN, STEP_UP, code, with_passkey, with_totp
 from tests.integration.control.planes import linked
 from tests.promises import promise
 
 FORM: Final = "application/x-www-form-urlencoded"
+EVIL: Final = "https://elsewhere.example"
 GONE: Final = "0199d0d0-0000-7000-8000-0000000000ff"
 
 
@@ -450,6 +455,116 @@ async def test_nobody_frames_the_page_and_it_loads_nothing_from_elsewhere(rest: 
         assert not re.search(r'(?:src|href|action)="(?!/approve/)', text)
         assert not re.search(r"<script|style=|\son\w+=", text)
     assert "no-store" == answers[0].headers["cache-control"]
+
+
+@promise("people:own-page-writes")
+async def test_what_came_from_elsewhere_is_on_record(rest: Rest) -> None:
+    escalation = await one(rest)
+    browser, visitor = await signed_in(rest, escalation), Browser(rest=rest)
+    page = browser.page
+    await visitor.open(f"/approve/{GONE}")
+    asked = visitor.page
+    good = {"username": "admin", "password": password(rest)}
+    for act, who, at, bent in (
+        ("once", browser, page, {"origin": EVIL}),
+        ("once", browser, page, {"csrf": "x"}),
+        ("sign-out", browser, page, {"origin": None}),
+        ("sign-in", visitor, asked, {"origin": EVIL, **good}),
+        ("sign-in", visitor, asked, {"token": "x", **good}),
+    ):
+        who.page = at
+        assert 403 == (await who.submit(act, **bent)).status, (act, bent)
+
+    refused = [r for r in await rest.records() if r["type"] == "user.request_refused"]
+    assert [("csrf_failed", rest.running.tenant.id)] * 3 == [
+        (r["reason"], r["tenant"]) for r in refused if r["actor"]["kind"] == "user"
+    ]
+    assert ["csrf_failed"] * 2 == [r["reason"] for r in refused if r["actor"]["kind"] == "unknown"]
+
+
+# A second factor -----------------------------------------------------------------------------
+
+
+def options_of(browser: Browser) -> dict[str, Any]:
+    """What the page's script would ask a passkey."""
+    found = re.search(r'data-passkey="([^"]*)"', browser.page.body.decode())
+    assert found
+    told: dict[str, Any] = json.loads(unescape(found[1]))
+    return told
+
+
+async def half_way(rest: Rest, escalation: str, person: Somebody) -> Browser:
+    browser = Browser(rest=rest)
+    await browser.open(f"/approve/{escalation}")
+    answer = await browser.submit("sign-in", username=person.name, password=person.password)
+    assert 200 == answer.status
+    assert "behavry_local" not in browser.cookies
+    return browser
+
+
+async def fresh_options(browser: Browser) -> tuple[str, dict[str, Any]]:
+    """What the script fetches for a step-up, and the challenge's token."""
+    headers = {"x-csrf-token": browser.form("once")["csrf"], "origin": PUBLIC}
+    cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    answer = await browser.rest.post(
+        f"{STEP_UP}:begin", key=None, headers=headers | {"cookie": cookie}
+    )
+    assert 200 == answer.status, answer.body
+    return answer.json["token"], answer.json["passkey"]
+
+
+@promise("page:passkeys-decide")
+async def test_whoever_has_nothing_but_a_passkey_signs_in_and_approves_by_it(rest: Rest) -> None:
+    anna, key = await joined(rest, "anna"), Authenticator(origin=ORIGIN)
+    assert 201 == (await with_passkey(rest, anna, key)).status
+    escalation = await one(rest, tier="high")
+    browser = await half_way(rest, escalation, anna)
+    for policy in ("script-src 'self'", "connect-src 'self'", "default-src 'none'"):
+        assert policy in browser.page.headers["content-security-policy"].split("; ")
+    assert "this browser runs none here" in browser.text
+    proof = json.dumps(key.get(options_of(browser)))
+    assert 200 == (await browser.submit("second-factor", passkey=proof)).status
+    assert {"once", "grant", "deny"} == browser.acts
+    assert "<script" not in browser.page.body.decode()  # there is nothing to prove yet
+
+    rest.clock.advance(6 * 60)
+    await browser.open(f"/approve/{escalation}")
+    assert '<script src="/approve/page.js" defer></script>' in browser.page.body.decode()
+    assert "password" not in browser.form("once")
+    page, before = browser.page, dict(browser.cookies)
+    for wrong in ("", "{", "[]", "1", json.dumps(key.get((await fresh_options(browser))[1]))):
+        browser.page = page
+        assert 403 == (await browser.submit("once", passkey=wrong, challenge="x")).status, wrong
+    assert "pending" == await state_of(rest, escalation)
+    browser.page = page
+    challenge, options = await fresh_options(browser)
+    proof = json.dumps(key.get(options))
+    assert 200 == (await browser.submit("once", passkey=proof, challenge=challenge)).status
+
+    assert "approved" == await state_of(rest, escalation)
+    assert before != browser.cookies
+    assert "user.step_up" in [record["type"] for record in await rest.records()]
+
+
+async def test_the_other_half_takes_a_code_and_nothing_that_is_wrong(rest: Rest) -> None:
+    anna = await joined(rest, "anna")
+    secret, codes = await with_totp(rest, anna)
+    escalation = await one(rest)
+    for good in (code(rest, secret, steps=1), codes[0]):
+        for wrong in ("", "000000", "x", "x" * 64):
+            browser = await half_way(rest, escalation, anna)
+            answer = await browser.submit("second-factor", code=wrong)
+            assert (401, "behavry_local" in browser.cookies) == (answer.status, False), wrong
+        browser = await half_way(rest, escalation, anna)
+        page = browser.page
+        assert 403 == (await browser.submit("second-factor", code=good, token="x")).status
+        browser.page = page
+        assert 200 == (await browser.submit("second-factor", code=good)).status
+        assert {"once", "grant", "deny"} == browser.acts
+        rest.clock.advance(61)
+
+    refused = [r for r in await rest.records() if r.get("reason") == "second_factor_refused"]
+    assert 8 == len(refused)
 
 
 async def test_a_form_that_was_bent_decides_nothing(rest: Rest) -> None:
