@@ -29,6 +29,7 @@ from tests.integration.control.factors import (
     second_half,
     with_passkey,
 )
+from tests.integration.control.people import USERS, entitle
 from tests.integration.control.planes import linked, plane_token
 from tests.integration.control.test_problems import check
 from tests.promises import promise
@@ -173,3 +174,27 @@ async def test_whoever_has_no_script_is_told_what_to_do(
         assert await page.is_visible("text=Allow JavaScript for this page")
         assert not await page.is_visible("text=Sign in with your passkey")
         assert await page.is_visible("#code")
+
+
+@promise("people:links-told-once")
+async def test_a_link_fills_its_form_and_leaves_the_address(
+    settings: ControlSettings, clock: ManualClock, control_database: Database
+) -> None:
+    port = free_port()
+    here = replace(settings, public_url=f"http://127.0.0.1:{port}", http_listen=f"127.0.0.1:{port}")
+    async with browsing() as seat, opened(here, clock, control_database) as rest:
+        page, anna = seat.page, await joined(rest, "anna")
+        entitle(rest)
+        made = await rest.post(f"{USERS}/{anna.id}:reset-password")
+        await page.goto(made.json["link"])
+        assert [] == await seat.grave_findings()
+        seat.complaints.clear()  # as above
+        assert f"http://127.0.0.1:{port}/reset" == page.url
+        assert not await page.is_visible("#token")
+        for field in ("#password", "#again"):
+            await page.fill(field, "another password")
+        await page.click("button")
+        await page.wait_for_selector("text=Sign in as anna")
+
+        assert [] == seat.complaints
+        assert {f"127.0.0.1:{port}"} == seat.hosts

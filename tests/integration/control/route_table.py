@@ -195,6 +195,10 @@ GET    /                                            nobody
 GET    /reference                                   nobody
 GET    /errors/{code}                               nobody
 GET    /style.css                                   nobody
+GET    /join                                        nobody
+POST   /join                                        nobody
+GET    /reset                                       nobody
+POST   /reset                                       nobody
 GET    /approve/style.css                           nobody
 GET    /approve/page.js                             nobody
 GET    /approve/{escalation_id}                     nobody

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.integration.control.factors import LOGIN, code, first_half, second_ha
 from tests.integration.control.openid import signs_in_by
 from tests.integration.control.people import INVITES, USERS, entitle, invited, operator
 from tests.integration.control.test_agents import everything_stored
+from tests.integration.control.test_approval_page import Browser
 from tests.integration.control.test_notifications import PASSWORD as MAIL_PASSWORD
 from tests.integration.control.test_notifications import PATH as NOTIFICATIONS
 from tests.integration.control.test_notifications import add, mail, webhook
@@ -441,3 +443,44 @@ async def test_guessing_links_stops_and_is_on_record(rest: Rest) -> None:
 
     failed = [r for r in await rest.records() if r["type"] == "user.signin_failed"]
     assert 10 <= sum(r["reason"] == "password_reset_invalid" for r in failed)
+
+
+# The pages behind links ----------------------------------------------------------------------
+
+
+@promise("people:links-told-once")
+@pytest.mark.parametrize("page", ["join", "reset"])
+async def test_a_link_leads_to_a_page_that_uses_it_once(rest: Rest, page: str) -> None:
+    """By plain forms; looking at it uses nothing up, and no address holds the token."""
+    if page == "join":
+        made, name = await invited(rest, "new@example.org"), "new@example.org"
+    else:
+        made, name = await link_for(rest, await joined(rest, "anna")), "anna"
+    token, link = made.json["token"], made.json["link"]
+    browser = Browser(rest=rest)
+    for _ in range(2):
+        shown = await browser.open(urlsplit(link).path)
+        assert (200, f"/{page}", "") == (shown.status, urlsplit(link).path, urlsplit(link).query)
+        assert token not in shown.body.decode()
+    typed = {"token": token, "password": NEW, "again": NEW}
+    shown = browser.page
+    for bent, status in (
+        ({"again": "another one entirely"}, 422),
+        ({"password": "short", "again": "short"}, 422),
+        ({"token": "x"}, 401),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": None}, 403),
+    ):
+        browser.page = shown
+        answer = await browser.submit(page, **{**typed, **bent})
+        assert status == answer.status, bent
+        assert NEW not in answer.body.decode()
+    browser.page = shown
+    assert 200 == (await browser.submit(page, **typed)).status
+    assert f"Sign in as {name}" in browser.text
+    assert "behavry_local" not in browser.cookies
+    browser.page = shown
+    assert 401 == (await browser.submit(page, **typed)).status
+
+    assert 200 == (await sign_in(rest, name, NEW)).status
+    assert 2 == (await reasons(rest)).count("csrf_failed")
