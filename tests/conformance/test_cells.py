@@ -7,7 +7,7 @@ else is missing. The agent is the SDK's client, the tool server the conformance 
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from mcp.shared.exceptions import MCPError
 from tests.conformance.cell_server import WAITING
 from tests.fakes.authorizer import server_entry
 from tests.fakes.children import ROOT, child
-from tests.fakes.gateway import gateway, hosted, until
+from tests.fakes.gateway import gateway, hosted, hosting, until
 from tests.fakes.sdk_client import connected
 from tests.fakes.stdio_toml import write_toml
 
@@ -155,8 +155,11 @@ async def test_a_cell_does_all_but_its_gaps(
     state, ledger = tmp_path / "state", tmp_path / "ledger"
     failed: dict[str, str] = {}
     with entry(STDIO if transport == "hosted" else transport, era, state, ledger) as server:
-        settings = hosted(state) if transport == "hosted" else {}
-        async with gateway(state, {"cell": server}, **settings) as proxy:
+        apart = transport == "hosted"
+        async with (
+            hosting(state) if apart else nullcontext(),
+            gateway(state, {"cell": server}, **(hosted(state) if apart else {})) as proxy,
+        ):
             await proxy.offered("cell", *TOOLS)
             async with connected(
                 proxy, "cell", MODES[agent], elicitation_callback=elicited

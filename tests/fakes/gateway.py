@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -272,14 +272,11 @@ def hosted(state_dir: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def hosting(settings: ProxySettings) -> AsyncIterator[None]:
-    """The host of stdio servers, where the settings name one."""
-    if not settings.stdio_host:
-        yield
-        return
-    own = f"unix:{settings.run_dir}/stdio-host.sock"
-    async with stdio_host.running(replace(settings, role="stdio_host", grpc_listen=own)):
-        yield
+async def hosting(state_dir: Path) -> AsyncIterator[stdio_host.Running]:
+    """That host, for a proxy with this setting."""
+    env = environment(state_dir, **hosted(state_dir), BEHAVRY_PROXY_ROLE="stdio-host")
+    async with stdio_host.running(load(ProxySettings, env)) as host:
+        yield host
 
 
 @asynccontextmanager
@@ -292,7 +289,6 @@ async def gateway(
     fake = FakeAuthorizer(snapshot(servers), issuer.jwks())
     async with (
         serving(fake, settings.authorizer_address, settings.peers_dir),
-        hosting(settings),
         running(settings) as proxy,
         aiohttp.ClientSession() as http,
     ):

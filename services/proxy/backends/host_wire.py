@@ -25,6 +25,10 @@ _RAN: Final[dict[bool | None, str]] = {True: "yes", False: "no", None: "unknown"
 _KNOWN: Final = {said: ran for ran, said in _RAN.items()}
 
 
+class Garbled(ValueError):
+    """Not from one of ours."""
+
+
 class _Visit(msgspec.Struct, frozen=True, array_like=True):
     tenant: TenantId
     agent: AgentId
@@ -44,11 +48,11 @@ def visit_header(visit: Visit) -> bytes:
 
 
 def read_visit(value: bytes) -> Visit:
-    """As much of it as a child depends on. Raises ValueError."""
+    """As much of it as a child depends on. Raises Garbled."""
     try:
         told = msgspec.json.decode(urlsafe_b64decode(value), type=_Visit)
-    except binascii.Error as odd:
-        raise ValueError("no visit") from odd
+    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError):
+        raise Garbled from None
     return Visit(
         caller=Caller(
             tenant=told.tenant,
@@ -87,8 +91,8 @@ def session_id(told: str) -> str:
 
 
 def read_session_id(value: bytes) -> str:
-    """Raises ValueError."""
+    """Raises Garbled."""
     try:
         return urlsafe_b64decode(value).decode()
-    except binascii.Error as odd:
-        raise ValueError("no session") from odd
+    except (binascii.Error, UnicodeDecodeError):
+        raise Garbled from None

@@ -83,7 +83,7 @@ class Door:
             session = _session(sent)
             body = await reply.read(MAX_BODY)
             message = messages.decode(body) if verb == "POST" else None
-        except (ValueError, TooLarge, messages.Malformed):
+        except (host_wire.Garbled, TooLarge, messages.Malformed):
             return _REFUSED
         try:
             if verb == "GET":
@@ -214,7 +214,7 @@ def _hears(reply: Reply) -> Hear:
 
 
 def _session(sent: Mapping[bytes, bytes]) -> Session | None:
-    """Raises ValueError."""
+    """Raises Garbled."""
     known_by = sent.get(b"mcp-session-id")
     if known_by is None:
         return None
