@@ -1,5 +1,6 @@
 """`behavry license`: the plan of this tenant and what it includes."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from uuid import uuid4
@@ -7,12 +8,14 @@ from uuid import uuid4
 from cyclopts import App, Parameter
 
 from services.cli.commands.options import JsonOption, StateOption, control_of, state_root
-from services.cli.output import CommandFailed, as_json, emit, emit_text, plain, say, table
+from services.cli.output import CommandFailed, Exit, as_json, emit, emit_text, plain, say, table
 
 app = App(name="license", help="The plan and its features.")
 TokenFile = Annotated[
     Path, Parameter(allow_leading_hyphen=True, help="Holds the licence; - reads it from stdin.")
 ]
+#: A licence as it is written, whole or cut short.
+_TOKEN = re.compile(r"ey[A-Za-z0-9_-]{20,}\.[A-Za-z0-9_.-]*")
 _LAPSED = frozenset({"EXPIRED", "REVOKED"})
 
 
@@ -38,6 +41,7 @@ def activate(
     """
     from services.cli.secret_files import read_secret  # noqa: PLC0415  # as below
 
+    _check_name(file)
     body = {"key": read_secret(file)} | ({"replace": True} if replace else {})
     held = control_of(state).post("/api/v1/license/activate", body, key=str(uuid4()))
     _show(held, json=json)
@@ -76,6 +80,7 @@ def inspect(file: TokenFile, *, json: JsonOption = False) -> None:
     """What a licence says, without believing it."""
     from services.cli import licenses  # noqa: PLC0415  # see above
 
+    _check_name(file)
     said = licenses.inspect(file)
     if not json:
         say("Not verified: anybody can write this.")
@@ -100,6 +105,7 @@ def verify(
     """
     from services.cli import licenses  # noqa: PLC0415  # see above
 
+    _check_name(file)
     root = state_root(state)
     found = licenses.verify(file, root=root, tenant=tenant, revocations=revocations)
     for name in found["unchecked"]:
@@ -184,6 +190,14 @@ def issue(
         emit_text(token)
     else:
         secret_files.write_new(out, token)
+
+
+def _check_name(file: Path) -> None:
+    """No message quotes a licence that stands in the place of its file's name."""
+    if _TOKEN.fullmatch(str(file)):
+        raise CommandFailed(
+            "name the file that holds the licence, not the licence", status=Exit.USAGE
+        )
 
 
 def _flag(text: str) -> bool | str:

@@ -186,3 +186,16 @@ def test_where_no_installation_has_run_there_is_nothing_to_ask_for(
     run: Run, tmp_path: Path
 ) -> None:
     assert 2 == run("license", "request", "--state", str(tmp_path / "empty")).status
+
+
+@pytest.mark.parametrize("verb", ["activate", "inspect", "verify"])
+@pytest.mark.parametrize("length", [9_999, 200, 90], ids=["whole", "cut", "cut short"])
+def test_a_licence_in_the_place_of_its_file_is_not_quoted(
+    run: Run, now_s: int, verb: str, length: int
+) -> None:
+    token = license_token(now_s=now_s)[:length]
+    ran = run("license", verb, token)
+
+    assert (2, "") == (ran.status, ran.out)
+    assert token[:40] not in ran.err
+    assert "name the file" in ran.err
