@@ -15,6 +15,7 @@ from typing import Any, Final
 
 INHERITED: Final = frozenset({"PATH", "LANG", "TZ"})
 OURS: Final = "BEHAVRY_"
+MAX_UID: Final = 2**32 - 2
 
 
 class CommandsInvalid(ValueError):
@@ -30,6 +31,8 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
     #: A wrapper that the command line is appended to.
     sandbox: tuple[str, ...] = ()
+    #: The user that it runs as; None: the proxy's own.
+    uid: int | None = None
 
 
 class Commands:
@@ -78,23 +81,26 @@ def environment(
 def _command(entry: Any, where: str) -> Command:
     if type(entry) is not dict or type(entry.get("command")) is not str or not entry["command"]:
         raise CommandsInvalid(f"{where} needs a command")
-    unknown = set(entry) - {"command", "args", "cwd", "env", "sandbox"}
+    unknown = set(entry) - {"command", "args", "cwd", "env", "sandbox", "uid"}
     if unknown:
         raise CommandsInvalid(f"{where} has unknown keys: {', '.join(sorted(unknown))}")
     env = entry.get("env", {})
-    cwd = entry.get("cwd")
+    cwd, uid = entry.get("cwd"), entry.get("uid")
     if type(env) is not dict or not all(type(value) is str for value in env.values()):
         raise CommandsInvalid(f"{where}: env is a table of strings")
     if any(name.startswith(OURS) for name in env):
         raise CommandsInvalid(f"{where}: names of {OURS}* are not a child's")
     if cwd is not None and type(cwd) is not str:
         raise CommandsInvalid(f"{where}: cwd is a path")
+    if uid is not None and not (type(uid) is int and 0 < uid <= MAX_UID):
+        raise CommandsInvalid(f"{where}: uid is the number of a user that is not root")
     return Command(
         command=entry["command"],
         args=_strings(entry.get("args", []), f"{where}: args"),
         cwd=cwd,
         env=env,
         sandbox=_strings(entry.get("sandbox", []), f"{where}: sandbox"),
+        uid=uid,
     )
 
 

@@ -1,13 +1,15 @@
 """Starts a tool server in a cage: `python -I launch.py --hide DIR --keep PATH -- command args`.
 
 Run as a script by the stdio host, never imported: nothing but the standard library. Hides the
-state directory in a mount namespace (where the system allows one), limits descriptors, ties its
-life to its parent's and becomes the command.
+state directory in a mount namespace (where the system allows one), becomes another user where one
+is named (or does not start at all), limits descriptors, ties its life to its parent's and becomes
+the command.
 """
 
 import contextlib
 import ctypes
 import os
+import pwd
 import resource
 import signal
 import sys
@@ -36,14 +38,20 @@ def own_namespaces() -> None:
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
 
 
-def hide(directories: list[str], kept: list[str]) -> None:
-    """An empty directory lies over each hidden one; kept paths below show through."""
-    own_namespaces()
+def hide(directories: list[str], kept: list[str], *, other: bool) -> None:
+    """An empty directory lies over each hidden one; kept paths below show through. For `other`
+    users, who may pass, and have no right to take a mount off.
+    """
+    if other:
+        check(libc.unshare(CLONE_NEWNS))
+    else:
+        own_namespaces()
     check(libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None))
     open_paths = [(path, os.open(path, os.O_PATH)) for path in kept if Path(path).exists()]
     for directory in directories:
         target = os.fsencode(directory)
-        check(libc.mount(b"tmpfs", target, b"tmpfs", MS_NOSUID | MS_NODEV, b"size=64k,mode=0700"))
+        data = b"size=64k,mode=0711" if other else b"size=64k,mode=0700"
+        check(libc.mount(b"tmpfs", target, b"tmpfs", MS_NOSUID | MS_NODEV, data))
     for path, fd in open_paths:
         source, shown = f"/proc/self/fd/{fd}", Path(path)
         if Path(source).is_dir():
@@ -53,8 +61,22 @@ def hide(directories: list[str], kept: list[str]) -> None:
             shown.touch(mode=0o600)
         check(libc.mount(source.encode(), os.fsencode(path), None, MS_BIND | MS_REC, None))
         os.close(fd)
-    # A second pair of namespaces locks the mounts: whoever runs in it cannot take them off.
-    own_namespaces()
+    if not other:
+        # A second pair of namespaces locks the mounts: whoever runs in it cannot take them off.
+        own_namespaces()
+
+
+def become(uid: int, home: str) -> None:
+    """Another user, for good, who may write where it lives. Else nothing starts."""
+    try:
+        gid = pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        gid = uid
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    if not os.access(home, os.W_OK | os.X_OK):
+        sys.exit("its home cannot be reached")
 
 
 def main(arguments: list[str]) -> None:
@@ -64,13 +86,19 @@ def main(arguments: list[str]) -> None:
     directories = [value for name, value in pairs if name == "--hide"]
     kept = [value for name, value in pairs if name == "--keep"]
     parent = next((int(value) for name, value in pairs if name == "--parent"), os.getppid())
+    uid = next((int(value) for name, value in pairs if name == "--uid"), None)
     cwd = Path.cwd()
     if directories:
+        before = os.umask(0o022)
         # Forbidden on some systems: the README's limits say what that means.
         with contextlib.suppress(OSError):
-            hide(directories, kept)
+            hide(directories, kept, other=uid is not None)
+        os.umask(before)
     with contextlib.suppress(OSError):
         os.chdir(cwd)  # the same path, now the one that shows through
+    if uid is not None:
+        home = next(value for name, value in pairs if name == "--home")
+        become(uid, home)  # before the tie, which a change of user unties
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the tie was made

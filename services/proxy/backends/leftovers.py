@@ -1,9 +1,9 @@
 """Process groups of children that a killed proxy left behind (mcp.md 10.1) end at the next start.
 
-A child itself dies with its parent; what it started does not. Each child's home keeps its group and
-when its leader began. A group is ended only where it is certainly the one that was noted: its
-leader is the same process, or a member still lives in that home. Linux alone can tell; elsewhere
-nothing is ended.
+A child itself dies with its parent; what it started does not. Beside each child's home, where it
+writes nothing, is noted which group it leads and when its leader began. A group is ended only where
+it is certainly the one that was noted: its leader is the same process, or a member still lives in
+that home. Linux alone can tell; elsewhere nothing is ended.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-NOTE: Final = "group"
+NOTE: Final = ".group"
 _PROC: Final = Path("/proc")
 #: Fields of /proc/PID/stat after the name, which may hold anything (proc(5)).
 _GROUP: Final = 2
@@ -26,16 +26,16 @@ def note(home: Path, pid: int) -> None:
     """The child that now lives in this home leads its own group."""
     stat = _stat(pid)
     if stat is not None:
-        (home / NOTE).write_text(f"{pid} {stat[_BEGAN]}\n", "ascii")
+        home.with_suffix(NOTE).write_text(f"{pid} {stat[_BEGAN]}\n", "ascii")
 
 
 def end_all(homes: Path) -> int:
     """How many processes were killed. Call it before any child is started."""
     ended = 0
-    for file in homes.glob(f"*/{NOTE}"):
+    for file in homes.glob(f"*{NOTE}"):
         with contextlib.suppress(OSError, ValueError):
             pid, began = file.read_text("ascii").split()
-            for member in list(_members(int(pid), began, file.parent)):
+            for member in list(_members(int(pid), began, file.with_suffix(""))):
                 os.kill(member, signal.SIGKILL)
                 ended += 1
         file.unlink(missing_ok=True)

@@ -206,8 +206,8 @@ class StdioBackend:
         elif slot.child is not None:  # it ended by itself
             self._back_off(slot, now_ns, failed=False)
         slot.child = slot.facts = None
-        home = self._home(visit)
         try:
+            home = self._home(visit, command)
             env = environment(command, self._inherited, home=home, secrets=self._resolved(command))
             line = self._line(command, home)
             shared = visit.server.share == "server"
@@ -279,16 +279,22 @@ class StdioBackend:
             if value.startswith(PREFIX)
         }
 
-    def _home(self, visit: Visit) -> Path:
-        """Private to the agent and server; its name tells neither."""
+    def _home(self, visit: Visit, command: Command) -> Path:
+        """Private to the agent and server; its name tells neither. Raises OSError."""
         agent = _SHARED if visit.server.share == "server" else visit.caller.agent
         name = f"{visit.caller.tenant}|{agent}|{visit.slug}"
         home = self._homes / sha256(name.encode()).hexdigest()[:24]
-        (home / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._homes.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for directory in (home, home / "tmp"):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            if command.uid is not None:  # whoever lives there may have put a link in its place
+                os.chown(directory, command.uid, -1, follow_symlinks=False)
         return home
 
     def _line(self, command: Command, home: Path) -> list[str]:
         options: list[str] = ["--parent", str(os.getpid())]
+        if command.uid is not None:
+            options += ["--uid", str(command.uid), "--home", str(home)]
         for directory in self._hidden:
             if directory.is_dir():
                 options += ["--hide", str(directory)]

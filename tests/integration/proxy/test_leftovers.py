@@ -64,7 +64,7 @@ def test_a_child_that_lived_on_ends_with_its_helpers(tmp_path: Path) -> None:
 
 def test_another_process_under_the_same_number_lives(tmp_path: Path) -> None:
     with living(tmp_path / "a") as (leader, helper):
-        (tmp_path / "a" / leftovers.NOTE).write_text(f"{leader} 1\n")
+        (tmp_path / f"a{leftovers.NOTE}").write_text(f"{leader} 1\n")
 
         assert 0 == leftovers.end_all(tmp_path)
         os.kill(helper, 0)
@@ -73,7 +73,7 @@ def test_another_process_under_the_same_number_lives(tmp_path: Path) -> None:
 def test_a_group_of_another_home_lives(tmp_path: Path) -> None:
     with living(tmp_path / "a") as (leader, helper):
         (tmp_path / "b").mkdir()
-        (tmp_path / "a" / leftovers.NOTE).rename(tmp_path / "b" / leftovers.NOTE)
+        (tmp_path / f"a{leftovers.NOTE}").rename(tmp_path / f"b{leftovers.NOTE}")
         os.kill(leader, signal.SIGKILL)
         os.waitpid(leader, 0)
 
@@ -83,8 +83,8 @@ def test_a_group_of_another_home_lives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "x y", "1", "1 2 3", "\0"])
 def test_a_note_that_says_nothing_is_thrown_away(tmp_path: Path, content: str) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / leftovers.NOTE).write_text(content)
+    note = tmp_path / f"a{leftovers.NOTE}"
+    note.write_text(content)
 
     assert 0 == leftovers.end_all(tmp_path)
-    assert not (tmp_path / "a" / leftovers.NOTE).exists()
+    assert not note.exists()

@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counter
 from services.common.telemetry.logging import get_log
 from services.proxy.backends.child import start
+from services.proxy.backends.stdio import LAUNCHER
 from services.proxy.backends.upstream import Request, UpstreamFailed
 from tests.fakes.authorizer import AGENT, server_entry
 from tests.fakes.children import ROOT
@@ -40,7 +43,8 @@ for line in sys.stdin:
         if path == "a long line":
             sys.stdout.write("x" * 17 * 1024 * 1024 + "\\n")
         seen = {"env": sorted(os.environ), "pid": os.getpid(), "group": os.getpgrp(),
-                "home": os.environ["HOME"], "cwd": os.getcwd(),
+                "home": os.environ["HOME"], "cwd": os.getcwd(), "uid": os.getuid(),
+                "groups": os.getgroups(), "own": os.access(os.environ["HOME"], os.W_OK),
                 "fds": len(os.listdir("/proc/self/fd"))}
         if path:
             try:
@@ -124,6 +128,78 @@ async def test_what_the_command_line_names_stays_visible(tmp_path: Path) -> None
         assert "mine" != (await look(proxy, proxy.state_dir / "keys" / "digest.keys"))["read"]
 
 
+NOBODY = 65534
+#: One that other users can start.
+PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin") or ""
+as_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not PYTHON, reason="only root starts what others run"
+)
+
+
+@pytest.fixture
+def passable() -> Iterator[Path]:
+    """Where another user can go; pytest's own directories are for one."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@as_root
+async def test_a_child_of_another_user_is_nobody_here(passable: Path) -> None:
+    async with probing(passable, command=PYTHON, uid=NOBODY) as proxy:
+        seen = await look(proxy)
+        read = [
+            (await look(proxy, proxy.state_dir / path))["read"]
+            for path in ("keys/seal.keys", "stdio.toml")
+        ]
+        other = await look(proxy, passable / "probe.py")
+
+    assert (NOBODY, [], True) == (seen["uid"], seen["groups"], seen["own"])
+    assert seen["group"] == seen["pid"]
+    assert {"PermissionError", "FileNotFoundError"} >= set(read)
+    assert PROBE == other["read"]
+    assert still_there({seen["pid"]}) == set()
+
+
+@as_root
+def test_whoever_cannot_become_that_user_starts_nothing(passable: Path) -> None:
+    """Neither who is not root, nor where that user has no home."""
+    (passable / "closed").mkdir(mode=0o700)
+    (passable / "open").mkdir(mode=0o700)
+    os.chown(passable / "open", NOBODY, -1)
+    shutil.copy(LAUNCHER, passable / "launch.py")
+    said = [
+        subprocess.run(
+            [PYTHON, "-I", "-S", str(passable / "launch.py"), "--uid", str(uid),
+             "--home", str(passable / home), "--", "/bin/echo", "started"],
+            user=user, capture_output=True, check=False, cwd="/",
+        )
+        for uid, user, home in ((1, NOBODY, "open"), (NOBODY, 0, "closed"), (NOBODY, 0, "open"))
+    ]  # fmt: skip
+
+    assert [b"", b"", b"started\n"] == [one.stdout for one in said]
+    assert b"PermissionError" in said[0].stderr
+    assert b"its home cannot be reached" in said[1].stderr
+
+
+@as_root
+async def test_a_link_in_a_childs_home_leads_nobody_elsewhere(passable: Path) -> None:
+    """What belongs to another user is not given to it by what stands in its home."""
+    ours = passable / "ours"
+    ours.mkdir(mode=0o700)
+    async with probing(passable, command=PYTHON, uid=NOBODY) as proxy:
+        seen = await look(proxy)
+        (Path(seen["home"]) / "tmp").rmdir()
+        (Path(seen["home"]) / "tmp").symlink_to(ours)
+        os.kill(seen["pid"], signal.SIGKILL)
+        assert set() == still_there({seen["pid"]})
+        async with asyncio.timeout(5):
+            while (await proxy.call("look", server="probe"))[1]["result"].get("isError"):
+                pass
+
+    assert 0 == ours.stat().st_uid
+
+
 async def test_one_child_serves_all_calls_of_an_agent(tmp_path: Path) -> None:
     async with probing(tmp_path) as proxy:
         pids = {(await look(proxy))["pid"] for _ in range(5)}
@@ -166,18 +242,19 @@ async def test_children_end_with_the_proxy(tmp_path: Path) -> None:
         os.kill(pid, 0)
 
 
-def test_a_child_dies_with_a_killed_parent(tmp_path: Path) -> None:
-    launcher = ROOT / "services" / "proxy" / "backends" / "launch.py"
+@pytest.mark.parametrize("user", ["", pytest.param("65534", marks=as_root)])
+def test_a_child_dies_with_a_killed_parent(tmp_path: Path, user: str) -> None:
+    other = ["--uid", user, "--home", "/tmp"] if user else []
     parent = (
         "import os, signal, subprocess, sys\n"
         "line = [sys.executable, '-I', '-S', sys.argv[1], '--parent', str(os.getpid()), '--hide',"
-        " sys.argv[2], '--', 'sh', '-c', 'echo $$; exec sleep 60']\n"
+        " sys.argv[2], *sys.argv[3:], '--', 'sh', '-c', 'echo $$; exec sleep 60']\n"
         "child = subprocess.Popen(line, stdout=subprocess.PIPE)\n"
         "print(child.stdout.readline().decode(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", parent, str(launcher), str(tmp_path)],
+        [sys.executable, "-c", parent, str(LAUNCHER), str(tmp_path), *other],
         capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     pid = int(ended.stdout)
