@@ -61,6 +61,9 @@ async def talking(
     async with two(tmp_path, {"notes": http_server(talker.url)}, meeting_place.url) as pair:
         await both_may(pair)
         await pair.one.offered("notes", "talk")
+        for proxy in (pair.one, pair.other):
+            await proxy.settled()
+            await proxy.modern("tools/list")
         await settled(pair)
         yield pair
 
