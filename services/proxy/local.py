@@ -157,7 +157,7 @@ class Local:
             reply = await backend.ask(visit, request, upstream_session(session))
             if reply.result is None:
                 return relay_error(message, reply.error or {}, METHOD_NOT_FOUND)
-        self.sessions.set_level(visit, session, level)
+        await self.sessions.set_level(visit, session, level)
         return answers.result(message.id, b"{}")
 
     async def _page(

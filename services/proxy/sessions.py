@@ -28,6 +28,7 @@ IDLE_S: Final = 30 * 60
 TOLD_S: Final = 4 * 60
 USED_S: Final = IDLE_S - 60
 ENDED: Final = "ended"
+LEVEL: Final = "level"
 PER_AGENT: Final = 200
 NONE_UPSTREAM: Final = UpstreamSession("", "")
 _NS: Final = 1_000_000_000
@@ -74,8 +75,17 @@ class _Ended(Struct, frozen=True, array_like=True):
     opened_s: int
 
 
+class _Level(Struct, frozen=True, array_like=True):
+    """The same, and keep for each other."""
+
+    owner: Owner
+    id: str
+    level: str
+
+
 _decoder: Final = msgspec.msgpack.Decoder(Session)
 _ended: Final = msgspec.msgpack.Decoder(_Ended)
+_level: Final = msgspec.msgpack.Decoder(_Level)
 
 
 class Sessions:
@@ -85,8 +95,9 @@ class Sessions:
         self._endings = endings
         self._post = post
         post.notes(ENDED, self._hear_ended)
+        post.notes(LEVEL, self._hear_level)
         self._live: dict[Owner, dict[str, _Live]] = {}
-        #: What sessions said since they were sealed; of this process.
+        #: What sessions said since they were sealed.
         self._levels: dict[str, str] = {}
         #: Told the id of each session that ends, or that is not heard of here any more.
         self.when_ended: Callable[[str], None] = _nobody
@@ -125,6 +136,8 @@ class Sessions:
         live = self._live.setdefault(owner, {}).get(session.id)
         if live is None:
             self._live[owner][session.id] = _Live(visit, session, now_s)
+            for said in await self._post.get((*holder(visit), session.id), LEVEL):
+                self._levels[session.id] = said.decode()
         else:
             live.used_s = now_s
         level = self._levels.get(session.id)
@@ -139,10 +152,21 @@ class Sessions:
             in_use=lambda: session.id in self._live.get(owner, ()),
         )
 
-    def set_level(self, visit: Visit, session: Session, level: str) -> None:
+    async def set_level(self, visit: Visit, session: Session, level: str) -> None:
         """From here on, until it ends; it may have ended meanwhile."""
-        if session.id in self._live.get(_owner(visit), ()):
-            self._levels[session.id] = level
+        said = _Level(_owner(visit), session.id, level)
+        self._set_level(said)
+        left_s = session.opened_s + LIFE_S - self._now_s()
+        await self._post.put((*holder(visit), session.id), LEVEL, level.encode(), ttl_s=left_s)
+        await self._post.tell(LEVEL, msgspec.msgpack.encode(said))
+
+    async def _hear_level(self, body: bytes) -> None:
+        """Who has not met the session yet looks for what it said when it does."""
+        self._set_level(_level.decode(body))
+
+    def _set_level(self, said: _Level) -> None:
+        if said.id in self._live.get(said.owner, ()):
+            self._levels[said.id] = said.level
 
     async def end(self, visit: Visit, session: Session) -> None:
         """When this returns, every process knows it, as far as it can be told."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.common.counter_store.memory import MemoryCounterStore
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
 from services.common.telemetry.logging import get_log
 from services.proxy.backends.upstream import Session as Upstream
@@ -33,6 +34,21 @@ def visit(agent: str = "a") -> Visit:
 def on(clock: ManualClock) -> Sessions:
     seals = Seals([b"k" * 32], clock)
     return Sessions(seals, clock, Endings(clock, get_log("test")), lone(seals, clock))
+
+
+class Two:
+    """In two processes that share a store."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        seals, counts = Seals([b"k" * 32], self.clock), MemoryCounterStore(self.clock)
+        self.here, self.there = (
+            Sessions(
+                seals, self.clock, Endings(self.clock, get_log("test"), counts),
+                lone(seals, self.clock),
+            )
+            for _ in range(2)
+        )  # fmt: skip
 
 
 def made() -> tuple[Sessions, ManualClock]:
@@ -111,9 +127,39 @@ async def test_an_agent_has_two_hundred_and_another_agent_its_own() -> None:
 async def test_a_level_that_comes_too_late_is_not_kept() -> None:
     sessions, _ = made()
     session = await sessions.find(visit(), sessions.open(visit(), "2025-06-18"))
-    sessions.set_level(visit(), session, "info")
+    await sessions.set_level(visit(), session, "info")
     assert 1 == len(sessions._levels)
     await sessions.end(visit(), session)
-    sessions.set_level(visit(), session, "debug")
+    await sessions.set_level(visit(), session, "debug")
 
     assert {} == sessions._levels
+
+
+async def test_what_another_process_serves_is_not_idle_and_ends_when_nobody_does() -> None:
+    two = Two()
+    sealed = two.here.open(visit(), "2025-06-18", Upstream("up-1", "2025-06-18"))
+    for _ in range(12):  # an hour of requests elsewhere
+        two.clock.advance(300)
+        await two.there.find(visit(), sealed)
+        assert [] == await two.there.sweep() == await two.here.sweep()
+    two.here.admit(visit())
+    assert {} == two.here._live
+    two.clock.advance(1801)
+    idle = await two.there.sweep()
+
+    assert ["up-1"] == [session.upstream for _, session in idle]
+    for sessions in (two.here, two.there):
+        with pytest.raises(Unsealed):
+            await sessions.find(visit(), sealed)
+
+
+async def test_what_ended_in_one_process_is_over_in_all() -> None:
+    two = Two()
+    sealed = two.here.open(visit(), "2025-06-18")
+    other = two.here.open(visit(), "2025-06-18")
+    await two.there.end(visit(), await two.there.find(visit(), sealed))
+
+    for sessions in (two.here, two.there):
+        with pytest.raises(Unsealed):
+            await sessions.find(visit(), sealed)
+        await sessions.find(visit(), other)

@@ -8,12 +8,11 @@ import orjson
 import pytest
 
 from tests.altered import altered
-from tests.fakes.asked import YES, Asked, elicit
+from tests.fakes.asked import YES, Asked, elicit, session
 from tests.fakes.authorizer import OTHER_AGENT
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway
 from tests.fakes.replicas import Two, alone
-from tests.integration.proxy.asking.test_requests import session
 
 pytestmark = pytest.mark.needs_valkey
 
