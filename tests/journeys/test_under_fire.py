@@ -8,28 +8,18 @@ import contextlib
 import os
 import signal
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
-import orjson
 import pytest
 
-from services.common.ids import TenantId
-from services.common.outbox.digests import Digester
-from tests.fakes.children import child
-from tests.fakes.mcp_echo import read_ledger
 from tests.fakes.stack import Stack, until
-from tests.journeys.agents import register
-from tests.journeys.traffic import Told, answered, flowing
+from tests.journeys.traffic import Told, answered
+from tests.journeys.witnesses import AGENTS, compare_all, under_traffic
 from tests.promises import promise
 
 pytestmark = pytest.mark.chaos
 
-AGENTS = 4
 LONG = os.environ.get("BEHAVRY_CHAOS") == "long"
 KILLS = 17 if LONG else 4  # six processes: a hundred kills and two
 AWAY_S = 60 if LONG else 10
@@ -80,39 +70,6 @@ def test_calls_go_on_while_audit_and_database_are_away_and_their_records_arrive(
         record_property(figure, value)
 
 
-@contextmanager
-def under_traffic(stack: Stack, ledger: Path) -> Iterator[list[Told]]:
-    """Four agents calling an approved tool of a server that keeps a ledger."""
-    with child("tests.fakes.mcp_echo", "--ledger", str(ledger)) as (_, server):
-        slug = f"fire-{uuid4().hex[:8]}"
-        stack.raise_limits()
-        stack.add_http_server(slug, server["url"])
-        agents = [register(stack, f"{slug}-{number}", f"{slug}:read") for number in range(AGENTS)]
-        stack.approve(slug, agents[0].token, {"echo": "read"}, category=slug)
-        for agent in agents:
-            until(lambda: ["echo"] == stack.listed(slug, agent.token), "echo is listed")  # noqa: B023  # called at once
-        with flowing(stack, slug, "echo", agents) as told:
-            until(lambda: answered(told) > AGENTS, "calls go through")
-            yield told
-
-
-def compare_all(stack: Stack, told: list[Told], ledger: Path) -> dict[str, int]:
-    """What was compared, counted."""
-    ran = read_ledger(ledger)
-    assert {} == {call: times for call, times in Counter(ran).items() if times > 1}
-    for one in told:
-        compare(stack, one, [call for call in ran if call in one.arguments])
-    verdict = verified(stack)
-    assert "ok" == verdict["verdict"], verdict
-    return {
-        "sent": sum(len(one.arguments) for one in told),
-        "ran": len(ran),
-        "told_allowed": sum(len(one.allowed) for one in told),
-        "told_denied": sum(len(one.denied) for one in told),
-        "told_nothing": sum(len(one.nothing) for one in told),
-    }
-
-
 def kill(stack: Stack, name: str, told: list[Told]) -> None:
     """Kill -9, then: others of that name are ready, and calls go through again."""
     before = ready(stack, name)
@@ -143,75 +100,3 @@ def ready(stack: Stack, name: str) -> frozenset[int]:
 def children(pid: int) -> list[int]:
     threads = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for thread in threads for child in thread.read_text().split()]
-
-
-def compare(stack: Stack, told: Told, ran: list[str]) -> None:
-    """1. settled  2. ran is a subset of the intents  3. each intent ended once
-    4. told allowed = ran and chained once  5. told denied = chained once
-    """
-    records, intents = settled(stack, told, ran)  # 1
-    ended = Counter(
-        record["decision"]
-        for kind in ("call.outcome", "call.outcome_unknown")
-        for record in records[kind]
-    )
-    refused = Counter(record["id"] for record in records["call.denied"])
-
-    assert set() == set(ran) - intents.keys()  # 2
-    assert {1} == {ended[one["id"]] for one in records["call.intent"]}  # 3
-    assert set() == set(told.allowed) - set(ran)  # 4
-    assert {1} == {len(intents[call]) for call in told.allowed}
-    assert set() <= {refused[decision] for decision in told.denied.values()} <= {1}  # 5
-
-
-def settled(
-    stack: Stack, told: Told, ran: list[str]
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
-    """The agent's whole chain, and its intents by call, once nothing is on its way any more: every
-    call that ran and every refusal is in it, and every intent has its end. What is not in it after
-    a minute is lost: that is for the comparison to say.
-    """
-    digester = Digester.load(Path(stack.up.state_dir) / "keys" / "digest.keys")
-    tenant = TenantId(stack.tenant())
-    call_of = {
-        digester.make(tenant, "arguments", orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)): call
-        for call, sent in told.arguments.items()
-    }
-    found: dict[str, list[dict[str, Any]]] = {}
-    intents: defaultdict[str, list[str]] = defaultdict(list)
-
-    def arrived() -> bool:
-        found.clear()
-        found.update(by_type(stack.chain_of(told.agent.id)))
-        intents.clear()
-        for record in found["call.intent"]:
-            intents[call_of[record["arguments"]["digest"]]].append(record["id"])
-        ends = len(found["call.outcome"]) + len(found["call.outcome_unknown"])
-        refusals = {record["id"] for record in found["call.denied"]}
-        return (
-            ends >= len(found["call.intent"])
-            and set(ran) <= intents.keys()
-            and set(told.denied.values()) <= refusals
-        )
-
-    with contextlib.suppress(TimeoutError):
-        until(arrived, "every intent has its end", 60, look_again_s=1)
-    return found, intents
-
-
-def by_type(records: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    kinds = ("call.intent", "call.outcome", "call.outcome_unknown", "call.denied")
-    return {kind: [one for one in records if one["type"] == kind] for kind in kinds}
-
-
-def verified(stack: Stack) -> dict[str, Any]:
-    job = stack.rest.post("/api/v1/audit/verify")
-
-    def done() -> bool:
-        job.update(stack.rest.get(f"/api/v1/jobs/{job['id']}"))
-        return job["state"] not in {"queued", "running"}
-
-    until(done, "the verification ended", 60)
-    result = job["result"]
-    assert isinstance(result, dict)
-    return result
