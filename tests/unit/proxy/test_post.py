@@ -9,6 +9,7 @@ import pytest
 from services.common.rendezvous.memory import MemoryRendezvous
 from services.proxy.replicas.post import ALL, GOOD_MS, Nobody, NoWord, Post
 from services.proxy.seals import Seals
+from tests.altered import altered
 from tests.fakes.clock import ManualClock
 from tests.fakes.replicas import post
 
@@ -124,7 +125,7 @@ async def test_nothing_counts_that_a_proxy_did_not_write_just_now_to_this_one() 
     async with wire.reads(there, third):
         with pytest.raises(NoWord):
             await ask(stranger, there.me, patience_s=0.05)
-        bent = letter[:-2] + ("AA" if letter[-2:] != "AA" else "BB")
+        bent = altered(letter, -2)
         for forged in ("", "x", "b1.1.AAAA", bent, letter[:40]):
             await wire.meeting.send(there.me, forged)
         await wire.meeting.send(third.me, letter)  # to somebody else

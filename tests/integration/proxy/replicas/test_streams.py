@@ -254,6 +254,28 @@ async def test_a_session_that_ended_at_one_is_over_at_the_other(
         assert 200 == (await third.post(ping, headers=second))[0]
 
 
+async def test_a_session_is_as_loud_at_the_other_as_it_said(talking: Two, talker: Talker) -> None:
+    talker.eras = {"modern"}
+    for proxy in (talking.one, talking.other):
+        proxy.forget_upstreams()
+    met, unmet, silent = [await talking.one.open_session() for _ in range(3)]
+    await talking.other.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}, headers=met)
+    for sent in (met, unmet):
+        body = {"jsonrpc": "2.0", "id": 1, "method": "logging/setLevel",
+                "params": {"level": "warning"}}  # fmt: skip
+        assert "result" in (await talking.one.post(body, headers=sent))[1]
+    levels = []
+    for sent in (met, unmet, silent):
+        async with calling(talking.other, CALL, sent) as stream:
+            call = await talker.call()
+            levels.append(call.meta.get("io.modelcontextprotocol/logLevel"))
+            call.answer()
+            await stream.rest()
+
+    assert ["warning", "warning"] == levels[:2]
+    assert "warning" != levels[2]
+
+
 async def test_another_agents_session_ends_nowhere(talking: Two) -> None:
     sent = await talking.one.open_session()
     foreign = talking.one.issuer.token(sub=OTHER_AGENT)
