@@ -1,0 +1,183 @@
+"""Several proxies on one port, with one host for their stdio servers: what one process promises,
+they promise together, whichever of them is killed.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from behavry.common.v1 import diagnostics_pb2, diagnostics_pb2_grpc
+from services.common.rpc.client import dial
+from services.common.rpc.peers import Identity
+from tests.fakes import tool_server
+from tests.fakes.installation import still_there
+from tests.fakes.stack import Stack, running, until
+from tests.fakes.valkey import running_valkey
+from tests.journeys.agents import LEGACY, MODERN, Agent, decision, developer, register, session
+from tests.journeys.traffic import answered
+from tests.journeys.witnesses import AGENTS, compare_all, under_traffic
+
+pytestmark = pytest.mark.needs_valkey
+
+WORKERS = 2
+KILLS = 17 if os.environ.get("BEHAVRY_CHAOS") == "long" else 2
+HEALS_WITHIN_S = 45
+Figure = Callable[[str, object], None]
+
+
+@pytest.fixture(scope="module")
+def several() -> Iterator[Stack]:
+    with TemporaryDirectory(prefix="bvw-") as scratch, running_valkey() as valkey:
+        environment = {
+            "BEHAVRY_PROXY_WORKERS": str(WORKERS),
+            "BEHAVRY_COUNTER_STORE_URL": valkey.url,
+        }
+        with running(Path(scratch) / "state", env=environment) as stack:
+            yield stack
+
+
+@pytest.fixture(scope="module")
+def agent(several: Stack) -> Agent:
+    return developer(several)
+
+
+def run_dir(stack: Stack) -> Path:
+    state = json.loads((Path(stack.up.state_dir) / "state.json").read_text())
+    return Path(state["run_dir"])
+
+
+def workers(stack: Stack) -> list[int]:
+    found: list[int] = json.loads((run_dir(stack) / "proxy-workers.json").read_text())["workers"]
+    return found
+
+
+def calls_of_each(stack: Stack) -> list[int]:
+    """How many calls each worker took, by its own count."""
+
+    async def read() -> list[int]:
+        owner = Identity("operator", Path(stack.up.state_dir) / "peers" / "operator.token")
+        found = []
+        for number in range(1, WORKERS + 1):
+            async with dial(f"unix:{run_dir(stack)}/proxy-{number}.sock", owner) as link:
+                asked = diagnostics_pb2_grpc.DiagnosticsServiceStub(link.channel).ReadCounters
+                request = diagnostics_pb2.ReadCountersRequest()
+                answer = await asked(request, timeout=5, metadata=link.metadata())
+            found.append(answer.counters["proxy.calls"])
+        return found
+
+    return asyncio.run(read())
+
+
+async def told(stack: Stack, agent: Agent, mode: Any) -> tuple[bool, str]:
+    """What a stock client sees of an allowed and of a denied call to a stdio server."""
+    repository = {"repo_path": f"{stack.up.state_dir}/demo-repo"}
+    async with session(stack, agent, "git", mode) as client:
+        allowed = await client.call_tool("git_status", repository)
+        denied = await client.call_tool("git_reset", repository)
+    return bool(allowed.is_error), str(decision(denied)["reason"])
+
+
+def test_every_process_is_named(several: Stack) -> None:
+    proxies = several.up.pids["proxy"]
+
+    assert [several.processes()["proxy"]["pid"], *workers(several)] == proxies
+    assert (1 + WORKERS, 1) == (len(proxies), len(several.up.pids["stdio-host"]))
+
+
+@pytest.mark.parametrize("mode", [MODERN, LEGACY], ids=["modern", "legacy"])
+def test_stock_clients_are_served_by_all_of_them(several: Stack, agent: Agent, mode: Any) -> None:
+    before = calls_of_each(several)
+    seen: set[tuple[bool, str]] = set()
+
+    def all_served() -> bool:
+        seen.add(asyncio.run(told(several, agent, mode)))
+        return all(now > then for then, now in zip(before, calls_of_each(several), strict=True))
+
+    until(all_served, "the kernel dealt connections to each worker", 60)
+
+    assert {(False, "no_reset")} == seen
+
+
+@pytest.mark.chaos
+def test_a_killed_worker_loses_nothing_and_the_others_go_on(
+    several: Stack, tmp_path: Path, record_property: Figure
+) -> None:
+    ledger = tmp_path / "ledger"
+
+    with under_traffic(several, ledger) as flows:
+        for number in range(KILLS):
+            before = workers(several)
+            os.kill(before[number % WORKERS], signal.SIGKILL)
+            had = answered(flows)
+            until(lambda: answered(flows) > had + AGENTS, "others answer", HEALS_WITHIN_S)  # noqa: B023  # called at once
+            until(
+                lambda: (
+                    len(set(workers(several)) - set(before)) == 1  # noqa: B023  # as above
+                    and len(workers(several)) == WORKERS
+                ),
+                "another one runs",
+                HEALS_WITHIN_S,
+            )
+
+    for figure, value in compare_all(several, flows, ledger).items():
+        record_property(figure, value)
+
+
+def test_a_killed_host_is_started_again_and_serves(several: Stack, agent: Agent) -> None:
+    before = several.pids()["stdio-host"]
+    os.kill(before, signal.SIGKILL)
+
+    def healed() -> bool:
+        now = several.processes()["stdio-host"]
+        return bool(now["ready"]) and now["pid"] != before
+
+    until(healed, "another host runs", HEALS_WITHIN_S)
+
+    assert (False, "no_reset") == asyncio.run(told(several, agent, MODERN))
+
+
+def test_requests_end_before_the_workers_do(several: Stack, tmp_path: Path) -> None:
+    with tool_server.serving(tmp_path) as tools:
+        assert tools.url is not None
+        several.add_http_server("slow", tools.url)
+        caller = register(several, "patient", "slow:read")
+        several.approve("slow", caller.token, {"read_note": "read"}, category="slow")
+        until(lambda: ["read_note"] == several.listed("slow", caller.token), "it is listed")
+        tools.behave(stream=True, held=True)
+        answers: list[dict[str, Any]] = []
+        params = {"name": "read_note", "arguments": {"call": "c1"}}
+
+        def call() -> None:
+            answers.append(several.ask("slow", caller.token, "tools/call", params))
+
+        calling = threading.Thread(target=call)
+        calling.start()
+        until(lambda: "c1" in tools.ran(), "it runs")
+        supervisor, before = several.pids()["proxy"], workers(several)
+        os.kill(supervisor, signal.SIGTERM)
+        until(lambda: not listens(several), "nobody listens any more")
+        tools.behave(stream=True)
+        calling.join()
+
+        assert not still_there({supervisor, *before}, within_s=20)
+        assert answers[0]["result"]["isError"] is False
+        until(lambda: bool(several.processes()["proxy"]["ready"]), "up starts them again", 45)
+
+
+def listens(stack: Stack) -> bool:
+    where = urlsplit(stack.up.proxy_url)
+    try:
+        socket.create_connection((str(where.hostname), where.port or 0), timeout=5).close()
+    except OSError:
+        return False
+    return True
