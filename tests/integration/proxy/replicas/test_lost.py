@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
+from services.common.clock import SystemClock
 from services.common.rendezvous.valkey import ValkeyRendezvous
 from services.common.telemetry.logging import get_log
 from services.common.valkey import open_valkey
@@ -16,7 +17,6 @@ from services.proxy.replicas.post import ALL
 from services.proxy.seals import Seals
 from tests.fakes.asked import YES, Asked, elicit, session
 from tests.fakes.asking import ask_until
-from tests.fakes.clock import ManualClock
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway, until
 from tests.fakes.people import TASKS, URLS
@@ -50,14 +50,8 @@ async def test_a_forged_letter_does_nothing(
     sent = await notes.one.open_session(URLS)
     held = Held(notes.one, sent)
     request = await held.next("elicitation/create")
-    strange = Seals([b"s" * 32], ManualClock())
-    letters = [
-        "",
-        "x",
-        "b1.20000.AAAA",
-        strange.seal("letter", ("proxies",), b"\x97"),
-        request["id"],
-    ]
+    strange = Seals([b"s" * 32], SystemClock()).seal("letter", ("proxies",), b"\x97")
+    letters = ["", "x", "b1.20000.AAAA", strange, request["id"]]
     async with open_valkey(meeting_place.url, get_log("test")) as valkey:
         forger = ValkeyRendezvous(valkey, prefix=notes.one.settings.plane_id)
         for letter in letters:
@@ -88,7 +82,7 @@ async def test_who_reads_the_meeting_place_learns_nothing(
                 heard.append(await anext(published))
     server = Redis.from_url(meeting_place.url, decode_responses=True)
     async with server:
-        kept: dict[str, Any] = {
+        kept: dict[Any, Any] = {
             key: await server.hgetall(key) for key in await server.keys("*:meet:kept:*")
         }
 
