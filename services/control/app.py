@@ -47,6 +47,7 @@ from services.control.notifications import sending
 from services.control.notifications.deliveries import Deliveries
 from services.control.notifications.terms import TermNotices
 from services.control.oidc import providers as openid
+from services.control.other_replicas import OtherReplicas
 from services.control.pages import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import ControlPeers, Planes
@@ -180,6 +181,8 @@ async def running(
             "license-terms",
             TermNotices(pool=pool, features=features, clock=clock, recorder=recorder, log=log).run,
         )
+        others = OtherReplicas(db_url=settings.db_url, signals=signals)
+        supervisor.spawn("other-replicas", others.run)
         control = Control(
             settings=settings,
             clock=clock,

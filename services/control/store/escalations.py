@@ -95,6 +95,9 @@ _DECIDE: Final = """
 INSERT INTO control.escalation_decisions
     (id, tenant_id, escalation_id, plane_id, verdict, approvers, reason, jws, decided_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"""
+#: Every process of control hears of a decision: one of them has the plane's link.
+CHANNEL: Final = "behavry_decisions"
+_NOTIFY: Final = "SELECT pg_notify($1, '')"
 _OVERTAKE: Final = """
 UPDATE control.escalation_decisions SET done_at = $2 WHERE escalation_id = $1 AND done_at IS NULL"""
 _WAITING: Final = "SELECT id, tenant_id, escalation_id, jws FROM control.waiting_decisions($1)"
@@ -236,6 +239,7 @@ async def decide(
     await connection.execute(
         _DECIDE, id, tenant, escalation, plane, verdict, list(approvers), reason, jws, now
     )
+    await connection.execute(_NOTIFY, CHANNEL)
 
 
 async def overtake(connection: Connection, escalation: str, now: datetime) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
 
-from services.control.settings import ControlSettings
-from tests.fakes.clock import ManualClock
-from tests.fakes.postgres import Database
-from tests.integration.control.conftest import Rest, opened
+from tests.integration.control.conftest import Rest
 from tests.integration.control.escalated import ESCALATIONS, Somebody, asked, joined, signed_in
 from tests.integration.control.people import INVITES, USERS, came, entitle, invited
 from tests.integration.control.planes import linked
@@ -173,43 +169,6 @@ async def test_the_last_active_admin_stays(rest: Rest) -> None:
     assert not [one for one in await types(rest) if one.startswith("admin.user.")]
     await joined(rest, "anna", "admin")
     assert 200 == await set_role(rest, admin, "analyst")
-
-
-@pytest.fixture
-async def replica(
-    rest: Rest, settings: ControlSettings, clock: ManualClock, control_database: Database
-) -> AsyncIterator[Rest]:
-    """A second process on the same database."""
-    async with opened(settings, clock, control_database) as running:
-        entitle(running)
-        yield running
-
-
-@promise("people:last-admin-stays")
-async def test_of_two_admins_who_demote_each_other_at_once_one_stays(
-    rest: Rest, replica: Rest
-) -> None:
-    anna, admin = await joined(rest, "anna", "admin"), await signed_in(rest)
-    for _ in range(5):
-        statuses = await asyncio.gather(
-            set_role(rest, anna, "viewer"), set_role(replica, admin, "viewer")
-        )
-        assert [200, 409] == sorted(statuses)
-        for one in (anna, admin):
-            assert await set_role(rest, one, "admin") == 200
-
-
-@promise("people:role-counts-at-once")
-async def test_what_one_replica_was_told_the_other_one_knows_with_the_next_request(
-    rest: Rest, replica: Rest
-) -> None:
-    anna = await joined(rest, "anna", "admin")
-    assert 200 == (await replica.get(USERS, key=anna.token)).status
-    assert 200 == await set_role(rest, anna, "viewer")
-    check(await replica.get(USERS, key=anna.token), 403, "role_required")
-    assert 200 == (await rest.post(f"{USERS}/{anna.id}:deactivate")).status
-
-    check(await replica.get("/api/v1/me", key=anna.token), 401, "unauthenticated")
 
 
 async def test_a_role_is_not_changed_by_whoever_has_read_an_old_one(rest: Rest) -> None:
