@@ -18,7 +18,15 @@ EDGES: tuple[tuple[str, ...], ...] = (
     ("transports",),  # listeners: they bring bytes to the pipeline
     ("servicer", "servicers", "api", "pipeline"),
     # What works in the background, joining concepts with the outside.
-    ("jobs", "notifications", "policy_watch", "publishing", "stores", "writer"),
+    (
+        "jobs",
+        "notifications",
+        "other_replicas",
+        "policy_watch",
+        "publishing",
+        "stores",
+        "writer",
+    ),
     ("clients", "engine", "journal", "link", "planes", "reading", "store", "tickets"),
 )
 CONCEPT = len(EDGES)
