@@ -81,15 +81,15 @@ class Endings:
                 return known
         return ended is not None and opened_s <= ended.floor_s and not in_use()  # 3
 
-    async def used_elsewhere(self, session_id: str) -> bool:
-        """Whether another process may have served it lately; yes, where that cannot be told."""
-        known = self._shared is not None and await self._known(f"used:{session_id}")
-        return known is None or known
+    async def used_elsewhere(self, session_id: str) -> bool | None:
+        """Whether another process has served it lately; None where that cannot be told."""
+        if self._shared is None:
+            return False
+        return await self._known(f"used:{session_id}")
 
-    async def used(self, session_id: str, for_s: int) -> None:
-        """So that no other process takes it for idle."""
-        if self._shared is not None:
-            await self._remember(f"used:{session_id}", for_s)
+    async def used(self, session_id: str, for_s: int) -> bool:
+        """So that no other process takes it for idle. Whether they know."""
+        return await self._remember(f"used:{session_id}", for_s)
 
     async def sweep(self) -> None:
         """Forgets what is over, and tells what could not be told."""

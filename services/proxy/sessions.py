@@ -137,7 +137,7 @@ class Sessions:
         if live is None:
             self._live[owner][session.id] = _Live(visit, session, now_s)
             for said in await self._post.get((*holder(visit), session.id), LEVEL):
-                self._levels[session.id] = said.decode()
+                self._set_level(_Level(owner, session.id, said.decode()))
         else:
             live.used_s = now_s
         level = self._levels.get(session.id)
@@ -198,20 +198,24 @@ class Sessions:
             for live in list(sessions.values()):
                 if now_s - live.used_s <= IDLE_S:
                     await self._tell_used(live, now_s)
-                elif await self._endings.used_elsewhere(live.session.id):
-                    sessions.pop(live.session.id, None)  # another process will find it idle
-                    self._left(live.session.id)
-                elif live.session.id in sessions and now_s - live.used_s > IDLE_S:
+                    continue
+                used = await self._endings.used_elsewhere(live.session.id)
+                if live.session.id not in sessions or now_s - live.used_s <= IDLE_S:
+                    continue  # it ended, or came back, meanwhile
+                if used is False:
                     idle.append((live.visit, live.session))
                     await self.end(live.visit, live.session)
+                elif used:  # another process will find it idle
+                    del sessions[live.session.id]
+                    self._left(live.session.id)
             if not sessions and self._live.get(owner) is sessions:
                 del self._live[owner]
         return idle
 
     async def _tell_used(self, live: _Live, now_s: int) -> None:
-        if live.used_s > live.told_s and now_s - live.told_s >= TOLD_S:
+        due = live.used_s > live.told_s and now_s - live.told_s >= TOLD_S
+        if due and await self._endings.used(live.session.id, USED_S):
             live.told_s = now_s
-            await self._endings.used(live.session.id, USED_S)
 
     def _left(self, session_id: str) -> None:
         self._levels.pop(session_id, None)

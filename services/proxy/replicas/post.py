@@ -227,10 +227,11 @@ class Post:
 
     def _first(self, letter: Letter) -> bool:
         now_ms = self._now_ms()
-        for name in list(self._taken):  # in the order in which they came
-            if self._taken[name] > now_ms:
+        while self._taken:  # in the order in which they came
+            oldest = next(iter(self._taken))
+            if self._taken[oldest] > now_ms:
                 break
-            del self._taken[name]
+            del self._taken[oldest]
         name = (letter.sender, letter.number)
         if abs(now_ms - letter.sent_ms) > GOOD_MS or name in self._taken:
             return False

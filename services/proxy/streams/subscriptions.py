@@ -154,7 +154,9 @@ class Subscriptions:
         await self._tell(session, uri, wanted=True)
 
     async def unsubscribed(self, visit: Visit, session: Session, uri: str) -> None:
-        self.of(session).drop(uri)
+        known = self._sessions.get(session.id)
+        if known is not None:
+            known.drop(uri)
         await self._post.drop(_owner(visit, session), URIS, part=uri)
         await self._tell(session, uri, wanted=False)
 
@@ -170,9 +172,7 @@ class Subscriptions:
             yield uris
         finally:
             uris.heard -= 1
-            if (
-                not uris.all and not uris.heard
-            ):  # nothing is kept of a session that hears of nothing
+            if not (uris.all or uris.heard):  # nothing is kept of who hears of nothing
                 self.forget(session.id)
 
     async def _tell(self, session: Session, uri: str, *, wanted: bool) -> None:
@@ -232,10 +232,10 @@ class Subscriptions:
                 uris.asking.discard(uri)
             if refusal is None:
                 then()
-            elif uris.session is not None:
+                return
+            uris.drop(uri)
+            if uris.session is not None:
                 await self.unsubscribed(visit, uris.session, uri)
-            else:
-                uris.drop(uri)
 
         self._spawn("resource", ask)
 

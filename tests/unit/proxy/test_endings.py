@@ -77,15 +77,16 @@ async def test_without_the_store_each_goes_on_by_what_it_knows_and_tells_it_late
     assert (False, True) == (before, await over(there, "s"))
 
 
-async def test_who_cannot_tell_takes_a_session_for_used() -> None:
+async def test_who_cannot_tell_whether_a_session_is_used_says_so() -> None:
     store = Shaky(ManualClock())
     here, there = made(store)[0], made(store)[0]
-    await here.used("s", 60)
+    assert await here.used("s", 60)
     told = [await there.used_elsewhere(name) for name in ("s", "other")]
     store.away = True
 
-    assert ([True, False], True) == (told, await there.used_elsewhere("other"))
-    assert not await made()[0].used_elsewhere("s")  # there is nobody else
+    assert ([True, False], None) == (told, await there.used_elsewhere("s"))
+    assert not await here.used("s", 60)
+    assert await made()[0].used_elsewhere("s") is False  # there is nobody else
 
 
 async def test_of_many_the_older_are_known_by_their_age(monkeypatch: pytest.MonkeyPatch) -> None:
