@@ -144,6 +144,9 @@ class Desk:
         request = wire.RemoveLicenseRequest(tenant_id=tenant, jti=jti, cause=self.cause(**cause))
         await self.call(self.admin.RemoveLicense, request)
 
+    def deleting(self, tenant: str) -> wire.DeleteTenantRequest:
+        return wire.DeleteTenantRequest(tenant_id=tenant, cause=self.cause())
+
     async def history(self, tenant: str, page_size: int = 500) -> list[wire.Override]:
         found: list[wire.Override] = []
         token = ""
