@@ -6,7 +6,7 @@ of a request this version refuses because nobody could decide on it yet.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ import msgspec
 from orjson import Fragment
 
 from services.common.ids import RequestId
+from services.common.mcp_headers import decode
 from services.proxy import bridge, features, messages
 from services.proxy.answers import Rejection, bad_params
 from services.proxy.backends.upstream import Backend
@@ -42,6 +43,7 @@ RESPONSES: Final = "inputResponses"
 #: The names under which policies find, in `features.keys`, that something stands beside arguments.
 BESIDE: Final = "_beside"
 META: Final = "_meta"
+HEADERS: Final = "_headers"
 #: Members of params with a rule of their own.
 _ANSWERS: Final = frozenset({STATE, RESPONSES})
 _APART: Final = _ANSWERS | {"_meta"}
@@ -131,13 +133,14 @@ class Question:
             made[name] = bridge.raw(value)
         return made
 
-    def seen_beside(self) -> dict[str, Any]:
+    def seen_beside(self, passed: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """What features are derived from beside the arguments: everything that goes up but a
-        server's own state, under names that no argument has.
+        server's own state, under names that no argument has. `passed`: headers.
         """
         beside = {name: value for name, value in self.beside.items() if name != STATE}
+        headers = {name: decode(value) for name, value in passed}
         seen: dict[str, Any] = {}
-        for name, value in ((BESIDE, beside), (META, self.meta)):
+        for name, value in ((BESIDE, beside), (META, self.meta), (HEADERS, headers)):
             if value:
                 shown = name
                 while shown in self.arguments:
@@ -270,12 +273,16 @@ def ask(
     digest: str,
     schema_hash: str | None,
     escalation_id: str = "",
+    passed: Sequence[tuple[str, str]] = (),
 ) -> tuple[Ask, Resource]:
-    """The question as the authorizer gets it, with what was derived of the arguments."""
+    """The question as the authorizer gets it, with what was derived of the arguments. `passed`:
+    headers of the agent that go up with them.
+    """
+    size = len(asked.canonical) + (len(messages.encode(asked.meta)) if asked.meta else 0)
     derived = features.derive(
         asked.arguments,
-        len(asked.canonical) + (len(messages.encode(asked.meta)) if asked.meta else 0),
-        beside=asked.seen_beside(),
+        size + sum(len(value) for _, value in passed),
+        beside=asked.seen_beside(passed),
         case_fold=visit.server.case_fold,
     )
     resource = Resource(value=derived.resource, kind=derived.resource_kind)

@@ -74,6 +74,7 @@ class Judging:
             digest=digest,
             schema_hash=schema_hash,
             escalation_id=wait.escalation_id if wait is not None else "",
+            passed=live.passed,
         )
         decision = await self._decide(ask, asked, live, wait)
         span: CallSpan | None = None
@@ -83,7 +84,6 @@ class Judging:
             started_ns = self.clock.now_ns() - (self.clock.monotonic_ns() - began_ns)
             params = incoming.message.params
             span = self.spans.begin(asked.method, tool, params, started_ns=started_ns)
-        meta = messages.encode(asked.meta, sort=True) if asked.meta else b""
         call = Call(
             subject=Subject(
                 visit=visit,
@@ -94,8 +94,7 @@ class Judging:
                 schema_hash=schema_hash,
                 arguments_digest=digest,
                 arguments_size=len(asked.canonical),
-                meta_digest=self.digester.make(visit.caller.tenant, "meta", meta) if meta else "",
-                meta_size=len(meta),
+                beside=self._beside(visit, asked, live),
                 trace_id=span.trace_id if span is not None else None,
                 traceparent=span.traceparent if span is not None else "",
             ),
@@ -149,6 +148,15 @@ class Judging:
         if asked.is_tool and NAME.fullmatch(asked.tool) is None:
             return denied("tool_hidden")  # no table can hold such a name
         return await self.decider.decide(ask)
+
+    def _beside(
+        self, visit: Visit, asked: Question, live: Live
+    ) -> tuple[tuple[str, str, int], ...]:
+        """Digests of what goes up beside what is asked for."""
+        said = {"meta": asked.meta, "headers": dict(live.passed)}
+        encoded = [(name, messages.encode(one, sort=True)) for name, one in said.items() if one]
+        make, tenant = self.digester.make, visit.caller.tenant
+        return tuple((name, make(tenant, name, one), len(one)) for name, one in encoded)
 
     async def record(self, call: Call, result: Result, refusal: str, wait: Wait | None) -> str:
         """Durable when this returns; a wait once for each escalation. A reason, if it could not be:

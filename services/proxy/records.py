@@ -32,9 +32,8 @@ class Subject:
     schema_hash: str | None = None
     arguments_digest: str = ""
     arguments_size: int = 0
-    #: Of the agent's own `_meta`; empty where it has none.
-    meta_digest: str = ""
-    meta_size: int = 0
+    #: Digest and size of what the agent says beside what it asks for: its `_meta`, its headers.
+    beside: tuple[tuple[str, str, int], ...] = ()
     trace_id: str | None = None
     #: Not recorded: what the tool server is told of the trace.
     traceparent: str = ""
@@ -78,12 +77,10 @@ def decided(
             "size": subject.arguments_size,
             **PAYLOAD,
         },
-        # What a person approved runs without it.
-        "meta": {"digest": subject.meta_digest, "size": subject.meta_size}
-        if subject.meta_digest and escalation is None
-        else None,
         "input": {"commit": parts[0].commit, "size": len(decision.envelope)} if parts else None,
     }
+    if escalation is None:  # what a person approved runs without it
+        fields |= {name: {"digest": digest, "size": size} for name, digest, size in subject.beside}
     return _record(type, visit, fields, clock, id=EventId(subject.id)), parts
 
 

@@ -29,6 +29,10 @@ MAX_SEALED: Final = 8 * 1024
 #: A state may hold a tool server's own, and answers to it.
 MAX_STATE: Final = 64 * 1024
 MAX_AGE_DAYS: Final = 2
+#: Of what has no time of its own in it.
+_LIVES_S: Final[dict[str, int]] = {"cursor": 3600, "event": 3600}
+_STAMP: Final = 5
+_NS: Final = 1_000_000_000
 _NS_PER_DAY: Final = 86_400 * 1_000_000_000
 _CACHED: Final = 256
 
@@ -74,6 +78,8 @@ class Seals:
             raise SealKeysError(f"{path}: needs lines of 64 hexadecimal digits") from None
 
     def seal(self, purpose: Purpose, holder: Sequence[str], content: bytes) -> str:
+        if purpose in _LIVES_S:
+            content = self._now_s().to_bytes(_STAMP, "big") + content
         day = self._today()
         nonce = os.urandom(NONCE_BYTES)
         sealed = nonce + self._key(0, purpose, day).encrypt(nonce, content, _aad(purpose, holder))
@@ -81,6 +87,15 @@ class Seals:
 
     def open(self, purpose: Purpose, holder: Sequence[str], value: str) -> bytes:
         """Raises Unsealed."""
+        opened = self._open(purpose, holder, value)
+        life_s = _LIVES_S.get(purpose)
+        if life_s is None:
+            return opened
+        if self._now_s() - int.from_bytes(opened[:_STAMP], "big") > life_s:
+            raise Unsealed
+        return opened[_STAMP:]
+
+    def _open(self, purpose: Purpose, holder: Sequence[str], value: str) -> bytes:
         if len(value) > _SIZES.get(purpose, MAX_SEALED):
             raise Unsealed
         day, sealed = self._split(value, _DAYS.get(purpose, MAX_AGE_DAYS))
@@ -116,6 +131,9 @@ class Seals:
         if len(sealed) <= NONCE_BYTES or _unpadded(sealed) != encoded:  # one spelling alone
             raise Unsealed
         return day, sealed
+
+    def _now_s(self) -> int:
+        return self._clock.now_ns() // _NS
 
     def _today(self) -> int:
         return self._clock.now_ns() // _NS_PER_DAY

@@ -206,9 +206,13 @@ class Gateway:
         """`records` begins anew."""
         self._forgotten = len(self.entries())
 
-    async def recorded(self, *types: str, count: int = 1) -> list[dict[str, Any]]:
-        """Waits for records that are written beside the answer."""
-        await until(lambda: len(self.records(*types)) >= count)
+    async def recorded(
+        self, *types: str, count: int = 1, seconds: float = 5
+    ) -> list[dict[str, Any]]:
+        """Waits for records that are written beside the answer. To look at ten thousand of them
+        takes seconds in which nothing is written.
+        """
+        await until(lambda: len(self.records(*types)) >= count, seconds=seconds)
         return self.records(*types)
 
     def entries(self) -> list[audit_pb2.Entry]:
@@ -312,13 +316,13 @@ async def until_ready(made: Gateway) -> None:
     await until_true(ready)
 
 
-async def until(check: Callable[[], bool]) -> None:
+async def until(check: Callable[[], bool], *, seconds: float = 5) -> None:
     """Looks again every few milliseconds, at most for five seconds."""
 
     async def checked() -> bool:
         return check()
 
-    await until_true(checked)
+    await until_true(checked, seconds=seconds)
 
 
 async def until_true(check: Callable[[], Awaitable[bool]], *, seconds: float = 5) -> None:

@@ -86,6 +86,7 @@ class Talker:
         self.sessions: set[str] = set()
         #: What `initialize` waits for, if anything.
         self.slow: asyncio.Event | None = None
+        self._given_up: set[Any] = set()
         self._news = asyncio.Condition()
         self._serve: Callable[[Exchange], Coroutine[Any, Any, None]] | None = None
         self._serving: set[asyncio.Future[None]] = set()
@@ -94,14 +95,10 @@ class Talker:
         """From here on calls are answered by this, and not by hand."""
         self._serve = answer
 
-    async def cancelled(self, id: Any) -> None:
+    async def cancelled(self, id: Any, *, seconds: float = 5) -> None:
         """When the request has been given up."""
-        async with asyncio.timeout(5), self._news:
-            await self._news.wait_for(
-                lambda: any(
-                    one["params"]["requestId"] == id for one in self.of("notifications/cancelled")
-                )
-            )
+        async with asyncio.timeout(seconds), self._news:
+            await self._news.wait_for(lambda: id in self._given_up)
 
     async def call(self) -> Exchange:
         """The next call that came."""
@@ -139,6 +136,8 @@ class Talker:
         message = orjson.loads(await request.read())
         async with self._news:
             self.seen.append(message)
+            if message.get("method") == "notifications/cancelled":
+                self._given_up.add(message["params"]["requestId"])
             self._news.notify_all()
         needs_one = not wire.is_modern(message) and message.get("method") != "initialize"
         if needs_one and session not in self.sessions:

@@ -49,8 +49,8 @@ class Commands:
             now = self._path.stat()
         except OSError:
             return None
-        if stat.S_IMODE(now.st_mode) & 0o022:
-            raise CommandsInvalid(f"{self._path}: others may write it")
+        if stat.S_IMODE(now.st_mode) & 0o077:
+            raise CommandsInvalid(f"{self._path}: others may read or write it")
         if self._seen != (now.st_mtime_ns, now.st_size):
             self._commands = parse(self._path.read_bytes(), str(self._path))
             self._seen = (now.st_mtime_ns, now.st_size)

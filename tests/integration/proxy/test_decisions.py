@@ -339,6 +339,26 @@ async def test_what_an_agent_says_of_its_call_is_decided_digested_and_goes_up(
     assert "meta" not in second
 
 
+async def test_headers_that_no_schema_knows_are_decided_and_digested_with_the_call(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    said = {"mcp-param-b": "=?base64?L2V0Yy9wYXNzd2Q=?=", "mcp-param-a": "plain"}
+    await proxy.call("read_note", {"call": "c"}, headers=said)
+    features = orjson.loads(proxy.authorizer.asks[-1].features)
+    seen = tools.headers_seen()[-1]
+    await proxy.call("read_note", {"call": "c"})  # the twin brings none
+
+    assert ("/etc/passwd", "plain") == (seen["mcp-param-b"], seen["mcp-param-a"])
+    assert ["call", "_headers"] == [one["name"] for one in features["keys"]]
+    assert ["/etc/passwd"] == [one["value"] for one in features["paths"]]
+    first, second = proxy.records("call.intent")
+    canonical = b'{"mcp-param-a":"plain","mcp-param-b":"/etc/passwd"}'
+    digester = Digester.load(proxy.settings.digest_keys)
+    made = digester.make(TenantId(proxy.tenant), "headers", canonical)
+    assert {"digest": made, "size": len(canonical)} == first["headers"]
+    assert "headers" not in second
+
+
 async def test_nothing_rides_on_what_nobody_is_asked_about(
     proxy: Gateway, tools: ToolServer
 ) -> None:

@@ -287,10 +287,11 @@ async def test_a_command_that_cannot_start_is_not_started_again_and_again(tmp_pa
         assert 2 >= proxy.running.counters.read()["proxy.upstream.connections"]
 
 
-async def test_a_file_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o666, 0o620, 0o644, 0o640])
+async def test_a_file_that_others_may_read_or_write_is_not_used(tmp_path: Path, mode: int) -> None:
     state = tmp_path / "state"
     write_toml(state, "probe", command=sys.executable)
-    (state / "stdio.toml").chmod(0o666)
+    (state / "stdio.toml").chmod(mode)
     server = server_entry(transport="stdio", stdio="probe")
     async with gateway(state, {"probe": server}) as proxy:
         _, listed = await proxy.modern("tools/list", server="probe")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.proxy.seals import SealKeysError, Seals, Unsealed
+from services.proxy.seals import Purpose, SealKeysError, Seals, Unsealed
 from tests.fakes.clock import ManualClock
 
 KEY, OTHER = b"k" * 32, b"o" * 32
@@ -69,6 +69,19 @@ def test_old_days_do_not_open() -> None:
 
     with pytest.raises(Unsealed):
         seals.open("session", HOLDER, value)
+
+
+@pytest.mark.parametrize("purpose", ["cursor", "event"])
+def test_what_has_no_time_of_its_own_is_good_for_an_hour(purpose: Purpose) -> None:
+    clock = ManualClock()
+    seals = Seals([KEY], clock)
+    value = seals.seal(purpose, HOLDER, b"content")
+    clock.advance(3600)
+
+    assert b"content" == seals.open(purpose, HOLDER, value)
+    clock.advance(1)
+    with pytest.raises(Unsealed):
+        seals.open(purpose, HOLDER, value)
 
 
 @given(st.integers(0, 60), st.integers(1, 255))
