@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,12 +187,18 @@ class FakeControl:
             jws=jws.serialize_compact(protected, body, signer, algorithms=["ES256"]),
         )
 
-    def publish(self, *tenants: TenantRows, now_s: int, serial: int | None = None) -> None:
+    def publish(
+        self,
+        *tenants: TenantRows,
+        now_s: int,
+        serial: int | None = None,
+        modes: Mapping[str, str] | None = None,
+    ) -> None:
         self.serial = self.serial + 1 if serial is None else serial
         content = Content(
             plane_id=PLANE,
             environment=ENVIRONMENT,
-            tenants=[tenant_content(one, {"context_gate": "off"}) for one in tenants],
+            tenants=[tenant_content(one, modes or {"context_gate": "off"}) for one in tenants],
             shipped=shipped_modules(),
         )
         self.bundle = build(
