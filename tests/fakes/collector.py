@@ -28,6 +28,7 @@ class Collector:
     #: Attribute keys of metric points, which are labels.
     labels: set[str] = field(default_factory=set)
     services: set[str] = field(default_factory=set)
+    instances: set[str] = field(default_factory=set)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until(self, arrived: Callable[[], bool]) -> None:
@@ -59,6 +60,9 @@ class Collector:
         self._news.set()
 
     def _named(self, attributes: Any) -> None:
+        self.instances |= {
+            pair.value.string_value for pair in attributes if pair.key == "service.instance.id"
+        }
         self.services |= {
             pair.value.string_value for pair in attributes if pair.key == "service.name"
         }

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final, get_args
+from uuid import uuid4
 
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -38,7 +39,13 @@ async def exporting(
 ) -> AsyncIterator[CallSpans]:
     endpoint = settings.otlp_endpoint
     insecure = endpoint.startswith("http://")
-    resource = Resource({"service.name": f"behavry-{service}", "service.namespace": "behavry"})
+    resource = Resource(
+        {
+            "service.name": f"behavry-{service}",
+            "service.namespace": "behavry",
+            "service.instance.id": str(uuid4()),  # processes of one name count each for itself
+        }
+    )
     reader = PeriodicExportingMetricReader(
         OTLPMetricExporter(endpoint=endpoint, insecure=insecure, timeout=TIMEOUT_S),
         export_interval_millis=settings.otlp_interval_ms,

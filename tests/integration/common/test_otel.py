@@ -41,6 +41,22 @@ async def test_counters_arrive_by_name_with_their_newest_value() -> None:
     assert set() == kept.labels
 
 
+async def test_processes_of_one_name_are_told_apart() -> None:
+    async with (
+        collecting() as kept,
+        exporting(settings(kept.address), "proxy", Counters()) as one,
+        exporting(settings(kept.address), "proxy", Counters()) as other,
+    ):
+        for spans in (one, other):
+            assert spans is not None
+            span = spans.begin("tools/call", "read", {}, started_ns=1)
+            span.end(decision="allow", reason="granted", revision="r")
+        await kept.until(lambda: len(kept.spans) == 2)
+
+    assert {"behavry-proxy"} == kept.services
+    assert 2 == len(kept.instances)
+
+
 async def test_the_last_values_and_spans_leave_before_the_end() -> None:
     counters = Counters()
     slow = {"BEHAVRY_OTLP_INTERVAL_MS": "600000"}
