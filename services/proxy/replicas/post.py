@@ -8,6 +8,7 @@ like a request that came by itself. A proxy that is alone writes none, and keeps
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from uuid import uuid4
@@ -29,6 +30,8 @@ GOOD_MS: Final = 60_000
 #: Letters of others that are worked on at once; beyond that they are not answered.
 AT_ONCE: Final = 1_000
 AGAIN_S: Final = 0.2
+#: Between attempts to reach who does not read its box.
+BACK_S: Final = (0.3, 0.5)
 _MS: Final = 1_000_000
 _HOLDER: Final = ("proxies",)
 
@@ -38,11 +41,13 @@ Noting = Callable[[bytes], Awaitable[None]]
 
 
 class Nobody(Exception):
-    """The proxy that was asked is not there, or cannot be reached."""
+    """The proxy that was asked is not there."""
 
 
 class NoWord(Exception):
-    """It was there, and has not answered in time: what it did, nobody knows."""
+    """It is there and has not answered in time, or cannot be reached just now: what it holds, and
+    what it did, nobody knows.
+    """
 
 
 class Letter(Struct, frozen=True, array_like=True):
@@ -112,11 +117,11 @@ class Post:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._asked[letter.number] = answer
         try:
-            if not await self._send(letter):
+            if not await self._delivered(letter):
                 raise Nobody
             async with asyncio.timeout(patience_s):
                 return await answer
-        except TimeoutError:
+        except (RendezvousLost, TimeoutError):
             raise NoWord from None
         finally:
             del self._asked[letter.number]
@@ -124,19 +129,29 @@ class Post:
     async def tell(self, kind: str, body: bytes) -> None:
         """To all others; who is not there hears nothing of it."""
         if not self.alone:
-            await self._send(self._letter(kind, "", body))
+            with contextlib.suppress(RendezvousLost):
+                await self._send(self._letter(kind, "", body))
 
     def _letter(self, kind: str, to: str, body: bytes, answers: int = 0) -> Letter:
         self._number += 1
         return Letter(kind, to, self.me, self._number, self._now_ms(), body, answers)
 
+    async def _delivered(self, letter: Letter) -> bool:
+        """Who only lost its connection is back soon. Raises RendezvousLost."""
+        for pause_s in BACK_S:
+            if await self._send(letter):
+                return True
+            await asyncio.sleep(pause_s)
+        return await self._send(letter)
+
     async def _send(self, letter: Letter) -> bool:
+        """Raises RendezvousLost."""
         sealed = self._seals.seal("letter", _HOLDER, msgspec.msgpack.encode(letter))
         try:
             taken = await self._rendezvous.send(letter.to or ALL, sealed)
         except RendezvousLost:
             self._noted(lost=True)
-            return False
+            raise
         self._noted(lost=False)
         return taken
 
@@ -247,7 +262,8 @@ class Post:
             answering = self._answering.get(letter.kind)
             if answering is not None:  # else a newer proxy's: it is not answered
                 body = await answering(letter.body)
-                await self._send(self._letter("", letter.sender, body, letter.number))
+                with contextlib.suppress(RendezvousLost):
+                    await self._send(self._letter("", letter.sender, body, letter.number))
         finally:
             self._working -= 1
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.common import valkey as valkey_module
 from services.common.rendezvous.protocol import RendezvousLost
 from services.common.rendezvous.valkey import ValkeyRendezvous
 from services.common.telemetry.logging import get_log
@@ -110,3 +111,18 @@ async def test_a_lost_server_is_told_to_who_sends_reads_and_asks() -> None:
                     return False
 
             assert await ask_until(again, bool)
+
+
+@pytest.mark.needs_valkey
+async def test_a_server_that_says_nothing_any_more_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(valkey_module, "SILENT_S", 0.05)
+    with running_valkey(keeps="no") as server:
+        async with open_valkey(server.url, get_log("test")) as valkey:
+            meeting = ValkeyRendezvous(valkey, prefix=str(uuid4()))
+            async with meeting.reading(["mine"]) as letters:
+                server.pause()
+                with pytest.raises(RendezvousLost):
+                    await first(letters)
+                server.resume()

@@ -19,11 +19,11 @@ from tests.fakes.asked import YES, Asked, elicit, session
 from tests.fakes.asking import ask_until
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway, until
-from tests.fakes.people import TASKS, URLS
+from tests.fakes.people import URLS
 from tests.fakes.replicas import Two
 from tests.fakes.tool_server import ToolServer
 from tests.fakes.valkey import ValkeyServer
-from tests.integration.proxy.test_approval_tasks import begin, ended, escalation_of
+from tests.integration.proxy.test_approval_tasks import begin, ended, escalation_of, poll
 from tests.integration.proxy.test_pushed import Held
 
 pytestmark = pytest.mark.needs_valkey
@@ -155,18 +155,23 @@ async def said(asked: Asked, server: Curious) -> Any:
     return server.answers
 
 
-async def test_an_approved_task_that_cannot_be_carried_is_called_again_and_runs_once(
+async def test_a_poll_that_cannot_be_carried_is_told_to_wait(
     notes: Two, tools: ToolServer, meeting_place: ValkeyServer
 ) -> None:
     task = await begin(notes.one)
-    notes.one.authorizer.settle(escalation_of(task), "approved")
     meeting_place.kill()
     try:
-        lost = await ended(notes.other, task)
-        _, again = await notes.other.call("write_note", {"call": "c"}, capabilities=TASKS)
+        notes.one.authorizer.settle(escalation_of(task), "approved")
+        waiting = await poll(notes.other, task)
+        assert [] == tools.ran()
     finally:
         meeting_place.started()
+    for proxy in (notes.one, notes.other):
+        await until(proxy.running.reachable)
+    done = await ask_until(
+        lambda: poll(notes.other, task), lambda found: bool(found["status"] == "completed")
+    )
 
-    assert "call_again" == lost["result"]["_meta"]["com.behavry/decision"]["reason"]
-    assert again["result"]["isError"] is False
+    assert ("working", None) == (waiting["status"], waiting.get("result"))
+    assert done["result"]["isError"] is False
     assert ["c"] == tools.ran()
