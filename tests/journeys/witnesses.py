@@ -69,9 +69,9 @@ def compare(stack: Stack, told: Told, ran: list[str]) -> None:
     refused = Counter(record["id"] for record in records["call.denied"])
 
     assert set() == set(ran) - intents.keys()  # 2
-    assert {1} == {ended[one["id"]] for one in records["call.intent"]}  # 3
+    assert {ended[one["id"]] for one in records["call.intent"]} <= {1}  # 3
     assert set() == set(told.allowed) - set(ran)  # 4
-    assert {1} == {len(intents[call]) for call in told.allowed}
+    assert {len(intents[call]) for call in told.allowed} <= {1}
     assert set() <= {refused[decision] for decision in told.denied.values()} <= {1}  # 5
 
 
