@@ -134,7 +134,7 @@ async def listed(desk: Desk) -> dict[str, Entitlements]:
     """All that a replica says, as control would hold it; nothing while it begins anew."""
     async with desk.watch() as heard:
         with contextlib.suppress(EOFError):
-            await heard.until(lambda w: w.synced)
+            await heard.until(lambda w: w.synced, PROMPT_S)
             return {tenant: entitlements_of(one) for tenant, one in heard.held.items()}
     return {}
 
@@ -215,5 +215,5 @@ def two_lives(desks: list[Desk], first: str) -> Callable[[], Awaitable[bool]]:
 
 async def epoch_of(desk: Desk) -> str:
     async with desk.watch() as heard:
-        await heard.until(lambda w: w.synced)
+        await heard.until(lambda w: w.synced, PROMPT_S)
         return heard.synced.epoch if heard.synced else ""

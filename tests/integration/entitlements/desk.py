@@ -37,9 +37,9 @@ class Watch:
     held: dict[str, wire.TenantEntitlements] = field(default_factory=dict)
     synced: wire.Synced | None = None
 
-    async def until(self, done: Any) -> None:
-        """Hears until `done(self)`; at most PROMPT_S."""
-        async with asyncio.timeout(PROMPT_S):
+    async def until(self, done: Any, timeout_s: float = PROMPT_S) -> None:
+        """Hears until `done(self)`."""
+        async with asyncio.timeout(timeout_s):
             while not done(self):
                 message = await self.stream.read()
                 if message is grpc.aio.EOF:

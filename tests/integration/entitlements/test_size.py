@@ -5,20 +5,32 @@ control's deadline, everybody is told of it once, and nothing that a tenant had 
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
+from behavry.entitlements.v1 import entitlements_pb2 as wire
+from behavry.entitlements.v1 import entitlements_pb2_grpc
+from services.common.clock import SystemClock
+from services.common.rpc.client import Link, dial
 from services.control.clients import ENTITLEMENTS_S
+from tests.fakes.children import ROOT, end
 from tests.fakes.clock import ManualClock
+from tests.fakes.peers import identity, make_peers
 from tests.fakes.postgres import Database
-from tests.integration.entitlements.desk import NOW_S, Watch, allowed, issued, mode, serving
+from tests.integration.entitlements.desk import DAY_S, NOW_S, Watch, allowed, issued, mode, serving
 from tests.integration.entitlements.filled import fill
+from tests.perf.procs import cpu_ms
 
 MANY = 10_000
+REREAD_S = 60.0
 SOME = 700  # more than is worked out in one go
 
 
@@ -117,3 +129,80 @@ async def test_what_time_changes_for_all_is_told_to_all(
         await news(heard, SOME)
 
     assert {"EXPIRED"} == {one.status for one in heard.held.values()}
+
+
+async def test_ten_thousand_tenants_take_little_room_and_are_told_in_a_tenth_of_the_interval(
+    tmp_path: Path, entitlements_database: Database
+) -> None:
+    """In a process of its own, beside which one that has no tenants is the measure."""
+    now_s = SystemClock().now_ns() // 10**9  # the process's own
+    empty = await one_sync(tmp_path / "empty", entitlements_database)
+    await fill(entitlements_database, MANY, ends_s=now_s + 100 * DAY_S)
+    full = await one_sync(tmp_path / "full", entitlements_database)
+    grown = (full.resident_bytes - empty.resident_bytes) / 2**20
+    sys.stderr.write(f"{full.spent_s:.2f} s of work in {full.took_s:.2f} s, {grown:.1f} MiB more\n")
+
+    assert (0, MANY) == (empty.tenants, full.tenants)
+    assert 0 < grown <= 64
+    assert full.spent_s <= REREAD_S / 10  # both sides' work: what neighbours cost is not ours
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync:
+    """What one list of everything took, of the service and of who hears it."""
+
+    tenants: int
+    took_s: float
+    spent_s: float
+    resident_bytes: int
+
+
+async def one_sync(directory: Path, database: Database) -> Sync:
+    directory.mkdir()
+    peers = make_peers(directory / "peers")
+    env = {
+        "BEHAVRY_STATE_DIR": str(directory),
+        "BEHAVRY_ENV": "development",
+        "BEHAVRY_ENTITLEMENTS_GRPC_LISTEN": f"unix:{directory}/e.sock",
+        "BEHAVRY_ENTITLEMENTS_DB_URL": database.dsn("behavry_entitlements"),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.entitlements"],
+        cwd=ROOT,
+        env=os.environ | env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        async with dial(f"unix:{directory}/e.sock", identity(peers, "control")) as link:
+            reader = entitlements_pb2_grpc.EntitlementsReaderServiceStub(link.channel)
+            await listed(reader, link)  # the first one waits until the service is there
+            before, began = cpu_ms(process.pid), time.monotonic()
+            ours = time.process_time()
+            count = await listed(reader, link)
+            took_s = time.monotonic() - began
+            spent_s = time.process_time() - ours + (cpu_ms(process.pid) - before) / 1000
+        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+        return Sync(
+            tenants=count,
+            took_s=took_s,
+            spent_s=spent_s,
+            resident_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
+        )
+    finally:
+        end(process)
+
+
+async def listed(reader: Any, link: Link) -> int:
+    """How many tenants come before Synced."""
+    stream = reader.WatchEntitlements(
+        wire.WatchEntitlementsRequest(), metadata=link.metadata(), wait_for_ready=True
+    )
+    count = 0
+    try:
+        async with asyncio.timeout(REREAD_S):
+            while not (await stream.read()).HasField("synced"):
+                count += 1
+    finally:
+        stream.cancel()
+    return count
