@@ -34,10 +34,12 @@ from tests.integration.control.people import INVITES, TENANTS, USERS, entitle, i
 from tests.integration.control.people import WHY as WHY_IN
 from tests.integration.control.planes import linked
 from tests.integration.control.route_table import RULES
-from tests.integration.control.samples import AGENTS, HASH, NOTIFICATIONS, POLICIES, SAMPLES, World
+from tests.integration.control.samples import AGENTS, HASH, SAMPLES, World
 from tests.integration.control.test_auth_settings import OIDC
 from tests.integration.control.test_auth_settings import PATH as AUTH
 from tests.integration.control.test_auth_settings import put as propose
+from tests.integration.control.test_notifications import PATH as NOTIFICATIONS
+from tests.integration.control.test_policies import PATH as POLICIES
 from tests.integration.control.test_policies import source
 from tests.promises import promise
 
@@ -68,7 +70,7 @@ ELSEWHERE: Final = {
     "PUT /api/v1/tenants/{tenant_id}/plan": "as license/activate",
     "POST /api/v1/auth/token": "an agent's session; each call in it is on record (test_tokens.py)",
     "POST /api/v1/auth/device/authorize": "nobody's yet; asks alone",
-    "POST /api/v1/auth/device/token": "after a person's answer (test_device_sign_in.py)",
+    "POST /api/v1/auth/device/token": "after a person's answer (test_device.py)",
     "POST /api/v1/audit/verify": "audit's work; nothing changes (test_neighbours.py)",
     "POST /api/v1/auth/password:forgot": "changes nothing before its answer (test_passwords.py)",
     "POST /api/v1/auth/backchannel-logout": "by a provider's token (test_oidc.py)",
