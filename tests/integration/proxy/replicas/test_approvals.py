@@ -15,6 +15,7 @@ from tests.fakes.replicas import Two, alone
 from tests.fakes.tool_server import ToolServer
 from tests.integration.proxy.test_approval_tasks import begin, ended, escalation_of, poll
 from tests.integration.proxy.test_pushed import Held
+from tests.promises import promise
 
 META = "com.behavry/decision"
 pytestmark = pytest.mark.needs_valkey
@@ -34,6 +35,7 @@ async def say(proxy: Gateway, held: Held, id: Any, action: str, **changes: Any) 
 # --- pages on open streams ----------------------------------------------------------------------
 
 
+@promise("proxies:no-sticky-routing")
 async def test_a_page_that_is_declined_at_the_other_ends_the_call(
     notes: Two, tools: ToolServer
 ) -> None:
@@ -126,6 +128,7 @@ async def test_a_retry_at_the_other_runs_nothing_else(
     assert [] == tools.ran()
 
 
+@promise("proxies:once")
 async def test_twenty_retries_at_both_run_it_once(notes: Two, tools: ToolServer) -> None:
     asked = await write(notes.one)
     first = only_ticket(notes)
@@ -167,6 +170,7 @@ async def test_the_poll_at_the_other_runs_the_call_once_and_both_tell_its_result
     assert [] == notes.other.records("call.")
 
 
+@promise("proxies:once")
 async def test_twenty_polls_at_both_run_it_once(notes: Two, tools: ToolServer) -> None:
     task = await begin(notes.one)
     notes.one.authorizer.settle(escalation_of(task), "approved")
@@ -231,6 +235,7 @@ async def test_a_result_outlives_the_process_that_ran_the_call(
     assert ["c"] == tools.ran()
 
 
+@promise("proxies:once")
 async def test_arguments_that_are_lost_leave_the_approval_to_one_other_call(
     notes: Two, tools: ToolServer
 ) -> None:

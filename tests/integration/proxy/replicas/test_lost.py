@@ -25,6 +25,7 @@ from tests.fakes.tool_server import ToolServer
 from tests.fakes.valkey import ValkeyServer
 from tests.integration.proxy.test_approval_tasks import begin, ended, escalation_of, poll
 from tests.integration.proxy.test_pushed import Held
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_valkey
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
@@ -44,6 +45,7 @@ def refused(proxy: Gateway) -> int:
     return proxy.running.counters.read()["proxy.letters.refused"]
 
 
+@promise("proxies:nothing-forged")
 async def test_a_forged_letter_does_nothing(
     notes: Two, tools: ToolServer, meeting_place: ValkeyServer
 ) -> None:
@@ -66,6 +68,7 @@ async def test_a_forged_letter_does_nothing(
     assert ["c"] == tools.ran()
 
 
+@promise("proxies:nothing-forged")
 async def test_who_reads_the_meeting_place_learns_nothing(
     notes: Two, tools: ToolServer, meeting_place: ValkeyServer
 ) -> None:

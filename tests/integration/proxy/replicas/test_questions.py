@@ -13,6 +13,7 @@ from tests.fakes.authorizer import OTHER_AGENT
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway
 from tests.fakes.replicas import Two, alone
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_valkey
 
@@ -25,6 +26,7 @@ async def answer(
     return status
 
 
+@promise("proxies:no-sticky-routing")
 async def test_an_answer_at_the_other_is_decided_where_the_call_waits(
     curious: tuple[Two, Curious],
 ) -> None:

@@ -12,6 +12,7 @@ from tests.fakes.listening import calling, got
 from tests.fakes.replicas import Two, alone
 from tests.fakes.talker import Exchange, Talker
 from tests.integration.proxy.test_subscriptions import MINE, OTHER, UPDATED, asked
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_valkey
 CALL: dict[str, Any] = {
@@ -33,6 +34,7 @@ async def left(proxy: Gateway, talker: Talker, sent: dict[str, str]) -> tuple[st
     return first.id, await talker.listen(), call
 
 
+@promise("proxies:no-sticky-routing")
 async def test_the_rest_of_a_call_is_come_back_for_at_the_other(
     talking: Two, talker: Talker
 ) -> None:
@@ -85,6 +87,7 @@ async def give_up(proxy: Gateway, headers: dict[str, str], id: str) -> tuple[int
     return await proxy.post(note, headers=headers)
 
 
+@promise("proxies:no-sticky-routing")
 async def test_a_call_that_is_given_up_at_the_other_is_cancelled(
     talking: Two, talker: Talker
 ) -> None:
@@ -131,6 +134,7 @@ async def heard_on(talker: Talker, era: str) -> Exchange:
             return heard
 
 
+@promise("proxies:no-sticky-routing")
 async def test_what_is_subscribed_to_at_the_other_is_heard_of_and_decided_on_here(
     talking: Two, talker: Talker, era: str
 ) -> None:
@@ -224,6 +228,7 @@ async def test_a_stream_at_the_other_takes_the_place_of_the_first(
             )  # fmt: skip
 
 
+@promise("proxies:no-sticky-routing")
 async def test_a_session_that_ended_at_one_is_over_at_the_other(
     talking: Two, talker: Talker
 ) -> None:
