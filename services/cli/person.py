@@ -4,13 +4,14 @@ Decides nothing about who may approve; it signs in, and proves the password agai
 `step_up_required`.
 """
 
+import contextlib
 import json
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from services.cli import asking, session, wire
+from services.cli import asking, devices, session, wire
 from services.cli.output import CommandFailed, Exit, say
 from services.cli.rest import Control, Refused
 from services.cli.session import Session
@@ -102,6 +103,9 @@ class Person:
         """Prove who one is once more. A session that got a new token by it is kept."""
         if self.password_file is None and asking.may_ask():
             say("This needs a fresh proof that it is you.")
+        if self.session.by_device:
+            self._approved_again()
+            return
         if self.session.second_factor:
             proof = {"totp": asking.code("One-time code: ")}
         else:
@@ -112,6 +116,15 @@ class Person:
         token = answer.get("token") if isinstance(answer, dict) else None
         if token:
             self.keep(token=token)
+
+    def _approved_again(self) -> None:
+        """Another session, approved right after a proof; this one ends."""
+        old, again = self.control, devices.open_session(self.session.control_url, step_up=True)
+        if again.username != self.session.username:
+            raise CommandFailed("somebody else approved it", status=Exit.NOT_SIGNED_IN)
+        self.keep(token=again.token)
+        with contextlib.suppress(CommandFailed):  # it ends by itself, later
+            old.post("/api/v1/auth/logout")
 
     def keep(self, **changed: Any) -> None:
         """The session goes on as changed."""

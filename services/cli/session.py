@@ -18,6 +18,8 @@ class Session:
     token: str = field(repr=False)
     #: Whether control asks for more than the password.
     second_factor: bool = False
+    #: Somebody approved it in a browser; there they prove again who they are.
+    by_device: bool = False
 
 
 def keep(state: State, session: Session) -> None:

@@ -116,3 +116,8 @@ class Limits:
         self.forgot_name = Window(clock, limit=3, seconds=900)
         #: Words of providers that somebody signed out, and that are none, per address.
         self.logout_failures = Window(clock, limit=30, seconds=60)
+        #: Devices that ask for codes, and codes of devices that are none, per address.
+        self.device_begins = Window(clock, limit=30, seconds=60)
+        self.device_failures = Window(clock, limit=30, seconds=60)
+        #: Codes for people that are none: per person, from wherever.
+        self.user_codes = Window(clock, limit=10, seconds=300)

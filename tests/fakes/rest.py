@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 Answered = tuple[int, Any]
 
@@ -39,7 +40,9 @@ def serving() -> Iterator[RestControl]:
     class Handler(BaseHTTPRequestHandler):
         def _any(self) -> None:
             size = int(self.headers.get("content-length") or 0)
-            body = json.loads(self.rfile.read(size)) if size else None
+            raw = self.rfile.read(size)
+            is_form = "form" in self.headers.get("content-type", "")
+            body = dict(parse_qsl(raw.decode())) if is_form else json.loads(raw or b"null")
             route = f"{self.command} {self.path.partition('?')[0]}"
             headers = {name.lower(): value for name, value in self.headers.items()}
             control.seen.append((route, body, headers))

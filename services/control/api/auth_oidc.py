@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -170,6 +170,19 @@ async def _begun(
     if configuration is None or configuration.revision != begun.revision:
         raise NotSignedIn("oidc_settings_changed")
     return begun, configuration
+
+
+async def login_path(visit: Visit, slug: str, *, return_to: str) -> str | None:
+    """Where people of this tenant, or of the only one, sign in by their provider; None: nowhere."""
+    try:
+        tenant = await _tenant(visit, slug)
+    except Refusal:
+        return None
+    async with tenant_tx(visit.control.pool, tenant.id) as connection:
+        if await _configuration(connection) is None:
+            return None
+    query = urlencode({"tenant": tenant.slug, "return_to": return_to})
+    return f"/api/v1/auth/login?{query}"
 
 
 async def end_session_url(call: Call) -> str | None:

@@ -18,6 +18,7 @@ from services.common.errors import BehavryError
 from services.control import problems
 from services.control.api import page_frame
 from services.control.api.bodies import CODES
+from services.control.api.context import Visit, control_of
 from services.control.problems import FieldError, Refusal
 from services.control.servers import BadServer
 
@@ -29,7 +30,8 @@ _BY_STATUS: Final = {
     415: ("UNSUPPORTED_MEDIA_TYPE", "Send application/json."),
 }
 #: Where people read what comes back.
-_PAGES: Final = ("/approve/", "/join", "/reset")
+_PAGES: Final = ("/approve/", "/device", "/join", "/reset")
+_SIGN_IN: Final = "/api/v1/auth/login"
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
 #: The database is away or will not have us now.
 _DATABASE_AWAY: Final = (
@@ -98,6 +100,12 @@ async def _query(request: Request, error: Exception) -> Response:
         known = detail["type"] != "extra_forbidden"
         name = detail["loc"][1] if known and len(detail["loc"]) > 1 else ""
         errors.append(FieldError(f"?{name}", CODES.get(detail["type"], "invalid")))
+    if not in_path and request.url.path == _SIGN_IN:
+        # Where a browser should be led afterwards is in there.
+        visit = Visit(control=control_of(request), request=request)
+        await visit.record_failure(
+            None, {"kind": "unknown"}, "sign_in_query_refused", type="user.request_refused"
+        )
     if not in_path:
         refusal = Refusal("INVALID_FILTER", "The query cannot be used.", errors=errors)
     elif request.method == "PUT":

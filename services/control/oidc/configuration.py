@@ -15,7 +15,7 @@ from services.control.roles import Role
 #: Where people may be sent after a sign-in.
 RETURN_TO: Final = (
     r"/(?:approve/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    r"|device(?:\?user_code=[A-Z]{4}-[A-Z]{4})?)?"
+    r"|device(?:/[A-Z]{4}-[A-Z]{4})?)?"
 )
 TEAMS: Final = "team_management"
 

@@ -46,13 +46,17 @@ class Browser:
     async def get(self, path: str, **query: str) -> Answered:
         url = f"{path}?{urlencode(query)}" if query else path
         answer = await self.rest.get(url, key=None, headers=self._headers())
+        self.take(answer)
+        return answer
+
+    def take(self, answer: Answered) -> None:
+        """The cookies of an answer."""
         for line in answer.cookies:
             name, _, rest = line.partition("=")
             value = rest.partition(";")[0]
             self.cookies.pop(name, None)
             if value:
                 self.cookies[name] = value
-        return answer
 
     def _headers(self) -> dict[str, str]:
         sent = "; ".join(f"{name}={value}" for name, value in self.cookies.items())

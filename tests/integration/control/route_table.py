@@ -102,6 +102,8 @@ DELETE api-keys/{key_id}                            admin
 GET    auth/login                                   nobody
 GET    auth/callback                                nobody
 POST   auth/backchannel-logout                      nobody
+POST   auth/device/authorize                        nobody
+POST   auth/device/token                            nobody
 GET    settings/auth                                admin
 PUT    settings/auth                                admin          human fresh reads
 POST   settings/auth:test                           admin          human fresh reads
@@ -199,6 +201,12 @@ GET    /join                                        nobody
 POST   /join                                        nobody
 GET    /reset                                       nobody
 POST   /reset                                       nobody
+GET    /device                                      nobody
+GET    /device/{user_code}                          nobody
+POST   /device/{user_code}                          nobody
+POST   /device/{user_code}/sign-in                  nobody
+POST   /device/{user_code}/second-factor            nobody
+POST   /device/{user_code}/sign-out                 nobody
 GET    /approve/style.css                           nobody
 GET    /approve/page.js                             nobody
 GET    /approve/{escalation_id}                     nobody

@@ -255,6 +255,8 @@ WITHOUT_SAMPLE: Final = {
     "add_passkey": "as begin_totp",
     "renew_recovery_codes": "as begin_totp",
     "approve_auth_settings": "as suspend_tenant",
+    "begin_device_login": "as token",
+    "end_device_login": "as token",
     "try_auth_settings": "needs a proposal (test_done_once.py)",
     "suspend_tenant": "each of a super-admin's requests leaves a record (test_done_once.py)",
     "resume_tenant": "as suspend_tenant",

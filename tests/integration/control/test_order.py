@@ -48,7 +48,10 @@ FIRST: Final = frozenset({
     "malformed_json",
 })  # fmt: skip
 #: Their bodies are forms.
-FORMS: Final = {"/api/v1/auth/token", "/api/v1/auth/backchannel-logout"}
+FORMS: Final = {
+    "/api/v1/auth/token", "/api/v1/auth/backchannel-logout", "/api/v1/auth/device/authorize",
+    "/api/v1/auth/device/token",
+}  # fmt: skip
 ADMITTED: Final = frozenset({"admitted"})
 
 

@@ -26,6 +26,7 @@ PLANTED: Final = "planted-7f3a91"
 #: Their refusals have another form: OAuth's, or none.
 OWN_FORM: Final = {
     "/api/v1/auth/token", "/api/v1/auth/backchannel-logout", "/healthz", "/readyz",
+    "/api/v1/auth/device/authorize", "/api/v1/auth/device/token",
 }  # fmt: skip
 GONE: Final = "00000000-0000-7000-8000-000000000000"
 JSON: Final = {"content-type": "application/json"}

@@ -34,6 +34,8 @@ COMMANDS = {
     "POST /api/v1/api-keys/{key_id}:rotate": "api-keys rotate",
     "GET /api/v1/audit/heads": "audit heads",
     "POST /api/v1/audit/verify": "audit verify",
+    "POST /api/v1/auth/device/authorize": "login",
+    "POST /api/v1/auth/device/token": "login",
     "POST /api/v1/auth/login": "login",
     "POST /api/v1/auth/logout": "logout",
     "POST /api/v1/auth/password:forgot": "password forgot",

@@ -1,0 +1,126 @@
+"""Who stands before a page of ours that works by plain forms: the session in the cookie, that a
+form was made for it, and what proves a person in one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.responses import Response
+
+from services.control import sessions
+from services.control.api import auth, guards
+from services.control.api.approval_page import check_own_origin
+from services.control.api.context import Call, Visit
+from services.control.api.proofs import Proof
+from services.control.problems import Refusal
+
+_PRE_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+_PRE_LIFE_S: Final = 1_800
+#: Of recovery codes, as `proofs` takes them.
+_SHORTEST_CODE: Final = 8
+_LONGEST_CODE: Final = 64
+_NOBODY: Final = {"kind": "unknown"}
+
+
+async def signed_in(visit: Visit) -> Call:
+    """Raises UNAUTHENTICATED, SESSION_EXPIRED or SECOND_FACTOR_REQUIRED."""
+    control = visit.control
+    token = visit.request.cookies.get(control.origins.cookie)
+    if not token:
+        raise Refusal("UNAUTHENTICATED", "Nobody is signed in.")
+    principal = await guards.by_session(control, token, "browser", visit.now)
+    if guards.lacks_factor(control, principal):
+        raise Refusal("SECOND_FACTOR_REQUIRED", "Add a second factor first.")
+    return Call(control=control, request=visit.request, principal=principal)
+
+
+async def check_own_form(call: Call, form: Mapping[str, str]) -> None:
+    """Raises CSRF_FAILED, on record."""
+    words = ""
+    if not call.control.origins.allows(call.request.headers.get("origin", "")):
+        words = "That form did not come from our own page. Nothing was done."
+    elif not sessions.same(form.get("csrf", ""), call.principal.csrf_token or ""):
+        words = "That form was not made for this session. Nothing was done."
+    if words:
+        await call.record_failure(
+            call.tenant, call.principal.actor(), "csrf_failed", type="user.request_refused"
+        )
+        raise Refusal("CSRF_FAILED", words)
+
+
+async def of_this_browser(visit: Visit, form: Mapping[str, str]) -> bool:
+    """Whether a form of before the sign-in was made for this browser; else it is on record. Raises
+    CSRF_FAILED where it came from elsewhere.
+    """
+    await check_own_origin(visit)
+    held = visit.request.cookies.get(_pre_cookie(visit), "")
+    if sessions.same(form.get("token", ""), sessions.csrf_token(held) if held else ""):
+        return True
+    await visit.record_failure(None, _NOBODY, "csrf_failed", type="user.request_refused")
+    return False
+
+
+def browser(visit: Visit) -> str:
+    """What stands for it before it is anybody's: what it has, or something new."""
+    held = visit.request.cookies.get(_pre_cookie(visit), "")
+    return held if _PRE_TOKEN.fullmatch(held) else sessions.new_token()
+
+
+def keep_browser(visit: Visit, answer: Response, value: str) -> None:
+    """Empty: it is somebody's now."""
+    life_s = _PRE_LIFE_S if value else 0
+    secure = "; Secure" if visit.control.origins.secure else ""
+    told = f"{_pre_cookie(visit)}={value}; Path=/; Max-Age={life_s}"
+    answer.headers.append("set-cookie", f"{told}; HttpOnly; SameSite=Strict{secure}")
+
+
+def proof_of_sign_in(form: Mapping[str, str]) -> Proof:
+    """Nothing that was typed is a proof that fits nothing: the try counts."""
+    code = form.get("code", "").strip()
+    if form.get("passkey"):
+        return Proof(passkey=_passkey(form))
+    if auth.is_code(code):
+        return Proof(totp=code)
+    fits = _SHORTEST_CODE <= len(code) <= _LONGEST_CODE
+    return Proof(recovery_code=code if fits else "-" * _SHORTEST_CODE)
+
+
+def proof_again(form: Mapping[str, str]) -> auth.StepUp | None:
+    """None: none came along."""
+    code = form.get("code", "").strip()
+    if form.get("passkey"):
+        challenge = form.get("challenge", "")[:200] or "-"
+        return auth.StepUp(passkey=_passkey(form), token=challenge)
+    if code:
+        return auth.StepUp(totp=code if auth.is_code(code) else "000000")
+    if form.get("password"):
+        return auth.StepUp(password=form["password"][:1024])
+    return None
+
+
+def proven(call: Call, token: str) -> Call:
+    """As they are in the session that goes on under this token."""
+    principal = replace(
+        call.principal,
+        session_sha256=sessions.stored(token),
+        csrf_token=sessions.csrf_token(token),
+        proven_at=call.now,
+    )
+    return replace(call, principal=principal)
+
+
+def _passkey(form: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        told = json.loads(form["passkey"])
+    except (ValueError, RecursionError):
+        told = None
+    return told if isinstance(told, dict) else {}
+
+
+def _pre_cookie(visit: Visit) -> str:
+    return "__Host-behavry-sign-in" if visit.control.origins.secure else "behavry_sign_in"
