@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 
 import asyncpg
+import pytest
 
 from services.common.errors import BehavryError
 from services.common.ids import TenantId
@@ -35,7 +36,7 @@ from tests.integration.entitlements.filled import fill
 
 LONG = os.environ.get("BEHAVRY_CHAOS") == "long"
 TENANTS = 10_000 if LONG else 150
-ROUNDS = 30 if LONG else 10
+ROUNDS = 10
 #: What a list of all of them takes on the wire, roughly.
 LIST_BYTES = TENANTS * 1_000
 PROMPT_S = 120.0 if LONG else 20.0
@@ -139,6 +140,7 @@ async def listed(desk: Desk) -> dict[str, Entitlements]:
     return {}
 
 
+@pytest.mark.timeout(1_200 if LONG else 120)
 async def test_the_holder_is_the_service_whatever_befalls_the_stream(
     tmp_path: Path, entitlements_database: Database, clock: ManualClock
 ) -> None:
