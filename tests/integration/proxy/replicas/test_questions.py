@@ -13,6 +13,8 @@ from tests.fakes.authorizer import OTHER_AGENT
 from tests.fakes.curious_server import Curious
 from tests.fakes.gateway import Gateway
 from tests.fakes.replicas import Two, alone
+from tests.integration.proxy.asking.test_rounds import ANSWER, ask, retry, rounds
+from tests.integration.proxy.asking.test_tasks import begin, get, id_of
 from tests.promises import promise
 
 pytestmark = pytest.mark.needs_valkey
@@ -106,3 +108,50 @@ async def test_a_question_whose_process_is_gone_was_never_asked(
     assert {400} == set(statuses)
     assert {} == {name: one for name, one in server.answers.items() if "result" in one}
     assert {"invalid_request"} == {one["reason"] for one in rejected}
+
+
+# --- modern tool servers ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def modern(curious: tuple[Two, Curious]) -> tuple[Two, Curious]:
+    pair, server = curious
+    server.eras = ("modern",)
+    for proxy in (pair.one, pair.other):
+        proxy.forget_upstreams()
+    return pair, server
+
+
+async def test_a_legacy_agents_answers_at_the_other_make_the_retry_where_it_waits(
+    modern: tuple[Two, Curious],
+) -> None:
+    pair, server = modern
+    asked = Asked(pair.one, await session(pair.one), **rounds(2))
+    for proxy in (pair.other, pair.one):
+        request = await asked.next()
+        assert 202 == await answer(proxy, asked, request["id"])
+
+    assert {"responses": ANSWER, "state": "2:own"} == await asked.said()
+    assert [None, ANSWER, ANSWER] == [one.get("inputResponses") for one in server.calls()]
+
+
+async def test_what_a_modern_agent_carries_is_good_at_every_proxy(
+    modern: tuple[Two, Curious],
+) -> None:
+    pair, server = modern
+    arguments = rounds(2)
+    first = await ask(pair.one, arguments)
+    foreign = pair.one.issuer.token(sub=OTHER_AGENT)
+    refused = await retry(pair.other, first, arguments, token=foreign)
+    second = await retry(pair.other, first, arguments)
+    last = await retry(pair.one, second, arguments)
+    task = id_of(await begin(pair.one))
+    unknown = await get(pair.other, task, token=foreign)
+    polled = [(await get(proxy, task))["result"]["status"] for proxy in (pair.other, pair.one)]
+
+    assert -32602 == refused["error"]["code"] == unknown["error"]["code"]
+    assert ["input_required", "input_required", "complete"] == [
+        one["result"]["resultType"] for one in (first, second, last)
+    ]
+    assert ["working", "completed"] == polled
+    assert 4 == len(server.calls())
