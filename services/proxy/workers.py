@@ -27,7 +27,7 @@ from services.common.rpc.peers import TokenPeers
 from services.common.rpc.server import Serving, serve
 from services.common.settings import environment
 from services.common.telemetry.counters import Counters
-from services.common.telemetry.logging import Log, get_log
+from services.common.telemetry.logging import Log, describe, get_log
 from services.proxy.settings import ProxySettings
 from services.proxy.transports.listener import keep
 from services.proxy.worker import OPTION, READY
@@ -82,7 +82,7 @@ async def _kept_running(
     news = asyncio.Event()
     numbers = range(1, settings.workers + 1)
     workers = [_Worker(number, bound, news.set, log) for number in numbers]
-    with _told_to(settings.run_dir / PIDS) as tell:
+    with _told_to(settings.run_dir / PIDS, log) as tell:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one.run()) for one in workers]
             telling = group.create_task(_tell(workers, news, serving, tell))
@@ -99,20 +99,28 @@ async def _tell(
     workers: Sequence[_Worker],
     news: asyncio.Event,
     serving: Serving,
-    tell: Callable[[list[int]], None],
+    tell: Callable[[Sequence[_Worker]], None],
 ) -> None:
     """Who runs and whether that is enough, as often as it changes."""
     while True:
         news.clear()
-        tell([one.pid for one in workers if one.pid is not None])
+        tell(workers)
         await serving.set_health("", serving=any(one.ready for one in workers))
         await news.wait()
 
 
 @contextmanager
-def _told_to(path: Path) -> Iterator[Callable[[list[int]], None]]:
-    def tell(pids: list[int]) -> None:
-        durable_file.replace(path, orjson.dumps({"supervisor": os.getpid(), "workers": pids}))
+def _told_to(path: Path, log: Log) -> Iterator[Callable[[Sequence[_Worker]], None]]:
+    def tell(workers: Sequence[_Worker]) -> None:
+        known = {
+            "supervisor": os.getpid(),
+            "workers": [one.pid for one in workers if one.pid is not None],
+            "ready": [one.pid for one in workers if one.ready],
+        }
+        try:
+            durable_file.replace(path, orjson.dumps(known))
+        except OSError as failure:  # a full disk ends no worker
+            log.warning("workers_not_told", error=describe(failure))
 
     try:
         yield tell
@@ -143,7 +151,10 @@ class _Worker:
         delay_s = FIRST_DELAY_S
         while not self._stopping.is_set():
             began = loop.time()
-            status = await self._run_once()
+            try:
+                status: int | str = await self._run_once()
+            except OSError as failure:  # no room for another process
+                status = describe(failure)
             if self._stopping.is_set():
                 return
             self._log.error("worker_ended", worker=self._number, status=status)
