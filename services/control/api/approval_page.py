@@ -183,7 +183,7 @@ async def _signed_in(visit: Visit) -> Call:
     token = visit.request.cookies.get(control.origins.cookie)
     if not token:
         raise Refusal("UNAUTHENTICATED", "Nobody is signed in.")
-    principal = await guards.by_session(control, token, "browser", visit.now)
+    principal = await guards.session_of(visit, token, "browser")
     if guards.lacks_factor(control, principal):
         raise Refusal("SECOND_FACTOR_REQUIRED", "Add a second factor first.")
     return Call(control=control, request=visit.request, principal=principal)

@@ -29,11 +29,11 @@ from services.control.principals import Principal
 from services.control.problems import Refusal, not_found
 from services.control.roles import SUPER_ADMIN, Role
 from services.control.store import keys, people, tenants
-from services.control.store.moments import moment
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 #: What somebody needs who has yet to add a second factor.
 _OF_ONESELF: Final = re.compile(r"/api/v1/(?:me|auth)\b")
+_NOBODY: Final = {"kind": "unknown"}
 _CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 
@@ -226,35 +226,40 @@ async def authenticate(control: Control, request: Request) -> Principal:
     """The one who sent the request. A bearer credential is taken before a cookie: no page of
     another origin can send one.
     """
-    now = moment(control.clock.now_ns())
+    visit = Visit(control=control, request=request)
     header = request.headers.get("authorization")
     if header is not None:
-        return await _by_bearer(control, header, now)
+        return await _by_bearer(visit, header)
     token = request.cookies.get(control.origins.cookie)
     if not token:
         raise _unauthenticated()
-    return await by_session(control, token, "browser", now)
+    return await session_of(visit, token, "browser")
 
 
-async def _by_bearer(control: Control, header: str, now: datetime) -> Principal:
+async def _by_bearer(visit: Visit, header: str) -> Principal:
     scheme, _, text = header.partition(" ")
     if scheme.lower() != "bearer":
         raise _unauthenticated()
     token = text.strip()
     if token.startswith(sessions.BEARER_PREFIX):
-        return await by_session(control, token, "bearer", now)
-    return await _by_api_key(control, token, now)
+        return await session_of(visit, token, "bearer")
+    return await _by_api_key(visit, token)
 
 
-async def _by_api_key(control: Control, text: str, now: datetime) -> Principal:
+async def _by_api_key(visit: Visit, text: str) -> Principal:
+    """One that was made up is refused by its checksum, which costs nothing and is not recorded."""
     key = api_keys.parse(text)
     if key is None:
         raise _unauthenticated()
-    async with control.pool.acquire() as connection:
+    async with visit.control.pool.acquire() as connection:
         row = await keys.find(connection, key.id)
     if row is None or not key.is_stored_as(row.secret_sha256):
+        await visit.record_failure(
+            row.tenant if row else None, _NOBODY, "key_unknown", type="user.request_refused"
+        )
         raise _unauthenticated()
-    if row.revoked_at is not None or now >= row.expires_at or row.tenant_status != "active":
+    ended = row.revoked_at is not None or visit.now >= row.expires_at
+    if ended or row.tenant_status != "active":
         raise _unauthenticated()
     return Principal(
         kind="api_key",
@@ -265,6 +270,20 @@ async def _by_api_key(control: Control, text: str, now: datetime) -> Principal:
         tenant_slug=row.tenant_slug,
         scopes=row.scopes,
     )
+
+
+async def session_of(visit: Visit, token: str, kind: sessions.Kind) -> Principal:
+    """As `by_session`. A session that nobody began, or whose person is out, is on record: somebody
+    guesses one, or planted it in a browser.
+    """
+    try:
+        return await by_session(visit.control, token, kind, visit.now)
+    except Refusal as refused:
+        if refused.reason == "UNAUTHENTICATED":
+            await visit.record_failure(
+                None, _NOBODY, "session_unknown", type="user.request_refused"
+            )
+        raise
 
 
 async def by_session(control: Control, token: str, kind: sessions.Kind, now: datetime) -> Principal:

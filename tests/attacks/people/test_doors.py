@@ -5,11 +5,15 @@ record, each has an innocent twin.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import pytest
 
+from services.control import api_keys
 from services.control.passwords import Passwords
+from tests.altered import altered
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.escalated import joined, run
 from tests.integration.control.factors import LOGIN, SECOND, code, first_half, with_totp
@@ -59,6 +63,7 @@ async def test_a_session_that_was_planted_before_the_sign_in_is_worth_nothing_af
     again = await rest.post("/api/v1/auth/step-up", said, key=None, headers=headers)
     assert again.headers["set-cookie"].partition(";")[0] != mine["cookie"]
     check(await rest.get("/api/v1/me", key=None, headers=mine), 401, "session_expired")
+    assert 1 == (await refusals(rest))["session_unknown"]
 
 
 @promise("people:no-planted-session")
@@ -71,6 +76,7 @@ async def test_the_first_half_of_a_sign_in_is_no_session(rest: Rest) -> None:
     for headers in ({"cookie": f"behavry_local={half}"}, {"authorization": f"Bearer {half}"}):
         refused = await rest.get("/api/v1/me", key=None, headers=headers)
         check(refused, 401, "unauthenticated")
+    assert 1 == (await refusals(rest))["session_unknown"]
 
     said = {"token": half, "totp": code(rest, secret, steps=1)}
     done = await rest.post(SECOND, said, key=None, headers={"origin": PUBLIC})
@@ -115,6 +121,8 @@ async def test_no_other_site_signs_a_browser_in(rest: Rest) -> None:
         (LOGIN, {"username": "anna", "password": anna.password}),
         (SECOND, {"token": "x", "totp": "000000"}),
         (f"{INVITES}:accept", {"token": token, "password": "twelve letters"}),
+        ("/api/v1/auth/password:forgot", {"username": "anna"}),
+        ("/api/v1/auth/password:reset", {"token": "x", "password": "twelve letters"}),
     ]
     for path, body in tries:
         for origin in (EVIL, "null", f"{PUBLIC}.evil.example", "http://127.0.0.1:1"):
@@ -124,7 +132,7 @@ async def test_no_other_site_signs_a_browser_in(rest: Rest) -> None:
 
     rest.clock.advance(61)
     await rest.post(LOGIN, {"username": "a", "password": "b"}, key=None, headers={"origin": EVIL})
-    assert 13 == (await refusals(rest))["csrf_failed"]
+    assert 21 == (await refusals(rest))["csrf_failed"]
     assert 200 == (await sign_in(rest, "anna", anna.password, origin=PUBLIC)).status
 
 
@@ -243,6 +251,39 @@ async def test_guessing_invites_stops_and_is_on_record(rest: Rest) -> None:
     taken = await rest.post(f"{INVITES}:accept", said | {"token": token}, key=None)
     assert 201 == taken.status
     assert 10 <= (await refusals(rest))["invite_invalid"]
+
+
+@promise("people:guessing-stops")
+async def test_a_guessed_session_or_key_is_on_record_and_never_right(rest: Rest) -> None:
+    """Each kind by itself; what a checksum refuses never comes that far."""
+    anna = await joined(rest, "anna")
+    made = (await rest.post("/api/v1/api-keys", {"name": "k", "role": "viewer"})).json["key"]
+    known = api_keys.parse(made)
+    assert known
+    guessed = replace(known, secret="0" * 64).text
+    for n in range(12):
+        token = f"bhv_us_{n:043d}"
+        check(await rest.get("/api/v1/me", key=token), 401, "unauthenticated")
+    for key in (guessed, altered(made, -1), f"bhv_sk_local_{'0' * 16}_{'0' * 72}"):
+        check(await rest.get("/api/v1/me", key=key), 401, "unauthenticated")
+    rest.clock.advance(61)
+    check(await rest.get("/api/v1/me", key="bhv_us_x"), 401, "unauthenticated")
+
+    assert {"session_unknown": 13, "key_unknown": 1} == dict(await refusals(rest))
+    for credential in (anna.token, made):
+        assert 200 == (await rest.get("/api/v1/me", key=credential)).status
+
+
+@promise("people:own-pages-write")
+async def test_a_sign_in_leads_nowhere_else_and_who_wants_it_to_is_on_record(rest: Rest) -> None:
+    tries = [("return_to", EVIL), ("return_to", "//evil.example"), ("redirect_uri", EVIL)]
+    for field, value in tries:
+        query = urlencode({"tenant": "default", field: value})
+        answer = await rest.get(f"{LOGIN}?{query}", key=None)
+        check(answer, 400, "invalid_filter")
+        assert "location" not in answer.headers
+
+    assert 3 == (await refusals(rest))["sign_in_query_refused"]
 
 
 @promise("people:own-pages-write")
