@@ -288,6 +288,8 @@ def _changes(
 ) -> tuple[int | None, ...]:
     found: list[int | None] = [None] * len(answers)
     for instant, then in _ahead(tenant, ceiling, now_s, answers):
+        if then is answers:  # the same situation is resolved once
+            continue
         for place, (before, after) in enumerate(zip(answers, then, strict=True)):
             if found[place] is None and before != after:
                 found[place] = instant

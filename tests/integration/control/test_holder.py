@@ -18,7 +18,6 @@ from pathlib import Path
 from random import Random
 
 import asyncpg
-import pytest
 
 from services.common.errors import BehavryError
 from services.common.ids import TenantId
@@ -140,7 +139,6 @@ async def listed(desk: Desk) -> dict[str, Entitlements]:
     return {}
 
 
-@pytest.mark.timeout(1_200 if LONG else 120)
 async def test_the_holder_is_the_service_whatever_befalls_the_stream(
     tmp_path: Path, entitlements_database: Database, clock: ManualClock
 ) -> None:
