@@ -20,6 +20,10 @@ LIFE_S: Final = 12 * 3600
 #: Of one agent, one by one. Where there are more, the older half is known by its age: whatever
 #: began before and is not in use is over.
 MOST: Final = 1_000
+#: That the shared store has not heard of; the oldest are not told any more.
+MOST_UNTOLD: Final = 10_000
+#: A store that answered so lately was slow, and is not called lost.
+SLOW_NS: Final = 1_000_000_000
 _NS: Final = 1_000_000_000
 
 Owner = tuple[TenantId, AgentId]
@@ -43,7 +47,9 @@ class Endings:
         self._of: dict[Owner, _Ended] = {}
         #: What the shared store has not heard yet, with the time until which it matters.
         self._untold: dict[str, int] = {}
-        self._lost = False
+        self._there = True
+        self._alerted = False
+        self._answered_ns = clock.monotonic_ns()
 
     def __len__(self) -> int:
         return sum(len(ended.began_s) for ended in self._of.values())
@@ -64,6 +70,8 @@ class Endings:
             return
         until_s = opened_s + LIFE_S
         self._untold[session_id] = until_s
+        if len(self._untold) > MOST_UNTOLD:
+            del self._untold[next(iter(self._untold))]
         left_s = until_s - self._now_s()
         if left_s <= 0 or await self._remember(f"session:{session_id}", left_s):
             self._untold.pop(session_id, None)
@@ -100,7 +108,7 @@ class Endings:
                 del self._of[owner]
         for session_id, until_s in list(self._untold.items()):
             await self.tell(session_id, until_s - LIFE_S)
-            if self._lost:
+            if not self._there:
                 return
 
     async def _remember(self, key: str, ttl_s: int) -> bool:
@@ -110,8 +118,10 @@ class Endings:
         try:
             await self._shared.remember(key, ttl_s)
         except CounterStoreLost:
-            return self._answered(lost=True)
-        return self._answered(lost=False)
+            self._lost()
+            return False
+        self._answered()
+        return True
 
     async def _known(self, key: str) -> bool | None:
         """None: nobody can tell."""
@@ -120,19 +130,23 @@ class Endings:
         try:
             known = await self._shared.known(key)
         except CounterStoreLost:
-            self._answered(lost=True)
+            self._lost()
             return None
-        self._answered(lost=False)
+        self._answered()
         return known
 
-    def _answered(self, *, lost: bool) -> bool:
-        if lost != self._lost:
-            self._lost = lost
-            if lost:
-                self._log.error("counter_store_lost", alert="high")
-            else:
-                self._log.warning("counter_store_back")
-        return not lost
+    def _lost(self) -> None:
+        self._there = False
+        if not self._alerted and self._clock.monotonic_ns() - self._answered_ns >= SLOW_NS:
+            self._alerted = True
+            self._log.error("counter_store_lost", alert="high")
+
+    def _answered(self) -> None:
+        self._there = True
+        self._answered_ns = self._clock.monotonic_ns()
+        if self._alerted:
+            self._alerted = False
+            self._log.warning("counter_store_back")
 
     def _now_s(self) -> int:
         return self._clock.now_ns() // _NS

@@ -77,6 +77,19 @@ async def test_without_the_store_each_goes_on_by_what_it_knows_and_tells_it_late
     assert (False, True) == (before, await over(there, "s"))
 
 
+async def test_what_nobody_can_be_told_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "MOST_UNTOLD", 2)
+    store = Shaky(ManualClock())
+    here, there = made(store)[0], made(store)[0]
+    store.away = True
+    for name in ("first", "second", "third"):
+        await here.tell(name, NOW_S)
+    store.away = False
+    await here.sweep()
+
+    assert [False, True, True] == [await over(there, one) for one in ("first", "second", "third")]
+
+
 async def test_who_cannot_tell_whether_a_session_is_used_says_so() -> None:
     store = Shaky(ManualClock())
     here, there = made(store)[0], made(store)[0]
