@@ -24,6 +24,9 @@ from services.proxy.backends.upstream import CONNECT_S, UpstreamFailed
 PER_SERVER: Final = 100
 #: Of these, what streams without an end may take: who listens does not keep calls out.
 LISTENING: Final = 50
+#: The same for a server that is hosted beside us: as many as its children may be asked at once.
+PER_HOSTED: Final = 400
+LISTENING_HOSTED: Final = 200
 WAIT_S: Final = 1.0
 #: Below the 5 s after which common servers drop an idle connection.
 IDLE_S: Final = 4.0
@@ -47,6 +50,8 @@ class Origin:
         self._port = parts.port or (443 if self._tls else 80)
         self._private = private
         self._socket = socket
+        self._most = PER_HOSTED if socket else PER_SERVER
+        self._most_listening = LISTENING_HOSTED if socket else LISTENING
         self._idle: list[tuple[Connection, float]] = []
         self._open: set[Connection] = set()
         self._connecting = self._listening = 0
@@ -72,7 +77,7 @@ class Origin:
         self, head: bytes, body: bytes, timeout_s: float, first_byte_s: float, tap: Tap | None
     ) -> Response:
         """The same for an answer that has no end of its own. Raises UpstreamFailed."""
-        if self._listening >= LISTENING:
+        if self._listening >= self._most_listening:
             raise UpstreamFailed("capacity", ran=False)
         self._listening += 1
         try:
@@ -119,7 +124,7 @@ class Origin:
                 if connection.usable and loop.time() - since < IDLE_S:
                     return connection
                 connection.abandon()
-            if len(self._open) + self._connecting < PER_SERVER:
+            if len(self._open) + self._connecting < self._most:
                 return await self._connect()
             waiter = loop.create_future()
             self._waiting.append(waiter)

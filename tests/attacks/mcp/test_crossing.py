@@ -11,15 +11,25 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import server_entry
 from tests.fakes.children import ROOT
-from tests.fakes.gateway import Gateway, gateway, http_server, modern_request, until
+from tests.fakes.gateway import (
+    Gateway,
+    gateway,
+    hosted,
+    hosting,
+    http_server,
+    modern_request,
+    until,
+)
 from tests.fakes.listening import calling
 from tests.fakes.talker import Exchange, Talker, talking
 
@@ -46,10 +56,11 @@ class Seen:
     progress: int = 0
 
 
-async def test_nothing_reaches_anybody_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True], ids=["own child", "hosted child"])
+async def test_nothing_reaches_anybody_else(tmp_path: Path, apart: bool) -> None:
     heard: set[str] = set()
     seen = Seen()
-    async with crossroads(tmp_path, heard) as proxy:
+    async with crossroads(tmp_path, heard, apart=apart) as proxy:
         async with asyncio.TaskGroup() as group:
             for number in range(AGENTS):
                 token = proxy.issuer.token(sub=agent_id(number))
@@ -156,7 +167,7 @@ def lines(file: Path) -> set[str]:
 
 
 @asynccontextmanager
-async def crossroads(tmp_path: Path, heard: set[str]) -> AsyncIterator[Gateway]:
+async def crossroads(tmp_path: Path, heard: set[str], *, apart: bool) -> AsyncIterator[Gateway]:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     child = {
@@ -175,7 +186,14 @@ async def crossroads(tmp_path: Path, heard: set[str]) -> AsyncIterator[Gateway]:
             "child": server_entry(transport="stdio", stdio="shared", share="server"),
         }
         # All of them share one busy process: the authorizer in it gets its time.
-        async with gateway(state, servers, BEHAVRY_PROXY_DECISION_TIMEOUT_MS="10000") as proxy:
+        settings = {
+            "BEHAVRY_PROXY_DECISION_TIMEOUT_MS": "10000",
+            **(hosted(state) if apart else {}),
+        }
+        async with (
+            hosting(state) if apart else nullcontext(),
+            gateway(state, servers, **settings) as proxy,
+        ):
             entry = {"name": "a", "class": "default", "status": "active", "servers": list(SERVERS)}
             ours = {agent_id(number): entry for number in range(AGENTS)}
             agents = proxy.authorizer.snapshot["tenants"][proxy.tenant]["agents"]
