@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -140,6 +141,34 @@ async def test_a_second_host_waits_for_the_first(state: Path) -> None:
         second.wait(10)
 
     assert child == after
+
+
+async def test_a_child_that_is_another_program_now_is_met_anew(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.backends.sites.DOUBT_NS", 0)
+    async with hosting(state), before(state, telling(state, "modern")) as proxy:
+        first = await look(proxy)
+        telling(state, "legacy")
+        os.kill(first["pid"], signal.SIGKILL)
+        assert not still_there({first["pid"]})
+        answers = [(await proxy.call("look"))[1] for _ in range(3)]
+        await proxy.offered("notes", "look")
+        after = await look(proxy)
+
+    assert {"upstream_protocol"} >= {reason(one) for one in answers if one["result"].get("isError")}
+    assert after["pid"] != first["pid"]
+
+
+async def test_more_children_than_there_is_room_for_are_refused_with_that_reason(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.backends.stdio.PER_TENANT", 1)
+    async with hosting(state), before(state, telling(state)) as proxy:
+        await look(proxy)
+        _, refused = await proxy.call("look", token=proxy.issuer.token(sub=OTHER_AGENT))
+
+    assert "capacity" == reason(refused)
 
 
 async def test_without_a_host_several_workers_have_no_stdio_servers(state: Path) -> None:
