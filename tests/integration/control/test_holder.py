@@ -2,7 +2,7 @@
 (E12): cut anywhere, led from one replica to the other, the database put back to an earlier state,
 while everything changes. Nothing lower is believed within a database's life.
 
-`BEHAVRY_CHAOS=long` does it with ten thousand tenants.
+`make chaos` does it with ten thousand tenants.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 
 import asyncpg
+import pytest
 
 from services.common.errors import BehavryError
 from services.common.ids import TenantId
@@ -139,6 +140,7 @@ async def listed(desk: Desk) -> dict[str, Entitlements]:
     return {}
 
 
+@pytest.mark.chaos
 async def test_the_holder_is_the_service_whatever_befalls_the_stream(
     tmp_path: Path, entitlements_database: Database, clock: ManualClock
 ) -> None:

@@ -35,6 +35,7 @@ from tests.integration.control.route_table import (
     RULES,
     Rule,
 )
+from tests.integration.control.test_problems import check
 from tests.promises import promise
 
 #: The tenant that the path names; "": it names none.
@@ -243,8 +244,7 @@ class Everyone:
             return (said not in FIRST or wrong_proof) and found
         if said not in expected or answer.status != CATALOGUE[said][0]:
             return False
-        if answer.headers["content-type"] != "application/problem+json":
-            return False
+        check(answer)  # each refusal is a whole problem document
         return said != "feature_not_included" or self._told(ask, answer)
 
     def _told(self, ask: Ask, answer: Answered) -> bool:
