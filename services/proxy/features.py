@@ -18,6 +18,12 @@ MAX_ITEMS: Final = 64
 MAX_KEY: Final = 64
 MAX_NAME: Final = 128
 MAX_STRINGS: Final = 2_000
+#: Characters of a call that are looked at closely, all its texts together: a body may be as big as
+#: it may, and nobody else is served meanwhile. Beyond, `overflow` is set.
+MAX_LOOKED: Final = 128 * 1024
+#: What an address costs beside its length; and more where letters need more than one look.
+_EACH: Final = 64
+_ODD: Final = 16
 
 ResourceKind = Literal["path", "url", "table", "recipient", "command", "other", "none"]
 
@@ -63,6 +69,24 @@ class _Found:
     resource: str = ""
     kind: ResourceKind = "none"
     overflow: bool = False
+    left: int = MAX_LOOKED
+    #: Spellings that were looked at.
+    seen: set[str] = field(default_factory=set)
+
+    def affords(self, cost: int) -> bool:
+        """Whether so much more may be looked at."""
+        if cost > self.left:
+            self.overflow = True
+            return False
+        self.left -= cost
+        return True
+
+    def part(self, text: str) -> str:
+        """As much of a text as may be looked at."""
+        size = min(len(text), targets.MAX_TEXT, self.left)
+        self.left -= size
+        self.overflow |= size < len(text)
+        return text[:size]
 
 
 def derive(
@@ -120,10 +144,15 @@ def derive(
 def _look(found: _Found, name: str, text: str, *, case_fold: bool) -> None:
     if not text:
         return
-    if "://" in text[:40] and (link := targets.url(text)) is not None:
-        _keep(found, found.urls, link, None)
-        _resource(found, "url", f"{link.scheme}://{link.host}:{link.port}")
-        return
+    if "://" in text[:40]:
+        size = min(len(text), targets.MAX_URL)
+        if not found.affords(_EACH + size * (1 if text[:size].isascii() else _ODD)):
+            return
+        link = targets.url(text)
+        if link is not None:
+            _keep(found, found.urls, link, None)
+            _resource(found, "url", f"{link.scheme}://{link.host}:{link.port}")
+            return
     if name in _PATHS or targets.looks_like_path(text):
         _path(found, text, case_fold=case_fold)
     elif name in _RECIPIENTS:
@@ -133,13 +162,22 @@ def _look(found: _Found, name: str, text: str, *, case_fold: bool) -> None:
         _resource(found, "table", text)
     elif name in _COMMANDS:
         _command(found, text, case_fold=case_fold)
-    elif (name in _SQL or targets.looks_like_sql(text)) and (tables := targets.tables(text)):
+    elif name in _SQL or targets.looks_like_sql(text):
+        tables, odd = targets.tables(found.part(text))
+        found.overflow |= odd
         for table in tables:
             _keep(found, found.tables, table[:MAX_NAME], None)
-        _resource(found, "table", tables[0])
+        if tables:
+            _resource(found, "table", tables[0])
 
 
 def _path(found: _Found, text: str, *, case_fold: bool) -> None:
+    if text in found.seen:
+        return
+    size = min(len(text), targets.MAX_VALUE)
+    if not found.affords(_EACH + 2 * size * (1 if text[:size].isascii() else 2)):
+        return
+    found.seen.add(text)
     target = targets.path(text, case_fold=case_fold)
     found.overflow |= len(text) > targets.MAX_VALUE
     _keep(found, found.paths, target.value, target)
@@ -147,7 +185,7 @@ def _path(found: _Found, text: str, *, case_fold: bool) -> None:
 
 
 def _recipients(found: _Found, text: str) -> None:
-    people, domains, group = targets.recipients(text)
+    people, domains, group = targets.recipients(found.part(text))
     found.recipients |= people
     found.groups |= group
     for domain in sorted(domains):
@@ -157,7 +195,7 @@ def _recipients(found: _Found, text: str) -> None:
 
 
 def _command(found: _Found, text: str, *, case_fold: bool) -> None:
-    programs, paths = targets.commands(text)
+    programs, paths = targets.commands(found.part(text))
     for program in programs:
         _keep(found, found.commands, program[:MAX_NAME], None)
     if programs:

@@ -6,6 +6,7 @@ that target. Which texts of a call are looked at is features.py's decision.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import unicodedata
@@ -14,6 +15,10 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 MAX_VALUE: Final = 1024
+#: What is looked at of one text. Nothing here takes more than a few steps for each character.
+MAX_TEXT: Final = 64 * 1024
+MAX_URL: Final = 2 * MAX_VALUE
+MAX_HOST: Final = 253
 MAX_DECODES: Final = 3
 CONFIG_ROOTS: Final = (
     "/etc", "/root", "~/.ssh", "~/.aws", "~/.config",
@@ -41,15 +46,23 @@ _PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21, "ssh
 _PRIVATE_HOSTS: Final = re.compile(
     r"(?:.*\.)?(?:localhost|local|internal|intranet|lan|home\.arpa)\.?|[^.]+"
 )
-_MAIL: Final = re.compile(r"[^\s<>,;:\"@]{1,64}@([A-Za-z0-9.\-]{1,253})")
+#: What no part of an address before its `@` is; of that part 64 characters count.
+_NO_LOCAL: Final = frozenset('<>,;:"@')
+_MAX_LOCAL: Final = 64
+_MAX_ADDRESS: Final = _MAX_LOCAL + 1 + MAX_HOST
+_DOMAIN: Final = re.compile(r"[A-Za-z0-9.\-]{1,253}")
 _GROUP: Final = re.compile(
     r"(?:^[#@](?:all|channel|everyone|here)|^#|^(?:all|all-.*|everyone|staff|team|everybody|company"
     r"|list|group|.*-(?:all|list|team|group)|dl-.*)@|^(?:all|everyone|everybody)$)",
     re.IGNORECASE,
 )
+#: Quoted names are as long as one may be; of one that does not end the quote is found, and no name.
+_WHOLE_NAME: Final = r"(?:[\w$]+|\"[^\"]{1,128}\"|`[^`]{1,128}`|\[[^\]]{1,128}\])"
+_NAME: Final = rf"(?:{_WHOLE_NAME}|[\"`\[])"
+_NAMED: Final = re.compile(rf"{_WHOLE_NAME}(?:\.{_WHOLE_NAME})*")
 _SQL: Final = re.compile(
     r"\b(?:from|join|into|update|table(?:\s+if\s+(?:not\s+)?exists)?|truncate|delete\s+from)\s+"
-    r"((?:[\w$]+|\"[^\"]+\"|`[^`]+`|\[[^\]]+\])(?:\.(?:[\w$]+|\"[^\"]+\"|`[^`]+`|\[[^\]]+\]))*)",
+    rf"({_NAME}(?:\.{_NAME})*)",
     re.IGNORECASE,
 )
 _NOT_TABLES: Final = frozenset({"select", "set", "table", "if", "only", "values", "where"})
@@ -112,7 +125,7 @@ def url(text: str) -> UrlTarget | None:
     if _SCHEME.match(text) is None:
         return None
     try:
-        parts = urlsplit(text[: 2 * MAX_VALUE].replace("\\", "/"))
+        parts = urlsplit(text[:MAX_URL].replace("\\", "/"))
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return UrlTarget(text.split(":", 1)[0].lower()[:16], "", 0, private=True)
@@ -128,23 +141,29 @@ def recipients(text: str) -> tuple[set[str], set[str], bool]:
     people: set[str] = set()
     domains: set[str] = set()
     group = False
-    for piece in re.split(r"[,;\n]", text[: 64 * MAX_VALUE]):
+    for piece in re.split(r"[,;\n]", text[:MAX_TEXT]):
         one = piece.strip()
         if not one:
             continue
-        mail = _MAIL.search(one)
-        address = (mail[0] if mail else one).casefold()
+        local, domain = _mail(one)
+        address = (f"{local}@{domain}" if local else one).casefold()
+        if address in people:
+            continue
         people.add(address)
-        if mail:
-            domains.add(mail[1].casefold().rstrip("."))
-        group = group or _GROUP.search(address) is not None
+        if local:
+            domains.add(domain.casefold().rstrip("."))
+        group = group or _GROUP.search(address[:_MAX_ADDRESS]) is not None
     return people, domains, group
 
 
-def tables(sql: str) -> list[str]:
-    """Names that a statement reads or changes, unquoted, in order."""
-    found = (re.sub(r"[\"`\[\]]", "", name) for name in _SQL.findall(sql[: 64 * MAX_VALUE]))
-    return [name for name in found if name.casefold() not in _NOT_TABLES]
+def tables(sql: str) -> tuple[list[str], bool]:
+    """Names that a statement reads or changes, unquoted, in order; and whether there are more that
+    could not be read.
+    """
+    names = list(dict.fromkeys(_SQL.findall(sql[:MAX_TEXT])))
+    plain = [re.sub(r"[\"`\[\]]", "", name) for name in names]
+    odd = not all(map(_NAMED.fullmatch, names))
+    return [name for name in plain if name and name.casefold() not in _NOT_TABLES], odd
 
 
 def looks_like_sql(text: str) -> bool:
@@ -155,14 +174,36 @@ def commands(line: str) -> tuple[list[str], list[str]]:
     """Programs that a shell line starts, and its words that look like paths."""
     programs: list[str] = []
     paths: list[str] = []
-    for segment in _SEPARATORS.split(line[: 64 * MAX_VALUE]):
+    for segment in dict.fromkeys(_SEPARATORS.split(line[:MAX_TEXT])):
         words = ["".join(match) for match in _WORD.findall(segment)]
-        while words and (words[0] in _PREFIXES or _ASSIGNMENT.match(words[0])):
-            words.pop(0)
-        if words:
-            programs.append(words[0].rsplit("/", 1)[-1])
-            paths.extend(word for word in words if looks_like_path(word))
+        first = next((i for i, word in enumerate(words) if not _goes_before(word)), len(words))
+        if first < len(words):
+            programs.append(words[first].rsplit("/", 1)[-1])
+            paths.extend(word for word in words[first:] if looks_like_path(word))
     return programs, paths
+
+
+def _goes_before(word: str) -> bool:
+    """A program's name is yet to come."""
+    return word in _PREFIXES or _ASSIGNMENT.match(word) is not None
+
+
+def _mail(text: str) -> tuple[str, str]:
+    """Of the first address in it, what stands before and after the `@`; or nothing."""
+    at = text.find("@")
+    while at >= 0:
+        start = at
+        while start > max(0, at - _MAX_LOCAL) and not _ends_local(text[start - 1]):
+            start -= 1
+        domain = _DOMAIN.match(text, at + 1) if start < at else None
+        if domain is not None:
+            return text[start:at], domain[0]
+        at = text.find("@", at + 1)
+    return "", ""
+
+
+def _ends_local(character: str) -> bool:
+    return character in _NO_LOCAL or character.isspace()
 
 
 def _decoded(text: str) -> tuple[str, bool]:
@@ -203,10 +244,12 @@ def _host(host: str) -> tuple[str, bool]:
     number = _numeric(host)
     if number is not None:
         return str(number), not number.is_global
-    try:
-        name = host.encode("idna").decode().lower().rstrip(".")
-    except UnicodeError:
-        name = host.casefold()
+    name = host.casefold()
+    if name.isascii():
+        name = name.rstrip(".")
+    elif len(host) <= MAX_HOST:  # a longer one is no host, and takes long to spell
+        with contextlib.suppress(UnicodeError):
+            name = host.encode("idna").decode().lower().rstrip(".")
     return name, _PRIVATE_HOSTS.fullmatch(name) is not None
 
 

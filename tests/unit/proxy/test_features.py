@@ -1,5 +1,6 @@
 """Features are exact, bounded, and the same for every spelling of a target."""
 
+import time
 from typing import Any
 
 import msgspec
@@ -178,6 +179,61 @@ def test_what_does_not_fit_overflows() -> None:
     assert derive({"path": [f"/p{i}" for i in range(65)]})["overflow"]
     assert derive({"k" * 65: 1})["overflow"]
     assert derive({"path": "/" + "x" * 2000})["overflow"]
+
+
+TEXT = 64 * 1024
+SLOW: dict[str, dict[str, Any]] = {
+    "no address": {"to": ["a" * TEXT] * 62},
+    "few addresses": {"to": ["a," * (TEXT // 2)] * 62},
+    "odd addresses": {"to": [("a" * 64 + "@ ") * 900] * 62},
+    "names before a program": {"cmd": ["a= " * (TEXT // 3)] * 62},
+    "no program": {"cmd": [";" * TEXT] * 62},
+    "many paths": {"cmd": [f"x{i} " + "/a " * (TEXT // 3) for i in range(60)]},
+    "no end of a name": {"sql": ["from [" * (TEXT // 6)] * 62},
+    "no end of a string": {"sql": ['from "' * (TEXT // 6)] * 62},
+    "long paths": {"path": ["/" + "a/" * 500 + str(i) for i in range(2000)]},
+    "paths in ligatures": {"path": ["/" + "\ufdfa" * 300 + str(i) for i in range(2000)]},
+    "hosts in accents": {"u": ["http://" + "\u00e9." * 500 + f"{i}.x" for i in range(2000)]},
+}
+
+
+@pytest.mark.parametrize("arguments", SLOW.values(), ids=SLOW)
+def test_no_body_keeps_everybody_else_waiting(arguments: dict[str, Any]) -> None:
+    """Each is within all limits, and took up to a minute while every letter was looked at."""
+    began = time.process_time()
+    found = derive(arguments)
+
+    assert time.process_time() - began < 2
+    assert found["overflow"]
+
+
+def test_what_is_not_looked_at_is_said_to_be() -> None:
+    beyond = " " * TEXT
+    for arguments in (
+        {"sql": "select 1" + beyond + "; drop table users"},
+        {"to": "a@b.c," + beyond + "everyone@b.c"},
+        {"cmd": "ls" + beyond + "; rm -rf /"},
+        {"sql": 'select * from "' + "n" * 129 + '"'},
+        {"sql": 'select * from a."' + "n" * 129 + '"'},
+        {"path": "/" + "a" * 1024},
+    ):
+        assert derive(arguments)["overflow"], arguments.keys()
+    for innocent in (
+        {"sql": "select 1" + " " * 1000 + "; drop table users"},
+        {"to": [f"person-{i}@company-{i % 9}.example" for i in range(1000)]},
+        {"cmd": "ls" + " " * 1000 + "; rm -rf /"},
+        {"sql": 'select * from "' + "n" * 128 + '" join [a b].`c`'},
+        {"text": "a" * 1_000_000, "path": "/srv/a"},
+        {"path": ["/srv/a"] * 1900},
+    ):
+        assert not derive(innocent)["overflow"], innocent.keys()
+
+
+def test_an_address_is_found_in_what_stands_around_it() -> None:
+    for text in ("Ada <ada@b.c>", "x@ ada@b.c y", "<ada@b.c>;", "mailto:ada@b.c", "@@ ada@b.c"):
+        assert ["b.c"] == derive({"to": text})["recipient_domains"], text
+    assert 1 == derive({"to": ["Ada <ada@b.c>", "ADA@B.C", "ada@b.c"]})["recipient_count"]
+    assert [] == derive({"to": ["a@", "@b.c", "a@ b"]})["recipient_domains"]
 
 
 def test_the_first_target_is_the_resource() -> None:
