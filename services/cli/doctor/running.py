@@ -24,6 +24,8 @@ SERVICES: Final = {
     "authorizer": (),
     "proxy": (),
 }
+#: Others that `up` may have started, and that tell their health, too.
+OPTIONAL: Final = ("stdio-host",)
 TIMEOUT_S: Final = 2.0
 EXPIRY_WARN_DAYS: Final = 7  # control.md 8: LicenseExpiring
 BUNDLE_WARN_S: Final = 60  # control.md 8: the objective
@@ -36,7 +38,7 @@ def processes(installation: Installation) -> Iterator[Check]:
     if installation.running is None:
         yield fail("processes", "nothing runs here", _START)
         return
-    for name, facts in installation.document.get("processes", {}).items():
+    for name, facts in _running(installation).items():
         if not facts["ready"]:
             log = installation.state.log_of(name)
             yield fail(f"processes.{name}", "it is not ready", f"see {log}")
@@ -45,6 +47,12 @@ def processes(installation: Installation) -> Iterator[Check]:
             yield warn(f"processes.{name}", why, f"see {installation.state.log_of(name)}")
         else:
             yield ok(f"processes.{name}", "ready")
+
+
+def _running(installation: Installation) -> dict[str, Any]:
+    """What `up` says of its children, by name."""
+    found: dict[str, Any] = installation.document.get("processes", {})
+    return found
 
 
 def ports(installation: Installation) -> Iterator[Check]:
@@ -66,7 +74,8 @@ def ports(installation: Installation) -> Iterator[Check]:
 
 def grpc_health(installation: Installation) -> Iterator[Check]:
     """grpc.health.v1 on each socket, and what each process says of what it depends on."""
-    for name, depends in SERVICES.items():
+    known = SERVICES | {name: () for name in OPTIONAL if name in _running(installation)}
+    for name, depends in known.items():
         if installation.running is None:
             yield unknown(f"grpc.{name}", "nothing runs")
             continue
