@@ -274,3 +274,47 @@ async def test_a_held_call_is_given_up_at_the_other(notes: Two, tools: ToolServe
     notes.one.authorizer.settle(only_ticket(notes), "approved")
 
     assert [] == tools.ran()
+
+
+# --- all at once --------------------------------------------------------------------------------
+
+ENDS = ("approved", "denied", "cancelled")
+
+
+async def as_a_task(pair: Two, number: int) -> None:
+    """Begun at one, polled and perhaps cancelled at both."""
+    end, begun_at = ENDS[number % 3], pick(pair, number // 3)
+    task = await begin(begun_at, f"task-{number}-{end}")
+    if end == "cancelled":
+        await poll(pick(pair, number), task, "tasks/cancel")
+    else:
+        pair.one.authorizer.settle(escalation_of(task), end)
+    ends = await asyncio.gather(*(ended(pick(pair, at), task) for at in range(4)))
+    assert 1 == len({one["status"] for one in ends})
+
+
+async def as_a_page(pair: Two, number: int) -> None:
+    """Shown in an answer of one, and retried at both."""
+    end = ENDS[number % 3]
+    arguments = {"arguments": {"call": f"page-{number}-{end}"}}
+    asked = await write(pick(pair, number // 3), **arguments)
+    escalation = asked["_meta"][META]["escalation_id"]
+    if end != "cancelled":
+        pair.one.authorizer.settle(escalation, end)
+    action = "decline" if end == "cancelled" else "accept"
+    done = await write(pick(pair, number), **retried(asked, action), **arguments)
+    assert ("complete", end != "approved") == (done["resultType"], done["isError"])
+
+
+@promise("proxies:once")
+async def test_many_calls_in_every_way_run_as_decided(notes: Two, tools: ToolServer) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(12):
+            group.create_task(as_a_task(notes, number))
+            group.create_task(as_a_page(notes, number))
+
+    ran = tools.ran()
+    assert len(ran) == len(set(ran))
+    assert {f"{way}-{n}-approved" for way in ("task", "page") for n in range(0, 12, 3)} == set(ran)
+    intents = [*notes.one.records("call.intent"), *notes.other.records("call.intent")]
+    assert len(ran) == len(intents)  # none ran unrecorded, none is recorded twice
