@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from services.cli import plan, secrets_made
+from services.cli.children import Child
 from services.cli.engines import Engine
 from services.cli.plan import Plan
 from services.cli.state import Remembered, open_state
 from services.common.service_settings import ServiceSettings
 from services.common.settings import load
+from services.proxy.settings import ProxySettings
 
 DSNS = {
     role: f"postgresql://{role}@/behavry?host=/s&passfile=/p/{role}"
@@ -120,3 +122,53 @@ def test_a_licence_of_the_caller_reaches_the_service_that_checks_it_and_no_other
 def test_no_database_address_reaches_a_service_that_does_not_keep_state(decided: Plan) -> None:
     for service in ("authorizer", "proxy"):
         assert not [name for name in plan.service(decided, service, DSNS).env if "DB_URL" in name]
+
+
+SHARED = {
+    "BEHAVRY_PROXY_WORKERS": "2",
+    "BEHAVRY_COUNTER_STORE_URL": "unix:///run/valkey.sock",
+    "BEHAVRY_PROXY_ROLE": "stdio-host",
+}
+
+
+def test_several_proxies_and_the_host_of_their_stdio_servers_meet_at_one_socket(
+    decided: Plan,
+) -> None:
+    several = replace(decided, caller={**decided.caller, **SHARED})
+    proxy = load(ProxySettings, plan.service(several, "proxy", DSNS).env)
+    host = load(ProxySettings, plan.stdio_host(several).env)
+
+    assert several.hosts_stdio
+    assert ("proxy", 2, "stdio_host") == (proxy.role, proxy.workers, host.role)
+    assert str(several.run_dir / "stdio.sock") == proxy.stdio_socket == host.stdio_socket
+    assert f"unix:{several.run_dir}/stdio-host.sock" == host.grpc_listen
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        {},
+        {"BEHAVRY_PROXY_WORKERS": "1"},
+        {"BEHAVRY_PROXY_WORKERS": "many"},  # which the proxy refuses by itself
+        {**SHARED, "BEHAVRY_PROXY_STDIO_HOST": "unix:/run/theirs.sock"},
+    ],
+)
+def test_one_proxy_hosts_its_own_and_a_host_that_runs_is_left_alone(
+    decided: Plan, caller: dict[str, str]
+) -> None:
+    own = replace(decided, caller={**decided.caller, **caller})
+    told = plan.service(own, "proxy", DSNS).env.get("BEHAVRY_PROXY_STDIO_HOST")
+
+    assert not own.hosts_stdio
+    assert caller.get("BEHAVRY_PROXY_STDIO_HOST") == told
+
+
+async def test_the_processes_behind_the_proxy_are_counted_with_it(decided: Plan) -> None:
+    decided.run_dir.mkdir(exist_ok=True)
+    program = plan.service(decided, "proxy", DSNS)
+    child = Child(program, changed=lambda: None)
+    child.pid = 7
+    alone = child.pids()
+    (decided.run_dir / "proxy-workers.json").write_text('{"workers": [8, 9], "ready": [8]}')
+
+    assert ([7], [7, 8, 9]) == (alone, child.pids())
