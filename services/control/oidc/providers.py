@@ -64,7 +64,8 @@ class _Known:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     description: Description | None = None
     described_ns: int = 0
-    keys: tuple[PublicKey, ...] = ()
+    #: None: it never gave a set. One without a key that can be used takes the others back.
+    keys: tuple[PublicKey, ...] | None = None
     keys_ns: int = 0
 
 
@@ -100,7 +101,7 @@ class Providers:
             wanted = not known.keys or self._is_old(known.keys_ns) or known.keys == unlike
             if wanted:
                 await self._fetch_keys(description, known)
-            if not known.keys:
+            if known.keys is None:
                 raise ProviderFailed("oidc_provider_not_reachable")
             return known.keys
 
@@ -174,11 +175,10 @@ class Providers:
         except TooMany:
             return
         except ProviderFailed:
-            if not known.keys:
+            if known.keys is None:
                 raise
             return
-        if found:
-            known.keys, known.keys_ns = found, self._clock.monotonic_ns()
+        known.keys, known.keys_ns = found, self._clock.monotonic_ns()
 
     # --- the wire -----------------------------------------------------------------------------
 

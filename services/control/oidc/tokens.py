@@ -102,6 +102,9 @@ def usable(jwk: Mapping[str, Any]) -> PublicKey | None:
     alg = jwk.get("alg")
     if jwk.get("use", "sig") != "sig" or (alg is not None and alg not in ALGORITHMS):
         return None
+    ops = jwk.get("key_ops")  # RFC 7517 4.3
+    if ops is not None and not (isinstance(ops, list) and "verify" in ops):
+        return None
     public = {name: jwk[name] for name in ("kty", "crv", "n", "e", "x", "y") if name in jwk}
     try:
         key: Key

@@ -282,6 +282,29 @@ async def test_the_provider_ends_sessions_at_once(rest: Rest, provider: OpenIdPr
     assert ["oidc_backchannel"] * 2 == ended
 
 
+@promise("people:provider-ends-sessions")
+async def test_a_logout_is_heard_once_however_often_it_comes_and_by_whose_word_it_is(
+    rest: Rest, provider: OpenIdProvider
+) -> None:
+    """Both names that it has must fit; five alike at once are one."""
+    anna, bob = Browser(rest=rest), Browser(rest=rest)
+    await anna.sign_in(provider, sid="s1")
+    await bob.sign_in(provider, "bob", sid="s2")
+    assert 200 == (await sent(rest, provider.logout_token(sub="bob", sid="s1"))).status
+    assert 200 == (await sent(rest, provider.logout_token(sub="nobody"))).status
+    assert "anna" in (await anna.me())["name"]
+    assert "bob" in (await bob.me())["name"]
+    token = provider.logout_token(sid="s1")
+    answers = await asyncio.gather(*(sent(rest, token) for _ in range(5)))
+    assert [200, 400, 400, 400, 400] == sorted(answer.status for answer in answers)
+    check(await anna.get("/api/v1/me"), 401, "session_expired")
+    assert ["oidc_logout_used"] * 4 == await failures(rest)
+
+    assert 303 == (await anna.sign_in(provider, sid="s3")).status  # they may come again
+    check(await sent(rest, token), 400, "invalid_argument")
+    assert "anna" in (await anna.me())["name"]
+
+
 async def test_whoever_signs_out_is_told_where_to_do_it_at_the_provider(
     rest: Rest, provider: OpenIdProvider
 ) -> None:

@@ -108,6 +108,45 @@ def secret_in_the_set(provider: OpenIdProvider) -> None:
     provider.sign = lambda header, payload: hs256(secret.raw_value, header, payload)
 
 
+def rekeyed(provider: OpenIdProvider) -> None:
+    """The provider goes by another key under the old one's name; a token of the old one comes."""
+    old, new = provider.key, ECKey.generate_key("P-256")
+    provider.jwks = {"keys": [{**new.as_dict(private=False), "kid": "one"}]}
+    provider.sign = lambda header, payload: jws.serialize_compact(
+        header, payload, old, algorithms=["ES256"]
+    )
+
+
+def published(**told: Any) -> Bend:
+    """The right key, of which the key set says something else; None takes a word away."""
+
+    def bend(provider: OpenIdProvider) -> None:
+        key = {**provider.public()["keys"][0], **told}
+        provider.jwks = {"keys": [{name: one for name, one in key.items() if one is not None}]}
+
+    return bend
+
+
+def switched(alg: str, key_of: Callable[[], RSAKey | ECKey], *, said: str | None = None) -> Bend:
+    """A token of this algorithm under the name of a key that is for another one."""
+
+    def bend(provider: OpenIdProvider) -> None:
+        shown = key_of().as_dict(private=False) | ({"alg": said} if said else {})
+        provider.jwks = {"keys": [{**shown, "kid": "one"}]}
+        provider.header = {"alg": alg, "kid": "one"}
+        signer = RSA if alg[:2] in {"RS", "PS"} else provider.key
+        provider.sign = lambda header, payload: _by_hand(alg, signer, header, payload)
+
+    return bend
+
+
+def _by_hand(alg: str, key: Any, header: dict[str, Any], payload: bytes) -> str:
+    parts = (orjson.dumps(header), payload)
+    text = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    made = jws.JWSRegistry.algorithms[alg].sign(text, key)
+    return (text + b"." + base64.urlsafe_b64encode(made).rstrip(b"=")).decode()
+
+
 def with_its_own_rules(provider: OpenIdProvider, header: dict[str, Any], payload: bytes) -> str:
     """An extension that must be understood (RFC 7515 4.1.11), signed by the right key."""
     parts = (orjson.dumps(header | {"crit": ["x"], "x": 1}), payload)
@@ -127,6 +166,18 @@ FORGED: Final[dict[str, tuple[Bend, str]]] = {
     "no token at all": (signed_by(lambda *_: "a.b"), "oidc_token_malformed"),
     "huge": (signed_by(lambda *_: "a" * 40_000 + ".b.c"), "oidc_token_malformed"),
     "unknown kid": (header(kid="two"), "oidc_key_unknown"),
+    "kid that is a path": (header(kid="../../one"), "oidc_key_unknown"),
+    "re-keyed": (rekeyed, "oidc_signature_wrong"),
+    "a key for something else": (published(use="enc"), "oidc_key_unknown"),
+    "a key that may not verify": (published(key_ops=["encrypt"]), "oidc_key_unknown"),
+    "a key for another algorithm": (published(alg="RS256"), "oidc_key_unknown"),
+    "ES256 by an RSA key's name": (switched("ES256", lambda: RSA), "oidc_key_unknown"),
+    "RS256 by an EC key's name": (switched("RS256", lambda: OTHER), "oidc_key_unknown"),
+    "PS256 by a key for RS256": (switched("PS256", lambda: RSA, said="RS256"), "oidc_key_unknown"),
+    "RS512": (switched("RS512", lambda: RSA), "oidc_algorithm_refused"),
+    "two keys of one name": (
+        lambda p: setattr(p, "jwks", {"keys": p.public()["keys"] * 2}), "oidc_key_ambiguous",
+    ),
     "critical": (signed_by(with_its_own_rules), "oidc_signature_wrong"),
     "a logout token": (header(typ="logout+jwt"), "oidc_token_type_wrong"),
     "an access token": (header(typ="at+jwt"), "oidc_token_type_wrong"),
