@@ -15,6 +15,7 @@ LOGIN: Final = "/api/v1/auth/login"
 CALLBACK: Final = "/api/v1/auth/callback"
 LOGOUT: Final = "/api/v1/auth/backchannel-logout"
 SESSION: Final = "behavry_local"
+FORM: Final = "application/x-www-form-urlencoded"
 
 
 async def signs_in_by(rest: Rest, issuer: str, tenant: str = "", **more: Any) -> None:
@@ -79,6 +80,14 @@ class Browser:
         assert 200 == answer.status, answer.body
         me: dict[str, Any] = answer.json
         return me
+
+    async def send(self, path: str, **fields: str) -> Answered:
+        """A form of our own page."""
+        headers = {**self._headers(), "origin": PUBLIC, "content-type": FORM}
+        data = urlencode(fields)
+        answer = await self.rest.call("POST", path, data=data, headers=headers, key=None)
+        self.take(answer)
+        return answer
 
     async def post(self, path: str, body: Any = None, *, csrf: str = "") -> Answered:
         headers = self._headers() | {"origin": PUBLIC, "x-csrf-token": csrf}

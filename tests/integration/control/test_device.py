@@ -74,11 +74,7 @@ class Page(Browser):
         """`of`: the page with the form; its hidden fields go along."""
         shown = await self.get(of) if of else None
         hidden = dict(_HIDDEN.findall(shown.body.decode())) if shown else {}
-        headers = {**self._headers(), **FORM}
-        data = urlencode({**hidden, **typed})
-        answer = await self.rest.call("POST", path, data=data, headers=headers, key=None)
-        self.take(answer)
-        return answer
+        return await self.send(path, **{**hidden, **typed})
 
     async def sign_in_as(self, person: Somebody, page: str) -> Answered:
         return await self.submit(

@@ -1,5 +1,6 @@
-"""A provider of others' making (npm oidc-provider), its forms filled in over HTTP: somebody signs
-in, proves it again, gets the role of their groups, and is signed out there and so here.
+"""A provider of others' making (npm oidc-provider), its forms filled in over HTTP: it is tried and
+comes into force; somebody signs in, proves it again, gets the role of their groups, lets a command
+line in, and is signed out there and so here.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from html import unescape
@@ -17,13 +19,16 @@ from urllib.parse import parse_qsl, urljoin, urlsplit
 import aiohttp
 import pytest
 
+from services.cli import devices
 from services.common.clock import SystemClock
 from tests.fakes.asking import ask_until
 from tests.fakes.openid import CLIENT, SECRET
 from tests.house import IDP, tool
 from tests.integration.control.conftest import PUBLIC, Rest
+from tests.integration.control.escalated import joined, run
 from tests.integration.control.openid import CALLBACK, LOGOUT, SESSION, Browser, signs_in_by
-from tests.integration.control.people import entitle
+from tests.integration.control.people import entitle, operator
+from tests.integration.control.test_auth_settings import approve, put, tried
 from tests.promises import promise
 
 pytestmark = pytest.mark.needs_idp
@@ -64,6 +69,17 @@ async def issuer(rest: Rest) -> AsyncIterator[str]:
     finally:
         child.kill()
         await child.wait()
+
+
+class Shown(asyncio.Queue[str]):
+    """What the command line says, from its thread to here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+
+    def say(self, text: str) -> None:
+        self._loop.call_soon_threadsafe(self.put_nowait, text)
 
 
 def inputs(page: str) -> dict[str, str]:
@@ -148,3 +164,45 @@ async def test_whoever_has_no_group_is_a_viewer_at_a_real_provider(
     assert 303 == (await browser.get(CALLBACK, **back)).status
 
     assert "viewer" == (await browser.me())["role"]
+
+
+@promise("people:provider-real")
+async def test_a_real_provider_is_tried_comes_into_force_and_lets_a_command_line_in(
+    rest: Rest, issuer: str, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(rest, "DELETE FROM control.auth_settings")
+    chief, boss = await joined(rest, "chief", "admin"), await operator(rest)
+    oidc = {"issuer": issuer, "client_id": CLIENT, "client_secret": "secret://oidc",
+            "just_in_time": True, "role_claim": "groups",
+            "roles": [{"value": "staff", "role": "analyst"}]}  # fmt: skip
+    assert 200 == (await put(rest, chief, {"provider": "oidc", "oidc": oidc})).status
+    assert 200 == (await approve(rest, boss, 1)).status
+    anna, browser = Person(name="anna", http=http), Browser(rest=rest)
+    link = dict(parse_qsl(urlsplit((await tried(rest, chief)).json["uri"]).query))
+    back = await anna.sign_in(await browser.begin(**link))
+    passed = await browser.get(CALLBACK, **back)
+    assert (200, {}) == (passed.status, browser.cookies)
+    assert "come in here as analyst" in passed.body.decode()
+
+    shown, go_on = Shown(), threading.Event()
+    monkeypatch.setattr(devices, "say", shown.say)
+    monkeypatch.setattr(devices, "pause", lambda _: go_on.wait(30) or None)
+    waits = asyncio.create_task(asyncio.to_thread(devices.open_session, rest.base))
+    page = urlsplit((await shown.get()).removeprefix("open ")).path
+    form = (await browser.get(page)).body.decode()
+    [login] = re.findall(r'href="(/api/v1/auth/login[^"]*)"', form)
+    location = (await browser.get(unescape(login))).headers["location"]
+    assert 303 == (await browser.get(CALLBACK, **await anna.sign_in(location))).status
+    csrf = (await browser.me())["csrf_token"]
+    said = await browser.send(page, act="approve", csrf=csrf)
+    assert 200 == said.status
+    go_on.set()
+    session = await waits
+    me = (await rest.get("/api/v1/me", key=session.token)).json
+    assert ("analyst", session.username) == (me["role"], me["name"])
+
+    await anna.sign_out(issuer)
+    gone = await ask_until(
+        lambda: rest.get("/api/v1/me", key=session.token), lambda a: a.status != 200
+    )
+    assert (401, "session_expired") == (gone.status, gone.json["code"])
