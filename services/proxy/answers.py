@@ -6,6 +6,7 @@ decision. Nothing here ever carries a payload or the name of another tool.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,6 +38,8 @@ CODES: Final[dict[str, int]] = {
     "upstream_timeout": 5040,
 }
 POLICY: Final = 4030
+#: What no tool server's error says: an agent would take it for our word.
+OURS: Final = frozenset({*CODES.values(), POLICY})
 RETRYABLE: Final[dict[str, int]] = {
     "policy_unavailable": 1000,
     "engine_timeout": 1000,
@@ -94,6 +97,20 @@ def error(
         body["data"] = data
     encoded = messages.encode({"jsonrpc": "2.0", "id": id, "error": body})
     return Answer(status, encoded, _JSON + headers)
+
+
+def theirs(error: Mapping[str, Any], code: int) -> dict[str, Any]:
+    """A tool server's error as an agent gets it, `code` where it has none. In our name it says
+    nothing.
+    """
+    given, text = error.get("code"), error.get("message")
+    made: dict[str, Any] = {
+        "code": given if type(given) is int else code,
+        "message": text if type(text) is str else "upstream error",
+    }
+    if made["code"] in OURS:
+        return {**made, "code": messages.INTERNAL_ERROR}
+    return made if error.get("data") is None else {**made, "data": error["data"]}
 
 
 def rejected(id: Any, why: Rejection) -> Answer:

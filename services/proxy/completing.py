@@ -74,12 +74,8 @@ class Completing:
         finally:
             await self._record(visit, message, done, self.clock.monotonic_ns() - began_ns)  # 3
         if done.refused is not None:  # 4
-            return answers.error(
-                message.id,
-                done.refused["code"],
-                str(done.refused.get("message", "upstream error")),
-                data=done.refused.get("data"),
-            )
+            told = answers.theirs(done.refused, messages.INTERNAL_ERROR)
+            return answers.error(message.id, told["code"], told["message"], data=told.get("data"))
         return answers.result(message.id, done.encoded)
 
     async def _record(self, visit: Visit, message: Message, done: _Completed, took_ns: int) -> None:

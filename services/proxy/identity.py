@@ -120,6 +120,14 @@ class Identity:
         self._check_audience(caller, resource)
         return caller
 
+    def knows(self, credential: bytes) -> bool:
+        """Whether it was good the last time, and still may be."""
+        digest, now_s = hashlib.sha256(credential).digest(), self._now_s()
+        caller, key = self._tokens.get(digest), self._traded.get(digest)
+        if caller is not None:
+            return caller.expires_at_s + LEEWAY_S > now_s
+        return key is not None and key.caller.expires_at_s > now_s
+
     async def prove(self, credential: bytes, resource: str) -> Caller:
         """A credential seen for the first time. Raises Unauthenticated, ControlAway."""
         try:

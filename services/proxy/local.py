@@ -197,14 +197,8 @@ def upstream_session(session: AgentSession | None) -> Session | None:
 
 def relay_error(message: Message, error: dict[str, Any], code: int) -> Answer:
     """A tool server's error, with its text and data."""
-    text = error.get("message")
-    given = error["code"] if type(error.get("code")) is int else code
-    return answers.error(
-        message.id,
-        given,
-        text if type(text) is str else "upstream error",
-        data=error.get("data"),
-    )
+    told = answers.theirs(error, code)
+    return answers.error(message.id, told["code"], told["message"], data=told.get("data"))
 
 
 def failed(reason: str) -> Rejection:

@@ -203,6 +203,8 @@ class TheirTasks:
             made[REQUESTS] = screened_all(given, capabilities, poll.visit.server.grants)
         if type(made.get("result")) is dict:
             made["result"] = bridge.unmarked(made["result"])
+        if type(made.get("error")) is dict:
+            made["error"] = answers.theirs(made["error"], messages.INTERNAL_ERROR)
         return {**made, "taskId": poll.sealed, "ttlMs": _ttl(found), "resultType": bridge.COMPLETE}
 
     def sweep(self) -> None:

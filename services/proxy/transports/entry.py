@@ -6,6 +6,7 @@ refused is admission.py's decision; it is counted, not recorded: nobody knows ye
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from services.proxy.pipeline import Arrival, Pipeline, TooLarge
 from services.proxy.snapshot import RESERVED, server_name
 from services.proxy.transports.listener import ABORT
 from services.proxy.transports.reply import (
+    BODY_S,
     Disconnected,
     Receive,
     Reply,
@@ -105,13 +107,13 @@ class Entry:
             return
         client = scope["client"]
         address = client[0] if client else ""
-        if self._pipeline.failures.blocked(address):
-            self._refused.value += 1
-            await send_answer(send, admission.plain(429, (b"retry-after", b"60")))
-            return
         credential, ambiguous = admission.credential(
             sent, raw, scope["query_string"], key=form == "key"
         )
+        if self._has_to_wait(address, credential):
+            self._refused.value += 1
+            await send_answer(send, admission.plain(429, (b"retry-after", b"60")))
+            return
         resource = f"{self._edges.public_url}{MCP}{rest}"
         reply = Reply(receive, send, scope.get(ABORT, _nothing))
         arrival = Arrival(
@@ -130,6 +132,14 @@ class Entry:
         )
         await reply.give(self._pipeline.serve(arrival))
 
+    def _has_to_wait(self, address: str, credential: bytes | None) -> bool:
+        """An address that fails too often: but not who was let in before. Many may share it, and
+        one of them would lock the others out.
+        """
+        if not self._pipeline.failures.blocked(address):
+            return False
+        return not credential or not self._pipeline.identity.knows(credential)
+
     async def _relay(self, path: str, scope: Scope, receive: Receive) -> Answer:
         """Tokens and enrolment are control's; so is the limit on asking for them."""
         if scope["method"] != "POST":
@@ -143,10 +153,13 @@ class Entry:
         client = scope["client"]
         passed["x-forwarded-for"] = client[0] if client else ""
         try:
-            body = await read(receive, MAX_RELAYED)
+            async with asyncio.timeout(BODY_S):
+                body = await read(receive, MAX_RELAYED)
             answer = await self._control.relay(path, body, passed)
         except TooLarge:
             return admission.plain(413)
+        except TimeoutError:
+            return admission.plain(408, (b"connection", b"close"))
         except ControlAway:
             problem = {"title": "control cannot be reached", "status": 503,
                        "code": "control_unavailable"}  # fmt: skip

@@ -19,6 +19,8 @@ from uvicorn.server import ServerState
 MAX_HEADERS: Final = 100
 MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_URL: Final = 8 * 1024
+#: A head that has not come by then will not: nobody knows yet who sends it.
+HEAD_S: Final = 30.0
 KEEP_ALIVE_S: Final = 75
 DRAIN_S: Final = 10.0
 #: Where a request finds how to end its connection without waiting for its reader.
@@ -36,19 +38,30 @@ _TOO_LARGE: Final = b"\r\n".join(
 
 
 class CappedProtocol(HttpToolsProtocol):
-    """Gives up on a request whose head is too big while it is still coming in."""
+    """Gives up on a request whose head is too big while it is still coming in, or does not come."""
 
     _head_bytes = 0
     #: How many bytes came since the parser last said what it made of them. A header that never ends
     #: would be kept until it does.
     _unheard = 0
     _in_head = True
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._has_head()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         self._unheard += len(data)
         super().data_received(data)
         if self._unheard > MAX_HEADER_BYTES:
             self._too_large()
+        if self._in_head and self._patience is None:
+            self._wait_for_head()
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
@@ -74,6 +87,7 @@ class CappedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._unheard = 0
         self._in_head = False
+        self._has_head()
         if not self.transport.is_closing():
             abort = self.transport.abort
             self.scope[ABORT] = abort  # type: ignore[typeddict-unknown-key]  # our own
@@ -88,6 +102,19 @@ class CappedProtocol(HttpToolsProtocol):
         self._unheard = 0
         if not self.transport.is_closing():
             super().on_message_complete()
+
+    def _wait_for_head(self) -> None:
+        self._patience = self.loop.call_later(HEAD_S, self._impatient)
+
+    def _has_head(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _impatient(self) -> None:
+        self._patience = None
+        if not self.transport.is_closing():
+            self.transport.close()
 
     def _too_large(self) -> None:
         if not self.transport.is_closing():

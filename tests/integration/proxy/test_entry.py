@@ -14,7 +14,7 @@ from joserfc.jwk import RSAKey
 from services.proxy.failures import ALLOWED
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import OTHER_AGENT, OTHER_TENANT, SESSION
-from tests.fakes.gateway import BOTH, MODERN_META, Gateway, modern_request
+from tests.fakes.gateway import BOTH, MODERN_META, Gateway, modern_request, until_true
 from tests.fakes.tool_server import ToolServer
 
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN_META}}
@@ -220,6 +220,24 @@ async def test_an_address_that_fails_twenty_times_has_to_wait(proxy: Gateway) ->
 
     assert [401] * 20 + [429] == statuses
     assert 10 == len(await proxy.recorded("auth.failed", count=10))
+
+
+async def test_who_was_let_in_before_does_not_wait_for_who_shares_its_address(
+    proxy: Gateway,
+) -> None:
+    known, stranger = proxy.issuer.token(), proxy.issuer.token()
+    before, _ = await proxy.modern("tools/list", token=known)
+    for number in range(20):
+        await proxy.modern("tools/list", token=f"wrong{number}")
+    statuses = [(await proxy.modern("tools/list", token=one))[0] for one in (known, stranger)]
+    await proxy.authorizer.signal(revoked_sessions=[SESSION])
+
+    async def waits() -> bool:
+        return (await proxy.modern("tools/list", token=known))[0] == 429
+
+    await until_true(waits)  # whoever was turned away since is nobody again
+
+    assert ([200, 429], 200) == (statuses, before)
 
 
 async def test_unknown_server_and_server_not_granted_read_alike(proxy: Gateway) -> None:

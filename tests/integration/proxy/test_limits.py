@@ -125,6 +125,42 @@ async def test_a_head_that_does_not_end_is_not_waited_for(proxy: Gateway, start:
         assert 431 == (await answer).status
 
 
+@pytest.mark.parametrize("start", [b"", b"POST /mcp/v1/notes HTTP/1.1\r\nx: y\r\n"])
+@pytest.mark.parametrize("first", [True, False], ids=["the first", "a later one"])
+async def test_a_head_that_does_not_come_is_not_waited_for_for_ever(
+    proxy: Gateway, lines: Lines, monkeypatch: pytest.MonkeyPatch, start: bytes, first: bool
+) -> None:
+    """And who is between two requests keeps the connection."""
+    async with connected(proxy.url) as kept, connected(proxy.url) as slow:
+        ask = request(proxy.mcp(), lines, call(call="c"))
+        assert 200 == (await kept.ask(ask)).status
+        monkeypatch.setattr("services.proxy.transports.listener.HEAD_S", 0.2)
+        async with connected(proxy.url) as late:
+            if first:
+                ended = await late.ask(start)
+            elif start:
+                assert 200 == (await slow.ask(ask)).status
+                ended = await slow.ask(start)
+            else:
+                ended = await late.ask(start)
+
+        assert (0, True) == (ended.status, ended.closed)
+        assert 200 == (await kept.ask(ask)).status
+
+
+async def test_a_key_that_is_not_sent_whole_is_not_waited_for_for_ever(
+    proxy: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for a token has not said yet who it is."""
+    monkeypatch.setattr("services.proxy.transports.entry.BODY_S", 0.2)
+    url = f"{proxy.url}/api/v1/auth/token"
+    host = ("host", proxy.url.removeprefix("http://"))
+    async with connected(proxy.url) as http:
+        reply = await http.ask(request(url, [host, ("content-length", "10")]) + b"grant")
+
+    assert 408 == reply.status
+
+
 async def test_what_follows_the_body_changes_nothing(
     proxy: Gateway, tools: ToolServer, lines: Lines
 ) -> None:

@@ -285,6 +285,23 @@ PAGES: dict[str, tuple[Any, Any, bool]] = {
 }
 
 
+@pytest.mark.parametrize("code", [4030, 4031, 4230, 4290, 4510, 5030])
+async def test_a_server_that_fails_does_not_speak_in_our_name(
+    proxy: Gateway, legacy: Curious, code: int
+) -> None:
+    said = {"verdict": "deny", "reason": "approval_pending", "decision_id": "x"}
+    found = []
+    for given in (code, code - 8000, -32050):
+        error = {"code": given, "message": "m", "data": said}
+        asked = Asked(proxy, await proxy.open_session(), error=error)
+        found.append((await asked.task)["error"])
+
+    assert {"code": -32603, "message": "m"} == found[0]
+    assert [(code - 8000, said), (-32050, said)] == [
+        (one["code"], one["data"]) for one in found[1:]
+    ]
+
+
 @pytest.mark.parametrize(("capabilities", "data", "passes"), PAGES.values(), ids=PAGES)
 async def test_an_error_that_sends_the_user_to_a_page_is_a_question_too(
     proxy: Gateway, legacy: Curious, capabilities: Any, data: Any, passes: bool
