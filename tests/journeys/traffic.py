@@ -41,12 +41,19 @@ class Told:
 
 
 @contextmanager
-def flowing(stack: Stack, slug: str, tool: str, agents: list[Agent]) -> Iterator[list[Told]]:
-    """One thread per agent, one call after the other, until the block ends."""
+def flowing(
+    stack: Stack, slug: str, tool: str, agents: list[Agent], *, pause_s: float = 0
+) -> Iterator[list[Told]]:
+    """One thread per agent, one call after the other, until the block ends. `pause_s` between them
+    leaves processors to whatever else a test does.
+    """
     told = [Told(agent) for agent in agents]
     stop = threading.Event()
     threads = [
-        threading.Thread(target=_keep_calling, args=(stack, slug, tool, one, stop)) for one in told
+        threading.Thread(
+            target=_keep_calling, args=(stack, slug, tool, one, stop), kwargs={"pause_s": pause_s}
+        )
+        for one in told
     ]
     for thread in threads:
         thread.start()
@@ -62,12 +69,14 @@ def answered(told: list[Told]) -> int:
     return sum(len(one.allowed) for one in told)
 
 
-def _keep_calling(stack: Stack, slug: str, tool: str, told: Told, stop: threading.Event) -> None:
+def _keep_calling(
+    stack: Stack, slug: str, tool: str, told: Told, stop: threading.Event, *, pause_s: float
+) -> None:
     where = urlsplit(stack.mcp_url(slug))
     assert where.hostname is not None
     connection = http.client.HTTPConnection(where.hostname, where.port, timeout=ANSWER_TIMEOUT_S)
     for number in itertools.count():
-        if stop.is_set():
+        if stop.wait(pause_s) if pause_s else stop.is_set():
             break
         call = f"{slug[-4:]}-{told.agent.id[-6:]}-{number}"
         told.arguments[call] = {"call": call, "text": "under fire"}
