@@ -35,8 +35,8 @@ from tests.integration.entitlements.desk import Desk, issued, serving
 from tests.integration.entitlements.filled import fill
 
 LONG = os.environ.get("BEHAVRY_CHAOS") == "long"
-TENANTS = 10_000 if LONG else 150
-ROUNDS = 10
+TENANTS = 10_000 if LONG else 80
+ROUNDS = 8
 #: What a list of all of them takes on the wire, roughly.
 LIST_BYTES = TENANTS * 1_000
 PROMPT_S = 120.0 if LONG else 20.0
