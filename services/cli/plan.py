@@ -19,7 +19,7 @@ from services.authorizer.engine import opa_feed
 from services.cli import wire
 from services.cli.children import CannotStart, Program
 from services.cli.engines import Engine, find_opa
-from services.cli.output import CommandFailed
+from services.cli.output import CommandFailed, Exit
 from services.cli.secrets_made import bundle_keys
 from services.cli.state import Remembered, State, proxy_workers, write_text
 from services.common.postgres import embedded
@@ -31,6 +31,7 @@ HEALTH_TIMEOUT_S = 2.0
 LICENSE = "BEHAVRY_LICENSE"
 WORKERS = "BEHAVRY_PROXY_WORKERS"
 STDIO_HOST = "BEHAVRY_PROXY_STDIO_HOST"
+COUNTER_STORE = "BEHAVRY_COUNTER_STORE_URL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +75,21 @@ class Plan:
         """Whether stdio servers have a process of their own: where several workers share them, and
         the caller named no host that runs already.
         """
-        workers = self.caller.get(WORKERS, "")
-        return workers.isdecimal() and int(workers) > 1 and not self.caller.get(STDIO_HOST)
+        return several_proxies(self.caller) and not self.caller.get(STDIO_HOST)
+
+
+def several_proxies(caller: Mapping[str, str]) -> bool:
+    """Whether the caller wants more than one. Raises CommandFailed where they could not agree."""
+    workers = caller.get(WORKERS, "")
+    if not workers.isdecimal() or int(workers) < 2:
+        return False
+    if not caller.get(COUNTER_STORE):
+        raise CommandFailed(
+            f"{WORKERS}={workers!r} needs {COUNTER_STORE}: redis://host:port/db, "
+            "rediss://host:port/db or unix:///path, which the proxies share.",
+            status=Exit.USAGE,
+        )
+    return True
 
 
 def postgres(plan: Plan, cluster: embedded.Cluster) -> Program:

@@ -1,9 +1,9 @@
 """`behavry up`: everything on one machine, from nothing to ready, until it is told to stop.
 
-Numbered in the order things run: 1. settings that a production environment forbids 2. the state
-directory, held 3. secrets 4. ports 5. PostgreSQL, its roles and migrations 6. the five services and
-OPA 7. demo data through the REST API 8. all ready: say where everything is 9. a signal: end
-everything in reverse.
+Numbered in the order things run: 1. settings that do not go together 2. the state directory, held
+3. secrets 4. ports 5. PostgreSQL, its roles and migrations 6. the five services, OPA and a host of
+stdio servers 7. demo data through the REST API 8. all ready: say where everything is 9. a signal:
+end everything in reverse.
 """
 
 import asyncio
@@ -80,6 +80,7 @@ async def _until_signal(options: Options, caller: Mapping[str, str]) -> None:
 async def _serve(options: Options, caller: Mapping[str, str]) -> None:
     chosen = engines.choose(options.engine, opa_url=caller.get("BEHAVRY_OPA_URL", ""))
     production = _refuse_embedded_in_production(options, chosen, caller)  # 1
+    plan.several_proxies(caller)
     state = open_state(options.root)  # 2
     async with AsyncExitStack() as stack:
         stack.enter_context(hold(state))

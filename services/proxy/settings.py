@@ -72,7 +72,7 @@ class ProxySettings(ServiceSettings):
     def check(self) -> None:
         """Raises SettingsError where two settings do not go together."""
         ServiceSettings.check(self)  # super() does not find its class behind slots
-        if self.workers > 1 and not self.counter_store_url:
+        if self.role == "proxy" and self.workers > 1 and not self.counter_store_url:
             raise SettingsError(
                 f"BEHAVRY_PROXY_WORKERS='{self.workers}' needs BEHAVRY_COUNTER_STORE_URL: "
                 "workers that share no store would not know what an agent told another of them."

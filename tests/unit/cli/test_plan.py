@@ -10,6 +10,7 @@ import pytest
 from services.cli import plan, secrets_made
 from services.cli.children import Child
 from services.cli.engines import Engine
+from services.cli.output import CommandFailed, Exit
 from services.cli.plan import Plan
 from services.cli.state import Remembered, open_state
 from services.common.service_settings import ServiceSettings
@@ -161,6 +162,13 @@ def test_one_proxy_hosts_its_own_and_a_host_that_runs_is_left_alone(
 
     assert not own.hosts_stdio
     assert caller.get("BEHAVRY_PROXY_STDIO_HOST") == told
+
+
+def test_several_proxies_without_a_store_are_refused_before_anything_starts() -> None:
+    with pytest.raises(CommandFailed, match="needs BEHAVRY_COUNTER_STORE_URL") as refused:
+        plan.several_proxies({"BEHAVRY_PROXY_WORKERS": "2"})
+
+    assert Exit.USAGE == refused.value.status
 
 
 async def test_the_processes_behind_the_proxy_are_counted_with_it(decided: Plan) -> None:
