@@ -76,8 +76,8 @@ class Place:
             ],
         }
         saved = self.stack.rest.post("/api/v1/policies", body)
-        key = {"idempotency-key": str(saved["id"])}
-        self.stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce", headers=key)
+        once = {"idempotency-key": str(saved["id"])}
+        self.stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce", headers=once)
 
     def kinds(self) -> list[str]:
         """Types of the agent's records of calls, oldest first."""

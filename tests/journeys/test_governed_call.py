@@ -251,8 +251,8 @@ async def test_a_policy_edit_and_its_rollback_change_decisions_within_two_second
     }
     policy = running_stack.rest.post("/api/v1/policies", body)
 
-    key = {"idempotency-key": str(policy["id"])}
-    running_stack.rest.post(f"/api/v1/policies/{policy['id']}:enforce", headers=key)
+    once = {"idempotency-key": str(policy["id"])}
+    running_stack.rest.post(f"/api/v1/policies/{policy['id']}:enforce", headers=once)
 
     until(lambda: not _runs(running_stack, slug, agent), "the policy denies", TAKES_EFFECT_S)
     denied = running_stack.ask(slug, agent.token, "tools/call", CALL)

@@ -101,8 +101,8 @@ def enforce(stack: Stack, slug: str) -> None:
         ],
     }
     saved = stack.rest.post("/api/v1/policies", body)
-    key = {"idempotency-key": str(saved["id"])}
-    stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce", headers=key)
+    once = {"idempotency-key": str(saved["id"])}
+    stack.rest.post(f"/api/v1/policies/{saved['id']}:enforce", headers=once)
 
 
 @contextmanager
