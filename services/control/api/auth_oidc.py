@@ -280,11 +280,9 @@ async def _sign_out(visit: Visit, tenant: TenantId, issuer: str, token: str) -> 
         told = tokens.logout(token, keys, expected)
     except tokens.UnknownKey:
         told = tokens.logout(token, await control.providers.keys(issuer, unlike=keys), expected)
-    until = now + timedelta(seconds=tokens.LOGOUT_LIFE_S + 2 * tokens.SKEW_S)
+    until = now + flow.LIFE + timedelta(seconds=tokens.LOGOUT_LIFE_S + 2 * tokens.SKEW_S)
     async with tenant_tx(control.pool, tenant) as connection:
-        heard = await store.hear(  # 2
-            connection, tenant, id_sha256=flow.kept(told.id), now=now, until=until
-        )
+        heard = await store.hear(connection, tenant, issuer, told, now=now, until=until)  # 2
         if not heard:
             raise NotSignedIn("oidc_logout_used")
         for user in await store.end_sessions(  # 3

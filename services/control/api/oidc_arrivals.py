@@ -50,10 +50,12 @@ class Arrival:
         if not self.configuration.admits(self.person.email):
             raise NotSignedIn("oidc_domain_refused")
         issuer, subject = self.configuration.issuer, self.person.subject
-        pool = self.visit.control.pool
+        pool, lowered = self.visit.control.pool, False
         try:
             async with tenant_tx(pool, self.tenant) as connection, users.keeping_an_admin():
                 await store.alone(connection, issuer, subject)
+                if await store.is_logged_out(connection, issuer, self.person):
+                    raise NotSignedIn("oidc_signed_out")
                 known = await store.identified(connection, issuer, subject)  # 1
                 if known is None and self.begun.session_sha256 is not None:
                     raise NotSignedIn("oidc_somebody_else")
@@ -62,13 +64,14 @@ class Arrival:
                 elif known.status != "active":
                     raise NotSignedIn("user_not_active")
                 else:
-                    await self._again(connection, known)  # 2
+                    lowered = await self._again(connection, known)  # 2
                 await self._open(connection, known, sessions.stored(token))  # 3
         except users.LastAdmin:
             await self._put_out()
             raise NotSignedIn("oidc_last_admin") from None
         self.visit.control.recorder.wake()
-        self.visit.control.signals.escalation()
+        if lowered:
+            self.visit.control.signals.escalation()
 
     async def foretell(self, connection: Connection) -> Role:
         """The role that this person would come in with; nothing is done. Raises NotSignedIn."""
@@ -98,10 +101,11 @@ class Arrival:
         teams = Checks(self.visit.control.features, self.tenant).mode(TEAMS)
         return role_of(self.configuration, self.person.claims, given=given, teams=teams)
 
-    async def _again(self, connection: Connection, known: store.Known) -> None:
+    async def _again(self, connection: Connection, known: store.Known) -> bool:
+        """Whether they have less than before."""
         role = self._role(Role.of(known.role))
         if role.key == known.role:
-            return
+            return False
         change = self._change(connection, known)
         await self._lower(change, known, role)
         await users.set_role(connection, known.id, role.key)
@@ -111,6 +115,7 @@ class Arrival:
             resource_id=known.id,
             changes=[changed("role", known.role, role.key)],
         )
+        return role < Role.of(known.role)
 
     async def _lower(self, change: Change, known: store.Known, role: Role) -> None:
         """What they made or gave and could not any more, as when somebody takes it here."""

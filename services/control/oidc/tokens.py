@@ -82,6 +82,7 @@ class Person:
     subject: str
     #: Verified, in small letters; None where the provider does not say so.
     email: str | None
+    issued_s: int
     auth_time_s: int | None
     #: The provider's session.
     sid: str | None
@@ -132,7 +133,9 @@ def person(token: str, keys: tuple[PublicKey, ...], expected: Expected) -> Perso
     if claims.get("iss") != expected.issuer:  # 2
         raise NotSignedIn("oidc_issuer_wrong")
     _check_audience(claims, expected.client_id)  # 3
-    _check_times(claims, now_s=expected.now_s, not_before_s=expected.begun_s, needs_end=True)  # 4
+    issued_s = _check_times(  # 4
+        claims, now_s=expected.now_s, not_before_s=expected.begun_s, needs_end=True
+    )
     if claims.get("nonce") != expected.nonce:  # 5
         raise NotSignedIn("oidc_nonce_wrong")
     proven_s = _seconds(claims, "auth_time")
@@ -148,6 +151,7 @@ def person(token: str, keys: tuple[PublicKey, ...], expected: Expected) -> Perso
     return Person(
         subject=subject,
         email=address.strip().lower() if address and "@" in address else None,
+        issued_s=issued_s,
         auth_time_s=proven_s,
         sid=_name(claims, "sid"),
         claims=claims,

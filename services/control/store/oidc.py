@@ -10,6 +10,8 @@ from typing import Final
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
 from services.control.oidc.flow import Transaction, kept
+from services.control.oidc.tokens import Logout, Person
+from services.control.store.moments import moment
 
 _OF_ISSUER: Final = "SELECT tenant_id FROM control.find_tenants_of_issuer($1)"
 _SWEEP: Final = "DELETE FROM control.sign_in_transactions WHERE expires_at < $1"
@@ -62,8 +64,20 @@ SELECT id FROM control.users
 WHERE role = 'admin' AND status = 'active' AND password_hash IS NOT NULL
 ORDER BY created_at, id LIMIT 1"""
 _HEAR: Final = """
-INSERT INTO control.logout_tokens (tenant_id, id_sha256, expires_at) VALUES ($1, $2, $3)
+INSERT INTO control.logout_tokens
+    (tenant_id, id_sha256, expires_at, issuer, subject, sid, issued_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT DO NOTHING RETURNING true"""
+#: Sign-ins of an issuer go beside each other; a logout of it goes alone, so that each of them comes
+#: before it, and is ended by it, or after it, and sees it.
+_BESIDE: Final = "SELECT pg_advisory_xact_lock_shared(hashtextextended($1, 1))"
+_APART: Final = "SELECT pg_advisory_xact_lock(hashtextextended($1, 1))"
+_LOGGED_OUT: Final = """
+SELECT EXISTS (
+    SELECT 1 FROM control.logout_tokens
+    WHERE issuer = $1 AND CASE
+        WHEN sid IS NULL THEN subject = $2 AND issued_at > $4
+        ELSE sid = $3 AND (subject IS NULL OR subject = $2) END)"""
 _FORGET: Final = "DELETE FROM control.logout_tokens WHERE expires_at < $1"
 _END: Final = """
 UPDATE control.user_sessions s SET ended_at = $1
@@ -213,11 +227,27 @@ async def rotate_session(
 
 
 async def hear(
-    connection: Connection, tenant: TenantId, *, id_sha256: bytes, now: datetime, until: datetime
+    connection: Connection,
+    tenant: TenantId,
+    issuer: str,
+    told: Logout,
+    *,
+    now: datetime,
+    until: datetime,
 ) -> bool:
     """False when this logout was heard before."""
+    await connection.execute(_APART, issuer)
     await connection.execute(_FORGET, now)
-    return bool(await connection.fetchval(_HEAR, tenant, id_sha256, until))
+    whose = (issuer, told.subject, told.sid, moment(told.issued_s * 1_000_000_000))
+    return bool(await connection.fetchval(_HEAR, tenant, kept(told.id), until, *whose))
+
+
+async def is_logged_out(connection: Connection, issuer: str, person: Person) -> bool:
+    """Whether a logout of them, or of their session there, came before they did."""
+    await connection.execute(_BESIDE, issuer)
+    issued_at = moment(person.issued_s * 1_000_000_000)
+    args = (issuer, person.subject, person.sid, issued_at)
+    return bool(await connection.fetchval(_LOGGED_OUT, *args))
 
 
 async def end_sessions(

@@ -305,6 +305,27 @@ async def test_a_logout_is_heard_once_however_often_it_comes_and_by_whose_word_i
     assert "anna" in (await anna.me())["name"]
 
 
+@promise("people:provider-ends-sessions")
+async def test_a_sign_in_that_was_on_its_way_when_the_logout_came_is_not_let_in(
+    rest: Rest, provider: OpenIdProvider
+) -> None:
+    now_s = rest.clock.now_ns() // 10**9
+    for whose, claims, status in (
+        ({"sid": "s1"}, {"sid": "s1"}, 401),
+        ({"sid": "s2", "sub": "anna"}, {"sid": "s2"}, 401),
+        ({"sid": "s3", "sub": "bob"}, {"sid": "s3"}, 303),
+        ({"sid": "s4"}, {"sid": "s5"}, 303),
+        ({"sub": "anna"}, {"sid": "s6", "iat": now_s - 1}, 401),
+        ({"sub": "anna"}, {"sid": "s7"}, 303),  # they came back after it
+    ):
+        browser = Browser(rest=rest)
+        back = provider.consent(await browser.begin(), **claims)
+        assert 200 == (await sent(rest, provider.logout_token(**whose))).status
+        assert status == (await browser.get(CALLBACK, **back)).status, whose
+
+    assert ["oidc_signed_out"] * 3 == await failures(rest)
+
+
 async def test_whoever_signs_out_is_told_where_to_do_it_at_the_provider(
     rest: Rest, provider: OpenIdProvider
 ) -> None:
