@@ -87,7 +87,8 @@ class Door:
             return _REFUSED
         try:
             if verb == "GET":
-                return await self._listen(visit, Listening(), session, reply)
+                await self._listen(visit, Listening(), session, reply)
+                return _DONE
             if type(message) is not dict:
                 return _DONE if verb == "DELETE" else _REFUSED  # the child is the agent's
             if "method" not in message or "id" not in message:
@@ -128,8 +129,8 @@ class Door:
         if facts.modern is not modern:  # it is another program now
             return _other_era(number)
         if method == LISTEN:
-            ended = await self._listen(visit, Listening(params=params), session, reply)
-            return answers.result(number, b"{}") if ended is _DONE else ended
+            await self._listen(visit, Listening(params=params), session, reply)
+            return answers.result(number, b"{}")
         token = (params.get("_meta") or {}).get("progressToken")
         request = Request(method=method, params=params, progress=token)
         hear = None if method in _QUIET else _hears(reply)
@@ -160,13 +161,12 @@ class Door:
 
     async def _listen(
         self, visit: Visit, listening: Listening, session: Session | None, reply: Reply
-    ) -> Answer:
+    ) -> None:
         """Until the child or the worker ends it, or the host does."""
         reply.headed = False  # it becomes a stream even if nothing is said
         hearing = self._stdio.listen(visit, listening, _hears(reply), session)
         await _until_gone(hearing, reply, known=self._listening)
         await reply.open()
-        return _DONE
 
 
 async def _until_gone(

@@ -62,13 +62,15 @@ def state(tmp_path: Path) -> Path:
 async def test_workers_share_an_agents_child_and_agents_do_not(state: Path) -> None:
     servers = telling(state)
     async with (
-        hosting(state),
+        hosting(state) as host,
         before(state, servers) as one,
         before(state.with_name("other"), servers, state) as other,
     ):
         mine = {(await look(proxy))["pid"] for proxy in (one, other)}
         theirs = {(await look(proxy, OTHER_AGENT))["pid"] for proxy in (one, other)}
+        mode = host.socket.stat().st_mode & 0o777
 
+    assert 0o600 == mode
     assert (1, 1) == (len(mine), len(theirs))
     assert not mine & theirs
     assert not still_there(mine | theirs)
