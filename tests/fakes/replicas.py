@@ -69,6 +69,7 @@ async def beside(
         BEHAVRY_PROXY_SEAL_KEYS=seal_keys or str(first.settings.seal_keys),
         BEHAVRY_COUNTER_STORE_URL=first.settings.counter_store_url,
         BEHAVRY_HOLD_SECONDS=str(first.settings.hold_seconds),
+        BEHAVRY_PROXY_DECISION_TIMEOUT_MS=str(first.settings.decision_timeout_ms),
         **changes,
     )
     settings = load(ProxySettings, own)
@@ -91,8 +92,12 @@ async def beside(
 async def two(
     directory: Path, servers: dict[str, dict[str, Any]], url: str, **changes: str
 ) -> AsyncIterator[Two]:
-    """What they share besides is at that Valkey."""
-    shared = {"BEHAVRY_COUNTER_STORE_URL": url, **changes}
+    """What they share besides is at that Valkey. Both in one process, which may be busy."""
+    shared = {
+        "BEHAVRY_COUNTER_STORE_URL": url,
+        "BEHAVRY_PROXY_DECISION_TIMEOUT_MS": "10000",
+        **changes,
+    }
     async with gateway(directory / "one", servers, **shared) as one:
         await until(one.running.reachable)
         async with beside(one, directory / "other") as other:

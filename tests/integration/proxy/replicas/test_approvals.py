@@ -303,7 +303,9 @@ async def as_a_page(pair: Two, number: int) -> None:
         pair.one.authorizer.settle(escalation, end)
     action = "decline" if end == "cancelled" else "accept"
     done = await write(pick(pair, number), **retried(asked, action), **arguments)
-    assert ("complete", end != "approved") == (done["resultType"], done["isError"])
+    reason = {"approved": None, "denied": "escalation_denied", "cancelled": "escalation_cancelled"}
+    told = done.get("_meta", {}).get(META, {}).get("reason")
+    assert ("complete", reason[end]) == (done["resultType"], told)
 
 
 @promise("proxies:once")
