@@ -20,10 +20,11 @@ from services.control import audit_records, device_codes, limits, problems, sess
 from services.control.api import approval_html, auth, page_frame, proofs
 from services.control.api import device_html as html
 from services.control.api import page_sessions as who
-from services.control.api.approval_page import form_of, page_of
 from services.control.api.auth_oidc import login_path
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone
+from services.control.api.page_frame import page_of
+from services.control.api.page_sessions import form_of
 from services.control.problems import Refusal
 from services.control.store import devices as store
 from services.control.store.devices import Asked

@@ -7,8 +7,11 @@ it the forms work; where they cannot, they say what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Final
+
+from starlette.responses import HTMLResponse, Response
 
 _CSP: Final = (
     "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; "
@@ -180,3 +183,19 @@ def failed(title: str, words: str, *, request_id: str) -> str:
     """Something went wrong, in words."""
     told = f"<p>Request <code>{escape(request_id)}</code></p>"
     return document(title, f"<h1>{escape(title)}</h1>{alert(words)}{told}", failed=True)
+
+
+def page_of(
+    text: str,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    scripted: bool = False,
+) -> Response:
+    base = SCRIPTED if scripted else HEADERS
+    return HTMLResponse(text, status_code=status, headers={**base, **(headers or {})})
+
+
+def file_of(text: str, media_type: str) -> Response:
+    headers = {**HEADERS, "cache-control": "max-age=300"}
+    return Response(text, media_type=media_type, headers=headers)

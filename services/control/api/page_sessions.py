@@ -9,16 +9,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from services.control import sessions
 from services.control.api import auth, guards
-from services.control.api.approval_page import check_own_origin
+from services.control.api.bodies import media_type, read_capped
 from services.control.api.context import Call, Visit
 from services.control.api.proofs import Proof
 from services.control.problems import Refusal
 
+_FORM: Final = "application/x-www-form-urlencoded"
+_MAX_FORM_BYTES: Final = 16_384
+_MAX_FIELDS: Final = 12
 _PRE_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _PRE_LIFE_S: Final = 1_800
 #: Of recovery codes, as `proofs` takes them.
@@ -27,13 +32,27 @@ _LONGEST_CODE: Final = 64
 _NOBODY: Final = {"kind": "unknown"}
 
 
+async def form_of(request: Request) -> dict[str, str]:
+    """The fields of a posted form; of a name that comes twice, the first."""
+    if media_type(request) != _FORM:
+        raise Refusal("UNSUPPORTED_MEDIA_TYPE", "Send the form of the page.")
+    raw = await read_capped(request, _MAX_FORM_BYTES)
+    try:
+        pairs = parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict"
+        )
+    except ValueError:
+        raise Refusal("INVALID_ARGUMENT", "The form cannot be read.") from None
+    return dict(reversed(pairs))
+
+
 async def signed_in(visit: Visit) -> Call:
     """Raises UNAUTHENTICATED, SESSION_EXPIRED or SECOND_FACTOR_REQUIRED."""
     control = visit.control
     token = visit.request.cookies.get(control.origins.cookie)
     if not token:
         raise Refusal("UNAUTHENTICATED", "Nobody is signed in.")
-    principal = await guards.by_session(control, token, "browser", visit.now)
+    principal = await guards.session_of(visit, token, "browser")
     if guards.lacks_factor(control, principal):
         raise Refusal("SECOND_FACTOR_REQUIRED", "Add a second factor first.")
     return Call(control=control, request=visit.request, principal=principal)
@@ -63,6 +82,13 @@ async def of_this_browser(visit: Visit, form: Mapping[str, str]) -> bool:
         return True
     await visit.record_failure(None, _NOBODY, "csrf_failed", type="user.request_refused")
     return False
+
+
+async def check_own_origin(visit: Visit) -> None:
+    """A form names where it came from. Raises CSRF_FAILED, on record."""
+    if not visit.control.origins.allows(visit.request.headers.get("origin", "")):
+        await visit.record_failure(None, _NOBODY, "csrf_failed", type="user.request_refused")
+        raise Refusal("CSRF_FAILED", "That form did not come from our own page. Nothing was done.")
 
 
 def browser(visit: Visit) -> str:
