@@ -408,9 +408,10 @@ async def test_a_destination_from_its_making_to_its_end(rest: Rest) -> None:
     path = f"{PATH}/{made.json['id']}"
     read = await rest.get(path)
     assert (made.json, '"1"') == (read.json, read.headers["etag"])
-    assert ["escalation.opened", "escalation.half_time", "kill_switch.on", "kill_switch.off"] == (
-        made.json["events"]
-    )
+    assert [
+        "escalation.opened", "escalation.half_time", "kill_switch.on", "kill_switch.off",
+        "license.expiring", "license.grace", "license.lapsed",
+    ] == made.json["events"]  # fmt: skip
     assert "unknown" == made.json["health"]["state"]
     assert {"url": "https://hooks.example/behavry", "key": "secret://key", "plaintext": False} == (
         made.json["settings"]
