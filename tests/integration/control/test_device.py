@@ -4,6 +4,7 @@ page. However they signed in; never more than they have, nor for longer; and nob
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -350,6 +351,30 @@ async def test_what_is_no_request_is_refused_as_oauth_says(rest: Rest) -> None:
         (TOKEN, grant | {"device_code": "x" * 201}, "invalid_request"),
     ):
         assert error == (await asks(rest, path, **form)).json["error"]
+
+
+@promise("people:device")
+async def test_a_device_is_answered_once_and_let_in_once_whoever_asks_at_once(
+    rest: Rest, anna: Somebody, page: Page
+) -> None:
+    bob, other = await joined(rest, "bob"), Page(rest=rest)
+    device = await begun(rest)
+    await page.sign_in_as(anna, device.page)
+    await other.sign_in_as(bob, device.page)
+    csrf = [(await one.me())["csrf_token"] for one in (page, other)]
+    said = await asyncio.gather(
+        page.send(device.page, act="approve", csrf=csrf[0]),
+        other.send(device.page, act="approve", csrf=csrf[1]),
+    )
+    assert 1 == [answer.status for answer in said].count(200)
+    rest.clock.advance(device_codes.INTERVAL_S)
+    polled = await asyncio.gather(*(device.poll_now() for _ in range(5)))
+
+    assert 1 == [answer.status for answer in polled].count(200)
+    rest.clock.advance(60)
+    assert "invalid_grant" == (await device.poll_now()).json["error"]
+    opened = [r for r in await rest.records() if r.get("reason") == "device"]
+    assert 1 == len(opened)
 
 
 async def test_a_code_is_typed_as_people_type(rest: Rest, page: Page) -> None:

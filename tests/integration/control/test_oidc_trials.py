@@ -4,6 +4,7 @@ that does not work leaves everything as it was.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,8 +16,15 @@ from tests.altered import altered
 from tests.fakes.clock import ManualClock
 from tests.fakes.openid import CLIENT, SECRET, OpenIdProvider, openid_provider
 from tests.integration.control.conftest import Answered, Rest
-from tests.integration.control.escalated import Somebody, joined, run
-from tests.integration.control.openid import CALLBACK, LOGIN, SESSION, Browser, failures
+from tests.integration.control.escalated import Somebody, joined, run, signed_in
+from tests.integration.control.openid import (
+    CALLBACK,
+    LOGIN,
+    SESSION,
+    Browser,
+    failures,
+    signs_in_by,
+)
 from tests.integration.control.people import entitle, operator
 from tests.integration.control.test_auth_settings import PATH, approve, put, tried
 from tests.integration.control.test_problems import check
@@ -196,6 +204,40 @@ async def test_a_proposal_disturbs_nobody_who_is_on_the_way(rest: Rest, proposal
     assert 200 == (await put(rest, proposal.anna, {"provider": "password"}, 3)).status
 
     assert 303 == (await browser.get(CALLBACK, **proposal.provider.consent(location))).status
+
+
+@promise("people:broken-provider-locks-nobody-out")
+async def test_a_provider_that_is_away_is_left_by_the_admin_who_has_a_password(
+    rest: Rest, clock: ManualClock
+) -> None:
+    """Alone, where there is nobody else: proposed, shown that it works, approved, in force."""
+    entitle(rest, mode="off")
+    boss = await operator(rest)
+    async with openid_provider(clock) as provider:
+        await signs_in_by(rest, provider.url)
+    check(await Browser(rest=rest).get(LOGIN), 503, "dependency_unavailable")
+    boss = await signed_in(rest)
+    assert 200 == (await put(rest, boss, {"provider": "password"}, 1)).status
+    assert 200 == (await tried(rest, boss, password=boss.password)).status
+    done = await approve(rest, boss, 2)
+
+    assert ("password", None) == (done.json["provider"], done.json["proposed"])
+    anna = await joined(rest, "anna")
+    assert "anna" == (await rest.get("/api/v1/me", key=anna.token)).json["name"]
+
+
+async def test_an_approval_and_a_test_at_once_bring_it_into_force_once(
+    rest: Rest, proposal: Proposal
+) -> None:
+    browser = Browser(rest=rest)
+    location = await browser.begin(**await proposal.link())
+    back = proposal.provider.consent(location)
+    answers = await asyncio.gather(approve(rest, proposal.boss, 1), browser.get(CALLBACK, **back))
+
+    assert [200, 200] == [answer.status for answer in answers]
+    assert "oidc" == (await rest.get(PATH)).json["provider"]
+    updated = [r for r in await rest.records() if r["type"] == "admin.auth.updated"]
+    assert 1 == len(updated)
 
 
 @promise("people:broken-provider-locks-nobody-out")
