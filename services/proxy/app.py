@@ -146,6 +146,7 @@ async def running(
             trader=control,
             clock=clock,
             spawn=supervisor.once,
+            grace_s=settings.token_grace_s,
         )
         backends = _backends(settings, clock, counters, supervisor, log)
         notes = _Notes(outbox, decide, supervisor, clock, log)

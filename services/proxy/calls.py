@@ -27,6 +27,8 @@ class Caller:
     audiences: frozenset[str]
     #: The token is for tools: it names no scopes, or the one that this takes.
     scoped: bool = True
+    #: The token is past its end, and nobody could give it another one.
+    graced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from joserfc import jwt
@@ -31,6 +31,7 @@ _NS: Final = 1_000_000_000
 #: The one scope of this resource. A token that names scopes must name it.
 SCOPE: Final = "mcp"
 INSUFFICIENT_SCOPE: Final = "insufficient_scope"
+_Session = tuple[TenantId, AgentId, SessionId]
 _JWK_MEMBERS: Final = ("kty", "n", "e", "kid", "alg", "use")
 
 
@@ -42,6 +43,14 @@ class Unauthenticated(Exception):
         self.reason = reason
         self.presented = presented
         self.claimed = claimed
+
+
+class Expired(Unauthenticated):
+    """All is well with the token but its time."""
+
+    def __init__(self, caller: Caller) -> None:
+        super().__init__("token_expired", claimed=caller.tenant)
+        self.caller = caller
 
 
 class ControlAway(Exception):
@@ -57,6 +66,9 @@ class Traded:
 class Trader(Protocol):
     async def trade(self, client_id: str, client_secret: str, session: str | None) -> Traded | None:
         """None: refused. Raises ControlAway."""
+
+    async def away(self) -> bool:
+        """Whether nobody could be given a token now."""
 
 
 @dataclass(slots=True)
@@ -76,12 +88,17 @@ class Identity:
         trader: Trader,
         clock: Clock,
         spawn: Callable[[str, Callable[[], Any]], Any],
+        grace_s: int = 0,
     ) -> None:
+        """`grace_s`: how long a token outlives its end while control is away (core.md 2)."""
         self._issuer = issuer
         self._plane_audience = plane_audience
         self._trader = trader
         self._clock = clock
         self._spawn = spawn
+        self._grace_s = grace_s
+        #: Sessions that were let in, and how long their tokens lived.
+        self._alive: dict[_Session, int] = {}
         self._keys: KeySet | None = None
         self._kids: frozenset[str] = frozenset()
         self._tokens: dict[bytes, Caller] = {}
@@ -136,15 +153,23 @@ class Identity:
             raise Unauthenticated("invalid_token") from None
         if text.startswith(KEY_PREFIX):
             return await self._prove_key(text)
-        caller = self.verify(text)
+        try:
+            caller = self.verify(text)
+        except Expired as expired:
+            caller = await self._graced(expired)
+            self._check_audience(caller, resource)
+            return caller  # not remembered: when control is back, it is over
         self._check_audience(caller, resource)
+        self._met(caller)
         if len(self._tokens) >= MAX_CACHED:
             self._tokens.clear()
         self._tokens[hashlib.sha256(credential).digest()] = caller
         return caller
 
     def verify(self, token: str) -> Caller:
-        """1. signature by a known key, RS256 only  2. issuer  3. times  4. names. Raises."""
+        """1. signature by a known key, RS256 only  2. issuer  3. its beginning  4. names  5. its
+        end. Raises.
+        """
         if self._keys is None or not self._kids or len(token) > MAX_TOKEN:
             raise Unauthenticated("invalid_token")
         try:
@@ -165,8 +190,6 @@ class Identity:
         issued, not_before, expires = (int(one or 0) for one in times)
         if not_before > now_s + LEEWAY_S or issued > now_s + LEEWAY_S:  # 3
             raise Unauthenticated("token_not_yet_valid", claimed=claimed)
-        if expires + LEEWAY_S <= now_s:
-            raise Unauthenticated("token_expired", claimed=claimed)
         names = [claims.get(name) for name in ("tid", "sub")]
         session = claims.get("sid")
         named = all(isinstance(name, str) and is_uuid(name) for name in names)
@@ -174,7 +197,7 @@ class Identity:
             raise Unauthenticated("invalid_token", claimed=claimed)
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
-        return Caller(
+        caller = Caller(
             tenant=TenantId(str(names[0])),
             agent=AgentId(str(names[1])),
             session=SessionId(session),
@@ -183,6 +206,9 @@ class Identity:
             audiences=frozenset(_same_loopback(a) for a in audiences if isinstance(a, str)),
             scoped="scope" not in claims or SCOPE in str(claims["scope"]).split(),
         )
+        if expires + LEEWAY_S <= now_s:  # 5
+            raise Expired(caller)
+        return caller
 
     def forget(self, credential: bytes) -> None:
         """The credential's session was revoked: a key must be traded again."""
@@ -199,6 +225,25 @@ class Identity:
         if not caller.scoped:
             raise Unauthenticated(INSUFFICIENT_SCOPE, claimed=caller.tenant)
 
+    def _met(self, caller: Caller) -> None:
+        session = _session(caller)
+        if len(self._alive) >= MAX_CACHED and session not in self._alive:
+            self._alive.clear()
+        self._alive[session] = max(caller.expires_at_s, self._alive.get(session, 0))
+
+    async def _graced(self, expired: Expired) -> Caller:
+        """1. its session was let in before  2. not too long ago  3. nobody can give it another
+        token. Whether the session was revoked is looked at for everybody alike. Raises Expired.
+        """
+        caller = expired.caller
+        alive_s = self._alive.get(_session(caller)) if self._grace_s else None
+        if alive_s is None:  # 1
+            raise expired
+        until_s = min(alive_s, caller.expires_at_s) + self._grace_s
+        if self._now_s() >= until_s or not await self._trader.away():  # 2, 3
+            raise expired
+        return replace(caller, expires_at_s=until_s, graced=True)
+
     async def _prove_key(self, text: str) -> Caller:
         client_id, dot, secret = text.removeprefix(KEY_PREFIX).partition(".")
         if not dot or not client_id or not secret or len(text) > 512:
@@ -212,6 +257,8 @@ class Identity:
                 session = known.caller.session
                 self._spawn("renew key", lambda: self._renew(digest, client_id, secret, session))
             return known.caller
+        if known is not None and self._grace_s and await self._trader.away():
+            return await self._graced(Expired(known.caller))
         if self._refused.get(digest, 0) > now_s:
             raise Unauthenticated("invalid_client")
         return await self._first_trade(digest, client_id, secret)
@@ -257,6 +304,7 @@ class Identity:
             self._refused[digest] = now_s + REFUSED_S
             raise Unauthenticated("invalid_client")
         caller = self.verify(traded.token)
+        self._met(caller)
         if len(self._traded) >= MAX_CACHED:
             self._traded.clear()
         life_s = caller.expires_at_s - now_s
@@ -265,6 +313,10 @@ class Identity:
 
     def _now_s(self) -> int:
         return self._clock.now_ns() // _NS
+
+
+def _session(caller: Caller) -> _Session:
+    return caller.tenant, caller.agent, caller.session
 
 
 def _same_loopback(resource: str) -> str:

@@ -233,7 +233,7 @@ def _common(visit: Visit) -> dict[str, Any]:
             "name": visit.agent.name,
             "class": visit.agent.cls,
             "session": caller.session,
-            "identity": "token",
+            "identity": "grace" if caller.graced else "token",
         },
         "requester": {"id": visit.requester_id, "channel": "header", "verified": False}
         if visit.requester_id

@@ -38,6 +38,10 @@ class ProxySettings(ServiceSettings):
     decision_timeout_ms: int = setting(
         "BEHAVRY_PROXY_DECISION_TIMEOUT_MS", default=500, minimum=10, maximum=10_000
     )
+    #: How long an agent that was let in goes on with a token past its end, while control is away.
+    token_grace_s: int = setting(
+        "BEHAVRY_PROXY_TOKEN_GRACE_SECONDS", default=86_400, minimum=0, maximum=604_800
+    )
     # Some clients give up after 60 s.
     hold_seconds: float = setting("BEHAVRY_HOLD_SECONDS", default=45.0, minimum=0, maximum=55)
     #: Processes on one port. Each has an outbox of its own; what they share is the counter store's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote_plus
@@ -13,6 +14,9 @@ from services.common.telemetry.counters import Counters
 from services.proxy.identity import ControlAway, Traded, Unauthenticated
 
 TIMEOUT_S: Final = 10.0
+#: Whether it is there is asked so long, and known for so long.
+LOOK_S: Final = 2.0
+KNOWN_S: Final = 5.0
 MAX_BODY: Final = 64 * 1024
 #: What of control's answer travels back.
 _RETURNED: Final = frozenset({"content-type", "retry-after", "cache-control", "www-authenticate"})
@@ -36,6 +40,29 @@ class ControlClient:
         self._session = session
         self._url = url.rstrip("/")
         self._requests = counters.counter("proxy.control.requests")
+        self._looking = asyncio.Lock()
+        self._is_away = False
+        self._known_until = 0.0
+
+    async def away(self) -> bool:
+        """Whether nobody answers there."""
+        async with self._looking:
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._known_until:
+                self._is_away = not await self._answers()
+                self._known_until = loop.time() + KNOWN_S
+            return self._is_away
+
+    async def _answers(self) -> bool:
+        self._requests.value += 1
+        timeout = aiohttp.ClientTimeout(total=LOOK_S)
+        try:
+            async with self._session.get(
+                f"{self._url}/healthz", allow_redirects=False, timeout=timeout
+            ) as response:
+                return response.status < 500
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
 
     async def relay(self, path: str, body: bytes, headers: dict[str, str]) -> Relayed:
         """Raises ControlAway."""
@@ -48,7 +75,7 @@ class ControlClient:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
             ) as response:
-                content = await response.content.read(MAX_BODY)
+                content = await _read(response.content)
                 kept = tuple(
                     (name.lower().encode(), value.encode("latin-1"))
                     for name, value in response.headers.items()
@@ -78,3 +105,11 @@ class ControlClient:
         except msgspec.DecodeError:
             raise Unauthenticated("invalid_client") from None
         return Traded(token.access_token, token.expires_in)
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    """All of it, up to the limit: it may come in pieces."""
+    found = bytearray()
+    while len(found) < MAX_BODY and (piece := await content.read(MAX_BODY - len(found))):
+        found += piece
+    return bytes(found)

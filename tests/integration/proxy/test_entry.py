@@ -11,6 +11,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import RSAKey
 
+from services.common.clock import SystemClock
 from services.proxy.failures import ALLOWED
 from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import OTHER_AGENT, OTHER_TENANT, SESSION
@@ -131,6 +132,7 @@ def unsigned(proxy: Gateway) -> str:
 STRANGER = RSAKey.generate_key(2048, parameters={"kid": "k1"})
 UNKNOWN = RSAKey.generate_key(2048, parameters={"kid": "k2"})
 LONG_AGO = 1_700_000_000
+NOW = SystemClock().now_ns() // 10**9
 FORGED: dict[str, Callable[[Gateway], str]] = {
     "another key": lambda proxy: proxy.issuer.token(key=STRANGER),
     "unknown kid": lambda proxy: proxy.issuer.token(key=UNKNOWN),
@@ -139,6 +141,9 @@ FORGED: dict[str, Callable[[Gateway], str]] = {
     "HS256 with the public key": lambda proxy: resigned(proxy, {"alg": "HS256"}),
     "alg none": unsigned,
     "expired": lambda proxy: proxy.issuer.token(iat=LONG_AGO, nbf=LONG_AGO, exp=LONG_AGO + 900),
+    "expired, of another session": lambda proxy: proxy.issuer.token(
+        iat=NOW - 1000, nbf=NOW - 1000, exp=NOW - 100, sid="never-seen"
+    ),
     "not yet": lambda proxy: proxy.issuer.token(nbf=4_000_000_000),
     "another issuer": lambda proxy: proxy.issuer.token(iss="http://evil.example"),
     "another audience": lambda proxy: proxy.issuer.token(aud="behavry:dp:elsewhere"),
@@ -374,6 +379,29 @@ async def test_control_away_means_no_new_tokens_and_says_so(proxy: Gateway) -> N
     assert (503, "control_unavailable") == (response.status, body["code"])
     key_status, _ = await proxy.modern("tools/list", token="bhv_ak_abc.def")
     assert 503 == key_status
+
+
+async def test_while_control_is_away_who_was_let_in_goes_on_and_the_record_says_so(
+    proxy: Gateway, tools: ToolServer
+) -> None:
+    now_s = SystemClock().now_ns() // 10**9
+    times: dict[str, Any] = {"iat": now_s - 1000, "nbf": now_s - 1000, "exp": now_s - 100}
+    late, stranger = (proxy.issuer.token(sid=sid, **times) for sid in (SESSION, "never-seen"))
+    status, answer = await proxy.call("read_note", {"call": "c"}, token=late)
+    unknown, _ = await proxy.call("read_note", {"call": "d"}, token=stranger)
+    (intent,) = proxy.records("call.intent")
+    await proxy.call("read_note", {"call": "e"})
+    await proxy.authorizer.signal(revoked_sessions=[SESSION])
+
+    async def ended() -> bool:
+        return (await proxy.modern("tools/list", token=late))[0] == 401
+
+    await until_true(ended)
+
+    assert (200, False, 401) == (status, answer["result"]["isError"], unknown)
+    assert ["c", "e"] == tools.ran()
+    identities = [one["actor"]["identity"] for one in proxy.records("call.intent")]
+    assert ("grace", ["grace", "token"]) == (intent["actor"]["identity"], identities)
 
 
 async def test_the_same_agent_id_in_another_tenant_is_another_agent(proxy: Gateway) -> None:

@@ -20,7 +20,8 @@ class Control:
 
     def __init__(self, issuer: Issuer, clock: ManualClock) -> None:
         self.trades: list[tuple[str, str, str | None]] = []
-        self.refuse = self.away = False
+        self.refuse = self.is_away = False
+        self.looked = 0
         self._issuer = issuer
         self._clock = clock
         self.gate = asyncio.Event()
@@ -29,17 +30,21 @@ class Control:
     async def trade(self, client_id: str, client_secret: str, session: str | None) -> Traded | None:
         self.trades.append((client_id, client_secret, session))
         await self.gate.wait()
-        if self.away:
+        if self.is_away:
             raise ControlAway
         if self.refuse:
             return None
         now_s = self._clock.now_ns() // 10**9
         return Traded(self._issuer.token(iat=now_s, nbf=now_s, exp=now_s + 900), 900)
 
+    async def away(self) -> bool:
+        self.looked += 1
+        return self.is_away
+
 
 class Door:
-    def __init__(self) -> None:
-        issuer = Issuer()
+    def __init__(self, *, grace_s: int = 0) -> None:
+        self.issuer = issuer = Issuer()
         self.clock = ManualClock(wall_ns=SystemClock().now_ns())
         self.control = Control(issuer, self.clock)
         self.background: list[Callable[[], Any]] = []
@@ -49,8 +54,14 @@ class Door:
             trader=self.control,
             clock=self.clock,
             spawn=lambda _, run: self.background.append(run),
+            grace_s=grace_s,
         )
         self.identity.set_keys(ISSUER, issuer.jwks()["jwks"])
+
+    def token(self, **changes: Any) -> bytes:
+        now_s = self.clock.now_ns() // 10**9
+        times = {"iat": now_s, "nbf": now_s, "exp": now_s + 900}
+        return self.issuer.token(**{**times, **changes}).encode()
 
     async def enter(self, credential: bytes = KEY) -> str:
         known = self.identity.recall(credential, HERE)
@@ -114,7 +125,7 @@ async def test_a_refused_key_is_remembered_for_ten_seconds() -> None:
 async def test_without_control_live_keys_go_on_and_new_ones_do_not() -> None:
     door = Door()
     await door.enter()
-    door.control.away = True
+    door.control.is_away = True
 
     await door.enter()
     with pytest.raises(ControlAway):
@@ -162,3 +173,71 @@ async def test_an_expired_token_is_forgotten() -> None:
     assert door.identity.recall(token, HERE) is None
     with pytest.raises(Unauthenticated):
         await door.enter(token)
+
+
+# --- while control is away ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("credential", ["key", "token"])
+async def test_who_was_let_in_goes_on_while_control_is_away_and_no_longer(credential: str) -> None:
+    door = Door(grace_s=3600)
+    given = KEY if credential == "key" else door.token()
+    await door.enter(given)
+    door.clock.advance(931)
+    door.control.is_away = True
+    looked = door.control.looked
+    caller = await door.identity.prove(given, HERE)
+    door.clock.advance(3500)
+    late = await door.identity.prove(given, HERE)
+
+    assert (True, True) == (caller.graced, late.graced)
+    assert looked < door.control.looked
+    door.clock.advance(200)  # an hour after its end
+    with pytest.raises((Unauthenticated, ControlAway)):
+        await door.identity.prove(given, HERE)
+
+
+async def test_a_token_that_ended_is_none_while_control_could_give_another() -> None:
+    door = Door(grace_s=3600)
+    token = door.token()
+    await door.enter(token)
+    door.clock.advance(931)
+
+    with pytest.raises(Unauthenticated, match="token_expired"):
+        await door.enter(token)
+    door.control.is_away = True
+    assert (await door.identity.prove(token, HERE)).graced
+    door.control.is_away = False  # and control is back
+    with pytest.raises(Unauthenticated, match="token_expired"):
+        await door.enter(token)
+
+
+async def test_only_a_session_that_was_let_in_before_goes_on() -> None:
+    door = Door(grace_s=3600)
+    seen, never = door.token(sid="s-1"), door.token(sid="s-2")
+    await door.enter(seen)
+    again = door.token(sid="s-1", jti="another")  # of the same session
+    door.clock.advance(931)
+    door.control.is_away = True
+
+    assert (await door.identity.prove(again, HERE)).graced
+    with pytest.raises(Unauthenticated, match="token_expired"):
+        await door.enter(never)
+    forged = Issuer().token(sid="s-1", exp=1).encode()
+    with pytest.raises(Unauthenticated, match="invalid_token"):
+        await door.enter(forged)
+    elsewhere = door.token(sid="s-1", aud="behavry:dp:other", exp=door.clock.now_ns() // 10**9 - 60)
+    with pytest.raises(Unauthenticated, match="invalid_audience"):
+        await door.enter(elsewhere)
+
+
+async def test_without_grace_the_end_is_the_end() -> None:
+    door = Door()
+    token = door.token()
+    await door.enter(token)
+    door.clock.advance(931)
+    door.control.is_away = True
+
+    with pytest.raises(Unauthenticated, match="token_expired"):
+        await door.enter(token)
+    assert 0 == door.control.looked
