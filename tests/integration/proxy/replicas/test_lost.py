@@ -113,6 +113,7 @@ async def fragile(
     meeting_place.started()
 
 
+@promise("failure:counter-store")
 async def test_without_it_each_goes_on_by_itself_and_afterwards_together(
     fragile: tuple[Two, Curious, ValkeyServer],
 ) -> None:
