@@ -151,3 +151,72 @@ def test_a_super_admin_says_where_and_why(
     assert "x-behavry-reason" not in first
     assert "they asked for help" == said["x-behavry-reason"] == also["x-behavry-reason"]
     assert 3 == len(control.seen)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """Files that hold a secret each, by name."""
+    made = {}
+    for name, secret in (("old", "the old password"), ("new", "the new password")):
+        (tmp_path / name).write_text(f"{secret}\n")
+        made[name] = str(tmp_path / name)
+    return made
+
+
+def test_a_password_is_changed_after_a_proof_where_control_asks_for_one(
+    run: Run, control: RestControl, state_dir: Path, files: dict[str, str]
+) -> None:
+    control.answers["POST /api/v1/auth/login"] = (200, {"token": "bhv_us_1"})
+    control.answers["GET /api/v1/me"] = (200, ME)
+    assert 0 == run("login", "anna", "--password-file", files["old"]).status
+    refused = (403, {"code": "step_up_required", "detail": "No.", "status": 403})
+    control.answers["POST /api/v1/me/password"] = [refused, (200, {"sessions_ended": 2})]
+    control.answers["POST /api/v1/auth/step-up"] = (200, {"token": "bhv_us_2"})
+    given = ("--password-file", files["old"], "--new-password-file", files["new"])
+    told = run("password", "change", *given)
+
+    assert (0, "") == (told.status, told.out), told.err
+    assert "2 other sessions ended" in told.err
+    sent = [(route, body) for route, body, _ in control.seen]
+    wanted = {"old": "the old password", "new": "the new password"}
+    assert ("POST /api/v1/me/password", wanted) == sent[-1]
+    assert ("POST /api/v1/auth/step-up", {"password": "the old password"}) in sent
+    assert "bhv_us_2" in (state_dir / "session.json").read_text()
+    assert "the new password" not in told.err
+
+
+def test_a_password_is_chosen_anew_with_a_token_from_a_file(
+    run: Run, control: RestControl, tmp_path: Path, files: dict[str, str]
+) -> None:
+    (tmp_path / "token").write_text("bhv_rst_x\n")
+    control.answers["POST /api/v1/auth/password:forgot"] = (202, {})
+    control.answers["POST /api/v1/auth/password:reset"] = (200, {"username": "anna"})
+    token = str(tmp_path / "token")
+    asked = run("password", "forgot", "anna")
+    done = run("password", "reset", "--token-file", token, "--new-password-file", files["new"])
+    bodies = {route: (body, headers) for route, body, headers in control.seen}
+
+    assert (0, 0) == (asked.status, done.status), done.err
+    assert "behavry login anna" in done.err
+    said, headers = bodies["POST /api/v1/auth/password:reset"]
+    assert {"token": "bhv_rst_x", "password": "the new password"} == said
+    assert "authorization" not in headers
+
+
+@pytest.mark.parametrize("mailed", [True, False])
+def test_a_link_is_shown_unless_its_person_has_it_by_mail(
+    run: Run, control: RestControl, tmp_path: Path, mailed: bool
+) -> None:
+    link = {"token": "bhv_rst_x", "link": "http://x/reset#bhv_rst_x"}
+    made = {"username": "anna", "mailed": mailed, "expires_at": "soon"}
+    made |= dict.fromkeys(link) if mailed else link
+    control.answers[f"POST /api/v1/users/{ID}:reset-password"] = (200, made)
+    shown = run("users", "reset-password", ID)
+    out = tmp_path / "reset"
+    kept = run("users", "reset-password", ID, "--out", str(out))
+
+    assert (0, 0) == (shown.status, kept.status), kept.err
+    assert ("" if mailed else "bhv_rst_x\n") == shown.out
+    assert mailed == ("by mail" in shown.err)
+    assert "bhv_rst_x" not in kept.out + kept.err
+    assert (not mailed) == out.exists()
