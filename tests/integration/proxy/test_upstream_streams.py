@@ -421,6 +421,24 @@ async def test_a_session_of_another_entry_ends_without_more_ado(
     assert 3 == len(sent(tools, "initialize"))  # the server was met once for each entry
 
 
+async def test_no_session_of_the_server_is_shared_by_two_agents(
+    leg: Leg, tools: ToolServer, here: Visit
+) -> None:
+    tools.behave(**LEGACY)
+    other = visit(tools.url, agent="b")
+    for number in range(3):
+        await leg.call(here, f"a{number}")
+        await leg.call(other, f"b{number}")
+
+    used: dict[str, set[str]] = {"a": set(), "b": set()}
+    for body, headers in zip(tools.bodies_seen(), tools.headers_seen(), strict=True):
+        message = orjson.loads(body or b"{}")
+        if message.get("method") == "tools/call":
+            used[message["params"]["arguments"]["call"][0]].add(headers["mcp-session-id"])
+    assert [1, 1] == [len(ids) for ids in used.values()]
+    assert not used["a"] & used["b"]
+
+
 async def test_a_pooled_session_ends_when_nobody_uses_it(
     leg: Leg, tools: ToolServer, here: Visit
 ) -> None:

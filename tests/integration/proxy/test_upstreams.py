@@ -284,6 +284,23 @@ async def test_a_server_that_never_answers_is_given_up_on(
         assert ["indeterminate"] == [one["status"] for one in proxy.records("call.outcome")]
 
 
+async def test_a_stream_that_falls_silent_is_given_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had begun in time; and one that says something now and then goes on."""
+    monkeypatch.setattr("services.proxy.backends.connection.SILENCE_S", 0.5)
+    async with scripted(tmp_path, first_byte_s=1) as (proxy, server):
+        await proxy.offered("notes", "read_note")
+        server.events, server.after = [b": thinking\n\n"], asyncio.Event()
+        _, silent = await proxy.call("read_note")
+        server.events, server.after = [b": thinking\n\n", b"data: " + RESULT + b"\n\n"], None
+        _, said = await proxy.call("read_note")
+
+    assert "upstream_timeout" == silent["result"]["_meta"]["com.behavry/decision"]["reason"]
+    assert not said["result"].get("isError")
+    assert ["indeterminate", "ok"] == [one["status"] for one in proxy.records("call.outcome")]
+
+
 async def test_a_long_wait_is_kept_open_by_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,19 @@ def desk() -> Desk:
     return Desk()
 
 
+async def test_a_name_that_is_not_listed_is_looked_for_once_in_thirty_seconds(desk: Desk) -> None:
+    desk.server.hints = {"ttlMs": 300_000}
+    await desk.listing()
+    found = []
+    for passed_s in (0, 29, 2, 0, 29, 2):
+        desk.clock.advance(passed_s)
+        names = ("absent", "another", "read")
+        found += [await desk.catalog.find(VISIT, desk.server, name) for name in names]
+
+    assert 3 == desk.server.asked
+    assert ["read"] * 6 == [tool.name for tool in found if tool is not None]
+
+
 @pytest.mark.parametrize(
     ("hints", "takes_s", "kept_s"),
     [
