@@ -133,7 +133,7 @@ class Board:
         self._ceilings = 0
         #: To be worked out anew and told; True: to be read again before.
         self._waiting: dict[TenantId, bool] = {}
-        #: The revision up to which everything was read.
+        #: The revision up to which everything was read: a look that fails is made up for.
         self._complete = 0
         self._complained: set[Rejected] = set()
         self.keys: Final = keys
@@ -263,16 +263,15 @@ class Board:
             seen = await self._same_life(seen)  # 2
             files = self._sources.stamp()
             if seen.base_revision != self._base or files != self._files:  # 3
-                self._files = files
                 await self._read_ceiling(seen)
+                self._files = files
                 seen = await self._store.installation()
-            before = self._installation.revision if self._installation else 0
             self._installation = seen
             if seen.base_revision != self._base:
                 self._base = seen.base_revision
                 self._judge_later()
-            if seen.revision != before:  # 4
-                await self._read_changed(before, first)
+            if seen.revision != self._complete:  # 4
+                await self._read_changed(self._complete, first)
             if not await self._tell_ceiling(self.installation):
                 self._notice_time()  # 5
                 if first is None or len(self._waiting) <= PORTION:
@@ -358,9 +357,9 @@ class Board:
         self._ceiling_next_s = choosing.next_edge(edges, now_s) or NEVER_S
         if name == self._told_ceiling:
             return False
-        self._told_ceiling = name
         if name != seen.ceiling:
             await self._store.new_ceiling(name, now_s)
+        self._told_ceiling = name
         return True
 
     def _ceiling_name(self) -> str:
