@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,7 +31,6 @@ from services.control.store.moments import moment
 
 #: The clock may be moved: a step that is due is found by then.
 LOOK_S: Final = 1.0
-_NEVER_S: Final = 2**62
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,10 +44,12 @@ class TermNotices:
     log: Log
     _changed: dict[TenantId, None] = field(default_factory=dict)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
-    #: What this process knows to be noted: the same again needs no question.
-    _noted: dict[TenantId, tuple[str, Standing, dict[str, str]]] = field(default_factory=dict)
-    #: The first of the steps to come.
-    _due_s: int = 0
+    #: What this process knows to be noted, the modes as their hash: the same again needs no
+    #: question, and ten thousand tenants need little room.
+    _noted: dict[TenantId, tuple[str, Standing, int]] = field(default_factory=dict)
+    #: The next step of each, soonest first; one that moved stands in it twice.
+    _due: list[tuple[int, TenantId]] = field(default_factory=list)
+    _due_of: dict[TenantId, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.features.listen(self._hear)
@@ -57,28 +59,31 @@ class TermNotices:
         self._news.set()
 
     async def run(self) -> None:
-        """1. all of them, after a failure too  2. who changed; all, when a step is due."""
-        self._due_s = 0  # 1
+        """1. all of them, after a failure too  2. who changed, and whose step is due."""
+        self._changed.update(dict.fromkeys(self.features.tenants()))  # 1
         while True:
             for tenant in self._next():  # 2
                 await self._look_at(tenant)
+                await asyncio.sleep(0)  # ten thousand of them hold up nobody
             self._news.clear()
             if not self._changed:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
                         await self._news.wait()
 
-    def _now_s(self) -> int:
-        return self.clock.now_ns() // 1_000_000_000
-
     def _next(self) -> Iterator[TenantId]:
-        if self._now_s() >= self._due_s:
-            self._due_s = _NEVER_S
-            self._changed.update(dict.fromkeys(self.features.tenants()))
+        now_s = self._now_s()
+        while self._due and self._due[0][0] <= now_s:
+            _, tenant = heapq.heappop(self._due)
+            self._due_of.pop(tenant, None)
+            self._changed[tenant] = None
         while self._changed:
             tenant = next(iter(self._changed))
             del self._changed[tenant]
             yield tenant
+
+    def _now_s(self) -> int:
+        return self.clock.now_ns() // 1_000_000_000
 
     async def _look_at(self, tenant: TenantId) -> None:
         held = self.features.of(tenant)
@@ -88,9 +93,10 @@ class TermNotices:
         now = license_terms.standing(held, self._now_s())
         if now is None:
             return
-        if now.next_s is not None:
-            self._due_s = min(self._due_s, now.next_s)
-        known = (self.features.epoch, now, held.modes())
+        if now.next_s is not None and self._due_of.get(tenant) != now.next_s:
+            self._due_of[tenant] = now.next_s
+            heapq.heappush(self._due, (now.next_s, tenant))
+        known = (self.features.epoch, now, hash(tuple(one.mode for one in held.features)))
         if self._noted.get(tenant) != known:
             await self._tell(held, now)
             self._noted[tenant] = known

@@ -185,21 +185,22 @@ async def test_a_revoked_licence_lapses_at_once_and_a_new_one_begins_anew(world:
 
 async def test_entitlements_away_the_days_are_told_and_no_state_begins(world: World) -> None:
     """What time has made of the plan, only entitlements says."""
-    async with world.control() as plans, http_receiver() as receiver:
-        async with world.entitlements():
+    async with http_receiver() as receiver:
+        async with world.entitlements(), world.control() as plans:
             await told_to(plans.rest, receiver)
             await fresh(plans)
             await ends_in(plans, 45)
             world.go_to(40)
             await standing(plans, "EXPIRING")
             await until_notices(receiver, 1)
-        world.go_to(44)
-        await until_notices(receiver, 2)
-        world.go_to(80)
-        silent = await plans.license()
-        await until_noted(plans, "license.expiring", 4)
-        assert list(EDGES[:1]) == [one["type"] for one in await edges(plans.rest)]
-        async with world.entitlements():
+        async with world.control() as plans:
+            world.go_to(44)
+            await until_notices(receiver, 2)
+            world.go_to(80)
+            silent = await plans.license()
+            await until_noted(plans, "license.expiring", 4)
+            assert list(EDGES[:1]) == [one["type"] for one in await edges(plans.rest)]
+        async with world.entitlements(), world.control() as plans:
             await standing(plans, "EXPIRED")
             records = await until_edges(plans.rest, 2)
 
