@@ -39,7 +39,8 @@ def show_token(made: dict[str, Any]) -> None:
     if made.get("token"):
         emit_text(made["token"])
     if made.get("link"):
-        say(f"or as a link: {made['link']}")
+        how = "or as a link" if made.get("token") else "they sign in by their provider"
+        say(f"{how}: {made['link']}")
     if made.get("mailed"):
         say("they have the link by mail")
 

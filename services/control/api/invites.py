@@ -26,10 +26,11 @@ from services.control.audit_records import change as changed
 from services.control.notifications import letters as forms
 from services.control.problems import Refusal, not_found
 from services.control.roles import Role
+from services.control.store import auth_settings, people, users
 from services.control.store import invites as store
-from services.control.store import people, users
 
 _PAGE = "join"
+_AT_PROVIDER = "/api/v1/auth/login?tenant="
 router = APIRouter(prefix="/api/v1/invites", tags=["people"])
 accepting = APIRouter(prefix="/api/v1", tags=["people"])
 
@@ -51,7 +52,9 @@ class Invite(Answer):
 
 
 class InviteMade(Invite):
-    """The only answer that holds the token, unless whoever is invited has it by mail."""
+    """The only answer that holds the token, unless whoever is invited has it by mail. Where people
+    sign in by a provider there is none: the link leads there, and their address is what counts.
+    """
 
     mailed: bool
     token: str | None
@@ -116,7 +119,10 @@ async def create_invite(
             ],
         )
         way = await letters.way(change.connection, email)
+        by_provider = (await auth_settings.get(change.connection)).provider != "password"
     link, mailed = letters.link(call, _PAGE, token), False
+    if by_provider:
+        link = f"{call.control.settings.public_url}{_AT_PROVIDER}{call.principal.tenant_slug}"
     if way is not None:
         letter = forms.invite(
             id=row["id"],
@@ -125,13 +131,14 @@ async def create_invite(
             link=link,
             until=row["expires_at"],
             at=call.now,
+            by_provider=by_provider,
         )
         mailed = await letters.post(call, way, letter)
     return InviteMade(
         **row,
         state="invited",
         mailed=mailed,
-        token=None if mailed else token,
+        token=None if mailed or by_provider else token,
         link=None if mailed else link,
     )
 
@@ -170,6 +177,8 @@ async def use_link(visit: Visit, token: str, password: str) -> Accepted:
     user = control.new_id()
     actor = {"kind": "user", "id": user}
     async with visit.change_in(found.tenant, actor, desired=False) as change:
+        if (await auth_settings.get(change.connection)).provider != "password":
+            raise Refusal("CONFLICT", "People sign in by a provider here: sign in there.")
         invite = await store.accept(change.connection, found.id, user=user, now=visit.now)  # 3
         if invite is not None:
             made = await people.insert_user(  # 4

@@ -40,17 +40,25 @@ def link(public_url: str, page: str, token: str) -> str:
     return f"{public_url}/{page}#{token}"
 
 
-def invite(*, id: str, to: str, role: str, link: str, until: datetime, at: datetime) -> Letter:
+def invite(
+    *,
+    id: str,
+    to: str,
+    role: str,
+    link: str,
+    until: datetime,
+    at: datetime,
+    by_provider: bool = False,
+) -> Letter:
+    last = "Whoever has the link can use it, once. If you expect none, leave it."
+    if by_provider:
+        last = "Sign in there with your organization's account, once until then."
+    first = f"You are invited to Behavry, with the role {role}."
     return Letter(
         id=id,
         to=to,
         subject="[Behavry] You are invited",
-        text=_text(
-            f"You are invited to Behavry, with the role {role}.",
-            link,
-            until,
-            "Whoever has the link can use it, once. If you expect none, leave it.",
-        ),
+        text=_text(first, link, until, last),
         at=at,
     )
 

@@ -40,6 +40,11 @@ RETURNING id"""
 _END_KEYS_ABOVE: Final = """
 UPDATE control.api_keys SET revoked_at = $2
 WHERE created_by = $1 AND revoked_at IS NULL AND role = ANY($3) RETURNING id"""
+#: Links to another password, and sign-ins that are half done.
+_END_RESETS: Final = """
+UPDATE control.password_resets SET ended_at = $2
+WHERE user_id = $1 AND used_at IS NULL AND ended_at IS NULL"""
+_END_CHALLENGES: Final = "DELETE FROM control.sign_in_challenges WHERE user_id = $1"
 _APPROVED_BY: Final = """
 SELECT e.id FROM control.escalations e
 JOIN control.escalation_votes v ON v.tenant_id = e.tenant_id AND v.escalation_id = e.id
@@ -103,8 +108,12 @@ async def delete(connection: Connection, id: str) -> None:
 
 
 async def end_access(connection: Connection, id: str, now: datetime) -> list[str]:
-    """Ends their sessions and the keys that they made; which keys those were."""
+    """Ends their sessions, the keys that they made and what could begin another session; which keys
+    those were.
+    """
     await connection.execute(_END_SESSIONS, id, now)
+    await connection.execute(_END_RESETS, id, now)
+    await connection.execute(_END_CHALLENGES, id)
     return [row["id"] for row in await connection.fetch(_END_KEYS, f"user:{id}", now)]
 
 

@@ -17,7 +17,7 @@ import pytest
 from services.control.passwords import Passwords
 from tests.fakes.asking import ask_until
 from tests.fakes.receivers import MailReceiver, http_receiver, mail_receiver
-from tests.integration.control.conftest import Answered, Rest
+from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.escalated import Somebody, joined, run, signed_in
 from tests.integration.control.factors import LOGIN, code, first_half, second_half, with_totp
 from tests.integration.control.openid import signs_in_by
@@ -127,6 +127,26 @@ async def test_an_invite_that_does_not_go_out_is_shown(rest: Rest, address: str)
     )  # fmt: skip
     accepted = await rest.post(f"{INVITES}:accept", {"token": token, "password": NEW}, key=None)
     assert 201 == accepted.status
+
+
+async def test_where_a_provider_is_an_invite_leads_there_and_to_no_password(
+    rest: Rest, mails: MailReceiver
+) -> None:
+    """An account with a password that opens nothing would be in the way of the real one."""
+    early = (await invited(rest, "a;b@example.org")).json["token"]
+    await signs_in_by(rest, "https://login.example.org")
+    made = await invited(rest, "new@example.org")
+    shown = await invited(rest, "c;d@example.org")
+    link = f"{PUBLIC}/api/v1/auth/login?tenant={rest.running.tenant.slug}"
+    assert (True, None, None) == (made.json["mailed"], made.json["token"], made.json["link"])
+    assert (False, None, link) == (shown.json["mailed"], shown.json["token"], shown.json["link"])
+    text = (await mails.next()).get_content()
+    assert link in text
+    assert "bhv_inv_" not in text
+    said = {"token": early, "password": NEW}
+    check(await rest.post(f"{INVITES}:accept", said, key=None), 409, "conflict")
+
+    assert {"invited"} == {one["state"] for one in (await rest.get(INVITES)).json["items"]}
 
 
 # Break-glass ---------------------------------------------------------------------------------
@@ -304,6 +324,20 @@ async def test_what_is_wrong_with_a_link_is_told_alike(rest: Rest) -> None:
         check(answer, 401, "password_reset_invalid")
         told.append({k: v for k, v in answer.json.items() if k != "request_id"})
     assert 1 == len({str(one) for one in told})
+
+
+async def test_whoever_was_out_comes_back_to_no_link_and_no_half_of_a_sign_in(rest: Rest) -> None:
+    anna = await joined(rest, "anna")
+    secret, _ = await with_totp(rest, anna)
+    token, half = (await link_for(rest, anna)).json["token"], await first_half(rest, anna)
+    for verb in ("deactivate", "reactivate"):
+        assert 200 == (await rest.post(f"{USERS}/{anna.id}:{verb}")).status
+    check(await use(rest, token), 401, "password_reset_invalid")
+    proof = code(rest, secret, steps=1)
+    check(await second_half(rest, half["token"], totp=proof), 401, "unauthenticated")
+    half = await first_half(rest, anna)
+
+    assert 200 == (await second_half(rest, half["token"], totp=proof)).status
 
 
 async def test_a_link_opens_no_account_that_is_above_who_made_it(rest: Rest) -> None:
