@@ -32,7 +32,7 @@ CORE: Final = frozenset({
     "agents", "api-keys", "approve", "audit", "auth", "enroll", "enrollment-tokens", "escalations",
     "healthz", "jobs", "kill-switch", "license", "me", "openapi.json", "plan-features", "policies",
     "policy", "readyz", "roles", "servers", "settings", "tenants", "traces", ".well-known", "",
-    "errors", "reference", "style.css",
+    "errors", "reference", "style.css", "device", "join", "reset",
 })  # fmt: skip
 #: Accepting an invite is how people come in; who is invited was asked before.
 CORE_ROUTES: Final = frozenset({"accept_invite"})
