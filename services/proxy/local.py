@@ -183,6 +183,9 @@ class Local:
         if reply.result is None:
             return relay_error(message, reply.error or {}, METHOD_NOT_FOUND)
         found = bridge.result(reply.result, message.method, facts, to_modern=route.modern)
+        listed = found.get("resources")
+        if type(listed) is list:
+            found["resources"] = [bridge.unmarked(one) for one in listed if type(one) is dict]
         if type(found.get("nextCursor")) is str:
             found["nextCursor"] = self.seals.seal("cursor", holder, found["nextCursor"].encode())
         return answers.result(message.id, messages.encode(found))

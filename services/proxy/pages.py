@@ -59,7 +59,7 @@ async def fetch(visit: Visit, backend: Backend, method: str) -> Whole:
         found = reply.result.get(MEMBERS[method])
         if type(found) is not list:
             raise UpstreamFailed("upstream_protocol", ran=False, status=reply.status)
-        entries.extend(one for one in found if type(one) is dict)
+        entries.extend(bridge.unmarked(one) for one in found if type(one) is dict)
         size += len(messages.encode(found))
         ttl_ns = min(ttl_ns, _ttl_ns(reply.result))
         cursor = reply.result.get("nextCursor")
