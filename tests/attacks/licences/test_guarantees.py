@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -144,11 +145,13 @@ def test_a_feature_that_gates_nothing_any_more_is_seen() -> None:
 # --- 4. what is described is what is enforced ---------------------------------------------------
 
 
-def described(routers: Sequence[APIRouter]) -> dict[str, Any]:
+@cache
+def described() -> dict[str, Any]:
+    """Of the application as it is."""
     app = FastAPI(title="Behavry", version="1")
-    for router in routers:
+    for router in ROUTERS:
         app.include_router(router)
-    return openapi.describe(app, routers)
+    return openapi.describe(app, ROUTERS)
 
 
 def description_faults(document: dict[str, Any], routers: Sequence[APIRouter]) -> list[str]:
@@ -174,7 +177,7 @@ SUMMARY = "/api/v1/context-gate/summary"
 
 
 def test_the_description_says_of_each_route_what_its_guard_enforces() -> None:
-    assert [] == description_faults(described(ROUTERS), ROUTERS)
+    assert [] == description_faults(described(), ROUTERS)
 
 
 def _forget(paths: dict[str, Any]) -> None:
@@ -195,7 +198,7 @@ def _invent(paths: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("plant", [_forget, _rename, _drop, _invent])
 def test_a_description_that_differs_is_seen(plant: Callable[[dict[str, Any]], None]) -> None:
-    document = copy.deepcopy(described(ROUTERS))
+    document = copy.deepcopy(described())
     plant(document["paths"])
 
     assert [SUMMARY] == description_faults(document, ROUTERS)
@@ -204,5 +207,5 @@ def test_a_description_that_differs_is_seen(plant: Callable[[dict[str, Any]], No
 def test_a_guard_that_nobody_described_is_seen() -> None:
     more = [*ROUTERS, planted("/context-gate/planted", "context_gate")]
 
-    assert ["/api/v1/context-gate/planted"] == description_faults(described(ROUTERS), more)
+    assert ["/api/v1/context-gate/planted"] == description_faults(described(), more)
     assert all(isinstance(route, APIRoute) for router in more for route in router.routes)

@@ -30,7 +30,7 @@ from tests.promises import promise
 
 __all__ = ["everyone"]
 
-CALLS: Final = 300
+CALLS: Final = 200
 GATED: Final = [rule for rule in RULES if rule.feature]
 #: What makes the outbox take nothing, and what ends that.
 FAILURES: Final = {

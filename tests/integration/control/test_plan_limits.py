@@ -19,6 +19,7 @@ from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
 from tests.integration.control.conftest import Answered
 from tests.integration.control.people import TENANTS, WHY
+from tests.integration.control.planes import fetch, until_serial
 from tests.integration.control.plans import Plans, beside_entitlements
 from tests.integration.control.test_problems import check
 from tests.promises import promise
@@ -85,6 +86,23 @@ async def test_agents_at_above_and_lowered_below_the_limit(plans: Plans) -> None
     assert ("VALID", ("agents", 4, 4)) == (
         raised["status"], told(await rest.post("/api/v1/agents", {"name": "f"})),
     )  # fmt: skip
+
+
+@promise("plans:limits-on-creation")
+async def test_planes_above_the_limit_work_on(plans: Plans) -> None:
+    """There is one, and nothing creates another yet."""
+    rest = plans.rest
+    await until_serial(rest, 1)
+    before = await fetch(rest)
+    said = await limit(plans, 1, data_planes=0)
+
+    assert ("LIMIT_EXCEEDED", 1, 0) == (
+        said["status"], said["usage"]["data_planes"], said["limits"]["data_planes"],
+    )  # fmt: skip
+    assert 200 == before.status == (await fetch(rest)).status
+    made = await rest.add_agent("made-meanwhile")
+    secrets = {"client_id": made["client_id"], "client_secret": made["client_secret"]}
+    assert 200 == (await rest.token(**secrets)).status
 
 
 async def activated_by_the_host(plans: Plans, token: str) -> None:

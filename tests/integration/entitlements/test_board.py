@@ -126,7 +126,7 @@ async def change(writer: Writer, tenants: list[TenantId], chance: Random) -> Non
             await writer.set_plan(asked, chance.choice(PLANS), ends)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_a_look_that_fails_anywhere_loses_nothing(
     entitlements_database: Database,
     clock: ManualClock,
@@ -170,4 +170,4 @@ async def test_a_look_that_fails_anywhere_loses_nothing(
                 assert now == heard
         following.cancel()
 
-    assert flaky.failed.total() > 20
+    assert flaky.failed.total() > 10
