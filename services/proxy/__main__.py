@@ -18,8 +18,8 @@ from services.proxy.worker import OPTION, Worker
 def main(arguments: Sequence[str]) -> None:
     """Only who keeps workers running gives any arguments."""
     match arguments:
-        case [option, number, address, line] if option == OPTION:
-            run("proxy", ProxySettings, partial(_one_of_several, Worker.of(number, address, line)))
+        case [option, number, listener, line] if option == OPTION:
+            run("proxy", ProxySettings, partial(_one_of_several, Worker.of(number, listener, line)))
         case _:
             run("proxy", ProxySettings, _chosen)
 

@@ -284,7 +284,7 @@ async def _bound(
     if worker is None:
         return bind(settings.http_listen)
     await ready.soon()
-    return bind(worker.address, among_several=True)
+    return worker.listener, worker.address(settings.http_listen)
 
 
 class _Readiness:

@@ -1,4 +1,4 @@
-"""What a worker knows of being one of several: its address, and the line to whoever keeps it
+"""What a worker knows of being one of several: its listener, and the line to whoever keeps it
 running.
 
 On the line it tells whether it serves; its end means that nobody would start it again, so it ends.
@@ -27,13 +27,19 @@ class Worker:
     """A worker's own: where it listens, and its line to who keeps it running."""
 
     number: int
-    address: str
+    #: All of them take connections from it, whoever is free.
+    listener: socket.socket
     line: socket.socket
 
     @classmethod
-    def of(cls, number: str, address: str, line: str) -> Self:
-        """As they stand on a command line."""
-        return cls(int(number), address, socket.socket(fileno=int(line)))
+    def of(cls, number: str, listener: str, line: str) -> Self:
+        """As they stand on a command line: descriptors that came with it."""
+        sockets = [socket.socket(fileno=int(descriptor)) for descriptor in (listener, line)]
+        return cls(int(number), *sockets)
+
+    def address(self, asked: str) -> str:
+        """Where the listener is, of the address that was asked for, whose port may be any."""
+        return f"{asked.rpartition(':')[0]}:{self.listener.getsockname()[1]}"
 
     def grpc_listen(self, run_dir: Path) -> str:
         """Where its health and counters are asked for."""

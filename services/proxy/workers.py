@@ -2,8 +2,8 @@
 
 Decides when a worker is started again (one that ends is, after 0.2 to 5 s, while the others go on),
 when the whole is ready (one that serves is enough) and how it ends (all at once, each with the time
-that requests get). The kernel gives each connection to one of those that listen. What a worker
-does is app.py's, as if it were alone.
+that requests get). All take connections from one listener, whoever is free; what waits there when
+one is killed, another takes. What a worker does is app.py's, as if it were alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from services.common.settings import environment
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log, describe, get_log
 from services.proxy.settings import ProxySettings
-from services.proxy.transports.listener import keep
+from services.proxy.transports.listener import bind
 from services.proxy.worker import OPTION, READY
 
 #: Who they are, for whoever started us.
@@ -55,9 +55,9 @@ class Running:
 async def running(settings: ProxySettings) -> AsyncIterator[Running]:
     """SERVING while a worker serves."""
     log = get_log("proxy")
-    # It never listens: it keeps the port while no worker does.
-    kept, bound = keep(settings.http_listen)
-    with contextlib.closing(kept):
+    # One for all, and nobody else's: a port that several may bind, a tool server of our user might.
+    listener, bound = bind(settings.http_listen)
+    with contextlib.closing(listener):
         async with (
             serve(
                 listen=settings.grpc_listen,
@@ -66,7 +66,7 @@ async def running(settings: ProxySettings) -> AsyncIterator[Running]:
                 counters=Counters(),  # each worker tells its own
                 log=log,
             ) as serving,
-            _kept_running(settings, bound, serving, log) as workers,
+            _kept_running(settings, listener, serving, log) as workers,
         ):
             yield Running(
                 http=f"http://{bound}",
@@ -77,11 +77,11 @@ async def running(settings: ProxySettings) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def _kept_running(
-    settings: ProxySettings, bound: str, serving: Serving, log: Log
+    settings: ProxySettings, listener: socket.socket, serving: Serving, log: Log
 ) -> AsyncIterator[Sequence[_Worker]]:
     news = asyncio.Event()
     numbers = range(1, settings.workers + 1)
-    workers = [_Worker(number, bound, news.set, log) for number in numbers]
+    workers = [_Worker(number, listener, news.set, log) for number in numbers]
     with _told_to(settings.run_dir / PIDS, log) as tell:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one.run()) for one in workers]
@@ -89,6 +89,7 @@ async def _kept_running(
             try:
                 yield workers
             finally:
+                listener.close()  # with the workers' own, nobody is kept waiting for an answer
                 for one in workers:
                     one.stop()
                 await asyncio.wait(tasks)
@@ -131,9 +132,11 @@ def _told_to(path: Path, log: Log) -> Iterator[Callable[[Sequence[_Worker]], Non
 class _Worker:
     """One of them, started again and again until `stop`."""
 
-    def __init__(self, number: int, bound: str, changed: Callable[[], None], log: Log) -> None:
+    def __init__(
+        self, number: int, listener: socket.socket, changed: Callable[[], None], log: Log
+    ) -> None:
         self._number = number
-        self._bound = bound
+        self._listener = listener
         self._changed = changed
         self._log = log
         self._stopping = asyncio.Event()
@@ -166,13 +169,13 @@ class _Worker:
 
     async def _run_once(self) -> int:
         ours, theirs = socket.socketpair()
-        line = [str(self._number), self._bound, str(theirs.fileno())]
+        passed = [self._listener.fileno(), theirs.fileno()]
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                *_same_program(), OPTION, *line,
+                *_same_program(), OPTION, str(self._number), *map(str, passed),
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environment(),
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
             )  # fmt: skip
         self.pid = process.pid
         if self._stopping.is_set():  # it was asked while there was nobody yet

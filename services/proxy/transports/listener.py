@@ -122,28 +122,13 @@ class CappedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
-def bind(address: str, *, among_several: bool = False) -> tuple[socket.socket, str]:
-    """`host:port`, port 0 for a free one; answers the socket and the address it got.
-    `among_several`: other processes of ours listen there too, and the kernel deals out connections.
-    """
+def bind(address: str) -> tuple[socket.socket, str]:
+    """`host:port`, port 0 for a free one; answers the socket and the address it got."""
     host, _, port = address.rpartition(":")
-    place = (host.strip("[]") or "127.0.0.1", int(port))
-    listener = socket.create_server(place, backlog=1024, reuse_port=among_several)
+    listener = socket.create_server((host.strip("[]") or "127.0.0.1", int(port)), backlog=1024)
     # Head and body of an answer are two writes: the second must not wait for the first one's ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener, f"{host}:{listener.getsockname()[1]}"
-
-
-def keep(address: str) -> tuple[socket.socket, str]:
-    """A port for processes of ours that will listen there. Raises OSError where somebody does."""
-    alone, bound = bind(address)  # among several, a stranger who listens would not be noticed
-    alone.close()
-    host, _, port = bound.rpartition(":")
-    kept = socket.socket()
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    kept.bind((host.strip("[]") or "127.0.0.1", int(port)))
-    return kept, bound
 
 
 @asynccontextmanager

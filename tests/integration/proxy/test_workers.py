@@ -7,24 +7,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
 import pytest
 
-from services.proxy.transports.listener import bind, keep
 from tests.fakes.children import ROOT
 from tests.fakes.gateway import environment, until, until_true
 from tests.fakes.installation import still_there
+from tests.fakes.valkey import free_port
 
 
 class Proxies:
     """A test's hand on them. Nobody decides anything here: there is no authorizer."""
 
-    def __init__(self, state: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, state: Path, process: subprocess.Popen[bytes], port: int) -> None:
         self.run_dir = state / "run"
         self.process = process
+        self.port = port
 
     def workers(self) -> list[int]:
         try:
@@ -46,15 +47,21 @@ class Proxies:
 @contextmanager
 def started(state: Path, **changes: str) -> Iterator[Proxies]:
     store = {"BEHAVRY_COUNTER_STORE_URL": f"unix://{state}/nobody.sock"}
-    env = environment(state, **{"BEHAVRY_PROXY_WORKERS": "2", **store, **changes})
+    port = free_port()
+    listen = {"BEHAVRY_PROXY_HTTP_LISTEN": f"127.0.0.1:{port}"}
+    env = environment(state, **{"BEHAVRY_PROXY_WORKERS": "2", **store, **listen, **changes})
     process = subprocess.Popen(
         [sys.executable, "-m", "services.proxy"],
         cwd=ROOT, env={**os.environ, **env}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
+    made = Proxies(state, process, port)
     try:
-        yield Proxies(state, process)
+        yield made
     finally:
         process.kill()
+        for worker in made.workers():  # they would end by themselves, when they have started
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
         process.communicate()
 
 
@@ -91,17 +98,12 @@ async def test_workers_end_with_who_kept_them_running(tmp_path: Path) -> None:
         assert not still_there({*workers}, within_s=20)
 
 
-@pytest.mark.parametrize("shares", [False, True], ids=["alone", "among several"])
-def test_a_port_that_a_stranger_listens_on_is_not_shared_with_it(shares: bool) -> None:
-    stranger = socket.create_server(("127.0.0.1", 0), reuse_port=shares)
-    with stranger, pytest.raises(OSError, match="in use"):
-        keep(f"127.0.0.1:{stranger.getsockname()[1]}")
-
-
-def test_a_port_that_is_kept_is_free_for_us_alone() -> None:
-    kept, bound = keep("127.0.0.1:0")
-    with kept:
-        first, _ = bind(bound, among_several=True)
-        second, _ = bind(bound, among_several=True)
-        with first, second, pytest.raises(OSError, match="in use"):
-            bind(bound)
+async def test_nobody_else_of_our_user_can_listen_beside_them(tmp_path: Path) -> None:
+    """A tool server that could would be given agents' tokens."""
+    with started(tmp_path) as proxies:
+        await proxies.running()
+        with socket.socket() as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="in use"):
+                stranger.bind(("127.0.0.1", proxies.port))
