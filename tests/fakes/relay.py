@@ -35,6 +35,10 @@ class Relay:
         for writer in list(self.open):
             writer.transport.abort()
 
+    async def breath(self) -> None:
+        """For who comes again and again: a socket that refuses is not asked without a pause."""
+        await asyncio.sleep(0.02)
+
     async def lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Until either side ends."""
         task = asyncio.current_task()

@@ -122,7 +122,8 @@ def verified(stack: Stack) -> dict[str, Any]:
         job.update(stack.rest.get(f"/api/v1/jobs/{job['id']}"))
         return job["state"] not in {"queued", "running"}
 
-    until(done, "the verification ended", 60)
+    # It reads all that there is: after an hour under traffic that is a while.
+    until(done, "the verification ended", 600, look_again_s=0.2)
     result = job["result"]
     assert isinstance(result, dict)
     return result

@@ -83,7 +83,7 @@ async def feeding(directory: Path, relay: Relay, features: Tracked) -> AsyncIter
             with contextlib.suppress(BehavryError, TimeoutError):
                 await feed.watch()
                 await feed.reread()
-            await asyncio.sleep(0.02)  # a socket that refuses is not asked without a pause
+            await relay.breath()
 
     async with dial(relay.address, identity(directory / "peers", "control")) as link:
         feed = EntitlementsFeed(link, features, Plans(link, features, Counters()))
