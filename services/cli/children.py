@@ -46,8 +46,8 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     before: Callable[[], Awaitable[None]] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
-    #: Processes that it keeps running itself.
-    workers: Callable[[], list[int]] | None = None
+    #: Processes that the one of this number keeps running itself.
+    workers: Callable[[int], list[int]] | None = None
 
 
 class CannotStart(Exception):
@@ -168,9 +168,10 @@ class Child:
 
     def pids(self) -> list[int]:
         """It, and the processes that it keeps running."""
+        if self.pid is None:
+            return []
         workers = self.program.workers
-        own = [] if self.pid is None else [self.pid]
-        return [*own, *(workers() if workers is not None else ())]
+        return [self.pid, *(workers(self.pid) if workers is not None else ())]
 
     async def stop(self) -> None:
         """Ask it to end, insist after a while. Returns when it and its group are gone."""

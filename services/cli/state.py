@@ -199,12 +199,13 @@ def write_text(path: Path, text: str) -> None:
     making.replace(path)
 
 
-def proxy_workers(run_dir: Path) -> list[int]:
-    """The proxy's processes behind the one that was started; none where that is all."""
+def proxy_workers(run_dir: Path, pid: int) -> list[int]:
+    """The proxy's processes behind this one, which was started; none where that is all."""
     try:
-        return list(json.loads((run_dir / "proxy-workers.json").read_bytes())["workers"])
+        known = json.loads((run_dir / "proxy-workers.json").read_bytes())
     except FileNotFoundError:
         return []
+    return list(known["workers"]) if known["supervisor"] == pid else []
 
 
 @contextmanager

@@ -75,10 +75,13 @@ def status(*, state: StateOption = None, json: JsonOption = False) -> None:
     document = running_document(found)
     processes: Any = document.get("processes", {})
     pids: Any = document.get("pids", {})
-    workers = proxy_workers(Path(recall(found).run_dir or found.root / "run"))
-    if workers and "proxy" in processes:
-        processes["proxy"]["workers"] = workers  # they come and go without a word to `up`
-        pids["proxy"] = [processes["proxy"]["pid"], *workers]
+    proxy = processes.get("proxy", {})
+    if proxy.get("pid") is not None:  # its workers come and go without a word to `up`
+        run_dir = Path(recall(found).run_dir or found.root / "run")
+        workers = proxy_workers(run_dir, proxy["pid"])
+        pids["proxy"] = [proxy["pid"], *workers]
+        if workers:
+            proxy["workers"] = workers
     if json:
         emit({"running": True, "pid": pid, **document})
     else:

@@ -177,6 +177,9 @@ async def test_the_processes_behind_the_proxy_are_counted_with_it(decided: Plan)
     child = Child(program, changed=lambda: None)
     child.pid = 7
     alone = child.pids()
-    (decided.run_dir / "proxy-workers.json").write_text('{"workers": [8, 9], "ready": [8]}')
+    told = '{"supervisor": 7, "workers": [8, 9], "ready": [8]}'
+    (decided.run_dir / "proxy-workers.json").write_text(told)
+    among_them = child.pids()
+    child.pid = 10  # started again after a kill, and has told nothing yet
 
-    assert ([7], [7, 8, 9]) == (alone, child.pids())
+    assert ([7], [7, 8, 9], [10]) == (alone, among_them, child.pids())
