@@ -129,6 +129,8 @@ class Features:
         self._clock = clock
         self._epoch = ""
         self._of: dict[TenantId, Entitlements] = {}
+        #: When tenants were deleted: a list that was begun before does not bring one back.
+        self._gone: dict[TenantId, int] = {}
         self._heard_ns: int | None = None
         self._listeners: list[Callable[[TenantId], None]] = []
         #: Plans and features that can be had, as entitlements last listed them.
@@ -157,10 +159,7 @@ class Features:
     def forget(self, tenant: TenantId, revision: int) -> None:
         """The tenant was deleted."""
         self.heard()
-        known = self._of.get(tenant)
-        if known is not None and known.revision <= revision:
-            del self._of[tenant]
-            self._tell(tenant)
+        self._drop(tenant, revision)
 
     def sync(self, epoch: str, revision: int, all: Mapping[TenantId, Entitlements]) -> None:
         """Everything was told, as it was at `revision` or later. Another epoch than the one we know
@@ -170,6 +169,7 @@ class Features:
         if epoch != self._epoch:
             gone, self._epoch = self._of, epoch
             self._of = dict(all)
+            self._gone.clear()
             for tenant in gone.keys() | all.keys():
                 if gone.get(tenant) != all.get(tenant):
                     self._tell(tenant)
@@ -177,9 +177,7 @@ class Features:
         for held in all.values():
             self._take(held)
         for tenant in self._of.keys() - all.keys():
-            if self._of[tenant].revision <= revision:  # else it came after the list was begun
-                del self._of[tenant]
-                self._tell(tenant)
+            self._drop(tenant, revision)  # unless it came after the list was begun
 
     @property
     def epoch(self) -> str:
@@ -198,7 +196,16 @@ class Features:
         self._of = {held.tenant: held for held in kept.tenants}
         self.catalogue = kept.catalogue
 
+    def _drop(self, tenant: TenantId, revision: int) -> None:
+        self._gone[tenant] = max(revision, self._gone.get(tenant, 0))
+        known = self._of.get(tenant)
+        if known is not None and known.revision <= revision:
+            del self._of[tenant]
+            self._tell(tenant)
+
     def _take(self, held: Entitlements) -> None:
+        if held.revision <= self._gone.get(held.tenant, -1):
+            return
         before = self._of.get(held.tenant)
         if before == held or (before is not None and held.revision < before.revision):
             return

@@ -97,6 +97,23 @@ def test_what_came_while_the_list_was_told_is_not_forgotten(clock: ManualClock) 
     assert {"a", "new"} == {one.tenant for one in features.kept().tenants}
 
 
+def test_a_list_that_was_begun_before_does_not_bring_a_deleted_tenant_back(
+    clock: ManualClock,
+) -> None:
+    features, tenant = Features(clock), TenantId("a")
+    features.sync("e1", 5, {tenant: held("a", 5)})
+    features.forget(tenant, 9)
+    features.sync("e1", 6, {tenant: held("a", 6)})
+    features.update(held("a", 8))
+    assert features.of(tenant) is None
+
+    features.update(held("a", 10))
+    assert held("a", 10) == features.of(tenant)
+    features.forget(tenant, 11)
+    features.sync("e2", 3, {tenant: held("a", 2)})  # another life of the database
+    assert held("a", 2) == features.of(tenant)
+
+
 def test_a_copy_is_private_whole_and_read_as_it_was(tmp_path: Path, clock: ManualClock) -> None:
     features, file = Features(clock), tmp_path / "copy"
     features.sync("e1", 5, {TenantId("a"): held("a", 5, "kept")})
