@@ -5,11 +5,12 @@ end share. Each of them can be opened more than once.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from services.common.settings import load
 from services.control.features import Entitlements
@@ -21,7 +22,7 @@ from tests.fakes.clock import START_NS, ManualClock
 from tests.fakes.licenses import DAY_S, issuers_keys
 from tests.fakes.postgres import Database
 from tests.fakes.receivers import HttpReceiver
-from tests.integration.control.conftest import Rest, opened
+from tests.integration.control.conftest import Answered, Rest, opened
 from tests.integration.control.people import operator
 from tests.integration.control.plans import Plans, environments
 
@@ -64,6 +65,20 @@ class World:
         """So many days after the clock's start; both clocks go on."""
         wall_ns = START_NS + round(days * DAY_S) * 10**9
         self.clock.advance((wall_ns - self.clock.now_ns()) / 1e9)
+
+
+async def done(act: Callable[[], Awaitable[Answered]]) -> Answered:
+    """Its answer, once there is one: entitlements may need more than half a second on a machine
+    that is busy, and whoever asks then asks again.
+    """
+    answer = await ask_until(act, lambda one: one.status != 503)
+    assert 200 == answer.status, answer.body
+    return answer
+
+
+async def activated(plans: Plans, token: str) -> Answered:
+    key = str(uuid4())
+    return await done(lambda: plans.activate(token, key=key))
 
 
 async def fresh(plans: Plans) -> dict[str, Any]:

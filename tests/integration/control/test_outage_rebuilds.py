@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from tests.fakes.licenses import DAY_S
 from tests.fakes.postgres import Database
 from tests.integration.control.planes import BUNDLE, opened, plane_token
 from tests.integration.control.plans import LICENSE, SUMMARY, Plans
-from tests.integration.control.terms import EDGES, World, fresh, standing, until_edges
+from tests.integration.control.terms import EDGES, World, done, fresh, standing, until_edges
 from tests.integration.control.test_problems import check
 from tests.integration.control.test_timeline import configure
 from tests.promises import promise
@@ -94,10 +95,10 @@ def changes(agent: str, server: str) -> list[tuple[str, str, dict[str, Any]]]:
 async def test_without_a_snapshot_no_bundle_of_any_change_enforces_less(world: World) -> None:
     async with world.entitlements(), world.control() as plans:
         await fresh(plans)
-        assert 200 == (await plans.plan(plan="enterprise")).status
+        await done(lambda: plans.plan(plan="enterprise"))
         await configure(plans)
-        assert 200 == (await plans.plan(plan="professional")).status
-        assert 200 == (await plans.features(disable=["inbound_rules"])).status
+        await done(lambda: plans.plan(plan="professional"))
+        await done(lambda: plans.features(disable=["inbound_rules"]))
         agent = (await plans.rest.add_agent("two"))["id"]
 
         async def both() -> Bundle | None:
@@ -143,7 +144,7 @@ async def test_a_plan_that_ends_while_entitlements_is_away_ends_when_it_is_back(
     """
     async with world.entitlements(), world.control() as plans:
         await fresh(plans)
-        assert 200 == (await plans.plan(plan="trial", expires_at="2026-01-01T12:00:00Z")).status
+        await done(lambda: plans.plan(plan="trial", expires_at="2026-01-01T12:00:00Z"))
         said = await standing(plans, "EXPIRING")
         modes = [one["mode"] for one in said["features"]]
     for _ in range(3):
@@ -153,7 +154,7 @@ async def test_a_plan_that_ends_while_entitlements_is_away_ends_when_it_is_back(
             assert silent["stale"]
             assert modes == [one["mode"] for one in silent["features"]]
             assert ("EXPIRING", said["revision"]) == (silent["status"], silent["revision"])
-    async with world.control() as plans:
+    async with AsyncExitStack() as until_the_end, world.control() as plans:
         features = plans.rest.running.control.features
         synced: list[int] = []
         sync = features.sync
@@ -163,11 +164,11 @@ async def test_a_plan_that_ends_while_entitlements_is_away_ends_when_it_is_back(
             sync(epoch, revision, all)
 
         features.sync = counted  # type: ignore[method-assign]  # what it does stays
-        async with world.entitlements():
-            lapsed = await standing(plans, "EXPIRED")
-            assert not lapsed["stale"]
-            assert len(synced) <= 1
-            *_, last = await until_edges(plans.rest, 2)
+        await until_the_end.enter_async_context(world.entitlements())
+        lapsed = await standing(plans, "EXPIRED")
+        assert not lapsed["stale"]
+        assert len(synced) <= 1
+        *_, last = await until_edges(plans.rest, 2)
 
     assert EDGES[2] == last["type"]
     assert lapsed["revision"] > said["revision"]

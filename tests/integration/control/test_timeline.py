@@ -30,6 +30,8 @@ from tests.integration.control.terms import (
     EDGES,
     NOW_S,
     World,
+    activated,
+    done,
     edges,
     fresh,
     heard_by,
@@ -113,7 +115,7 @@ async def played(state: Path, database: Database, clock: ManualClock) -> AsyncIt
         await fresh(plans)
         await told_to(plans.rest, receiver)
         token = plans.token(tenant=plans.tenant, plan="enterprise", exp=NOW_S + END * DAY_S)
-        assert 200 == (await plans.activate(token)).status
+        await activated(plans, token)
         await configure(plans)
         yield Played(world=world, plans=plans, receiver=receiver)
 
@@ -187,7 +189,7 @@ async def test_a_term_from_thirty_days_before_its_end_to_its_renewal(
     renewed = plans.token(
         tenant=plans.tenant, plan="enterprise", jti="licence-2", exp=NOW_S + 500 * DAY_S
     )
-    assert 200 == (await plans.activate(renewed)).status
+    await activated(plans, renewed)
     assert (ON, enforced) == await played.bundle(ON.__eq__)
     assert before == await played.configured()
     assert 201 == await writes(plans, "renewed")
@@ -211,13 +213,13 @@ async def test_a_trial_has_no_grace_and_a_downgrade_takes_effect_at_once(
     async with world.entitlements(), world.control() as plans:
         await fresh(plans)
         heard = heard_by(plans)
-        assert 200 == (await plans.plan(plan="enterprise")).status
-        down = (await plans.plan(plan="professional")).json
+        await done(lambda: plans.plan(plan="enterprise"))
+        down = (await done(lambda: plans.plan(plan="professional"))).json
         enterprise = {one.key for one in FEATURE_CATALOG if one.plan == "enterprise"}
         assert LAPSED | dict.fromkeys(LAPSED.keys() - enterprise, "on") == {
             one["key"]: one["mode"] for one in down["features"]
         }
-        ends = await plans.plan(plan="trial", expires_at="2026-01-11T00:00:00Z")
+        ends = await done(lambda: plans.plan(plan="trial", expires_at="2026-01-11T00:00:00Z"))
         assert ends.json["expires_at"] == ends.json["grace_ends_at"]
         world.go_to(10)
         lapsed = await standing(plans, "EXPIRED")
