@@ -156,7 +156,7 @@ async def _opened(visit: Visit, asked: Asked, said: Answer) -> dict[str, Any]:
             opened_after=now - sessions.ABSOLUTE,
         )
         if person is not None:
-            actor = {"kind": "user", "id": person[0], "name": person[1]}
+            actor = {"kind": "user", "id": person.user, "name": person.name}
             record = audit_records.user(
                 "user.signin", said.tenant, visit.came(actor), reason="device"
             )
@@ -167,7 +167,7 @@ async def _opened(visit: Visit, asked: Asked, said: Answer) -> dict[str, Any]:
     return {
         "access_token": token,
         "token_type": "Bearer",
-        "expires_in": int(sessions.ABSOLUTE.total_seconds()),
+        "expires_in": int((person.since + sessions.ABSOLUTE - now).total_seconds()),
     }
 
 

@@ -48,7 +48,7 @@ FROM used
 JOIN control.user_sessions s ON s.tenant_id = used.tenant_id AND s.id = used.session_id
     AND s.user_id = used.user_id AND s.ended_at IS NULL AND s.created_at > $6
 JOIN control.users u ON u.tenant_id = s.tenant_id AND u.id = s.user_id AND u.status = 'active'
-RETURNING user_id"""
+RETURNING user_id, created_at"""
 _NAME: Final = "SELECT username FROM control.users WHERE id = $1"
 
 
@@ -77,6 +77,15 @@ class Opening:
     token_sha256: bytes
     id: str
     client_ip: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """Whose it is, and since when by the clock of the session that it came from."""
+
+    user: str
+    name: str
+    since: datetime
 
 
 async def count_open(connection: Connection, now: datetime) -> int:
@@ -139,12 +148,13 @@ async def use(
     *,
     now: datetime,
     opened_after: datetime,
-) -> tuple[str, str] | None:
-    """Once: whose session begins, id and name. None where it was used, or where they or the session
-    that it was approved in are not there any more.
+) -> Opened | None:
+    """Once. None where it was used, or where they or the session that it was approved in are not
+    there any more.
     """
     args = (device_sha256, now, opening.token_sha256, opening.id, opening.client_ip, opened_after)
-    user = await connection.fetchval(_USE, *args)
-    if user is None:
+    row = await connection.fetchrow(_USE, *args)
+    if row is None:
         return None
-    return str(user), str(await connection.fetchval(_NAME, user))
+    name = str(await connection.fetchval(_NAME, row["user_id"]))
+    return Opened(user=str(row["user_id"]), name=name, since=row["created_at"])

@@ -209,7 +209,9 @@ async def test_what_is_given_ends_with_whoever_gave_it(
     rest.clock.advance(29 * 60)
     device = await begun(rest)
     assert 200 == (await page.submit(device.page, of=device.page, act="approve")).status
-    token = (await device.poll()).json["access_token"]
+    got = (await device.poll()).json
+    token = got["access_token"]
+    assert 12 * 3600 - 58 * 60 - 5 == got["expires_in"]
     me = (await rest.get("/api/v1/me", key=token)).json
     assert (await page.me())["stepped_up_until"] == me["stepped_up_until"]
     for _ in range(26):
