@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -24,6 +24,10 @@ INTERNAL_ERROR: Final = -32603
 MAX_DEPTH: Final = 64
 #: Of what tool servers say; deeper trees could be read and not be written again.
 MAX_UPSTREAM_DEPTH: Final = 200
+#: How deep the codec writes.
+_WRITES: Final = 254
+#: Messages of a tool server in one.
+MAX_BATCH: Final = 1_000
 MAX_LEAVES: Final = 100_000
 MAX_METHOD: Final = 128
 MAX_ID_TEXT: Final = 256
@@ -32,6 +36,8 @@ MAX_ID_NUMBER: Final = 2**53 - 1
 # orjson makes floats of integers that do not fit 64 bits: a float of this size may be one, and then
 # the standard codec reads the text again, which keeps integers exact.
 _HUGE: Final = float(2**63)
+# Integers that do not fit 64 bits have as many digits.
+_LONG: Final = re.compile(rb"[0-9]{19}")
 # Matches at every key and, rarely, inside a string: never fewer than there are keys.
 _KEY_ENDS: Final = re.compile(rb'"[ \t\r\n]*:')
 _CONTAINERS: Final = frozenset({dict, list})
@@ -101,9 +107,16 @@ def decode(body: bytes) -> Json:
     occurs twice, the last counts. Raises Malformed.
     """
     tree = _loads(body)
-    if body.count(b"{") + body.count(b"[") > MAX_UPSTREAM_DEPTH:
-        measure(tree, max_depth=MAX_UPSTREAM_DEPTH, max_leaves=sys.maxsize)
-    return _exactly(body) if _has_huge(tree) else tree
+    if body.count(b"{") + body.count(b"[") > MAX_UPSTREAM_DEPTH and not _shallow(tree):
+        raise Malformed(INVALID_REQUEST, "nested too deeply")
+    return _exactly(body) if _LONG.search(body) and _has_huge(tree) else tree
+
+
+def split(tree: Json) -> Sequence[Json]:
+    """A message, or those of a batch of 2025-03-26; of one with too many there is none to read."""
+    if type(tree) is not list:
+        return (tree,)
+    return tree if len(tree) <= MAX_BATCH else (None,)
 
 
 def encode(tree: Json, *, sort: bool = False) -> bytes:
@@ -210,6 +223,19 @@ def _loads(body: bytes) -> Json:
         if str(bad).startswith("depth limit"):
             raise Malformed(INVALID_REQUEST, "nested too deeply") from None
         raise Malformed(PARSE_ERROR, "invalid JSON") from None
+
+
+def _shallow(tree: Json) -> bool:
+    """Whether it can be written with something around it. The codec tells, which is much faster
+    than to walk there: a server may say millions of values at once.
+    """
+    for _ in range(_WRITES - MAX_UPSTREAM_DEPTH):
+        tree = [tree]
+    try:
+        orjson.dumps(tree)
+    except orjson.JSONEncodeError:
+        return False
+    return True
 
 
 def _writable(tree: Json) -> Json:

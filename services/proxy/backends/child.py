@@ -109,7 +109,7 @@ class Child:
             tree = messages.decode(line) if line.strip() else None
         except messages.Malformed:
             tree = None
-        for one in tree if type(tree) is list else [tree]:
+        for one in messages.split(tree):
             if type(one) is dict:
                 self.talk.read(one, len(line))
             elif line.strip():

@@ -145,7 +145,7 @@ class Exchange:
 
     def _take(self, tree: Any) -> None:
         """One message, or a batch of 2025-03-26."""
-        for one in tree if type(tree) is list else (tree,):
+        for one in messages.split(tree):
             if type(one) is not dict:
                 self._dropped.value += 1
             elif "method" in one:

@@ -223,7 +223,7 @@ class LegacySseBackend:
 def _message(talk: Conversation, data: bytes) -> None:
     with contextlib.suppress(messages.Malformed):
         tree = messages.decode(data)
-        for one in tree if type(tree) is list else [tree]:
+        for one in messages.split(tree):
             if type(one) is dict:
                 talk.read(one, len(data))
 

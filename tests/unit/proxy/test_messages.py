@@ -189,6 +189,27 @@ def test_what_could_not_be_written_again_is_not_read() -> None:
             messages.decode(b"[" * levels + b"]" * levels)
 
 
+def test_what_a_server_says_at_once_is_read_without_a_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk over the millions of values that fit into one answer takes seconds."""
+
+    def walked(*_: Any, **__: Any) -> None:
+        raise AssertionError("walked")
+
+    monkeypatch.setattr(messages, "measure", walked)
+    monkeypatch.setattr(messages, "_has_huge", walked)
+    tree = messages.decode(b'{"a":[' + b",".join([b'{"b":1.5}'] * 10_000) + b"]}")
+
+    assert 10_000 == len(tree["a"])
+
+
+def test_of_a_batch_with_too_many_messages_none_is_read() -> None:
+    wide: list[dict[str, Any]] = [{} for _ in range(messages.MAX_BATCH + 1)]
+
+    assert [None] == list(messages.split(wide))
+    assert wide[1:] == messages.split(wide[1:])
+    assert [{"a": 1}] == list(messages.split({"a": 1}))
+
+
 def test_of_a_key_that_a_server_says_twice_the_last_counts() -> None:
     assert {"a": 2} == messages.decode(b'{"a":1,"a":2}')
 
