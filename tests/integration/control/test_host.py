@@ -1,9 +1,13 @@
-"""Who runs the installation is said on its host, to the database, and is on record."""
+"""What is said on the host itself, to the database, past control: who runs the installation, and
+that an admin whom nobody else can help may choose another password. All of it is on record.
+"""
 
 from __future__ import annotations
 
 import pytest
 
+from services.cli import host_resets
+from services.cli.host_books import Host
 from services.cli.output import CommandFailed
 from services.cli.super_admins import set_super_admin
 from services.common.ids import PlaneId
@@ -15,10 +19,12 @@ from tests.promises import promise
 
 
 async def granted(rest: Rest, username: str, *, wanted: bool = True) -> bool:
-    return await set_super_admin(
-        rest.database.admin_dsn,
-        username,
-        wanted=wanted,
+    return await set_super_admin(host_of(rest), username, wanted=wanted)
+
+
+def host_of(rest: Rest) -> Host:
+    return Host(
+        dsn=rest.database.admin_dsn,
         plane_id=PlaneId("dp-local"),
         digest_keys=rest.state / "keys" / "digest.keys",
     )
@@ -52,3 +58,26 @@ async def test_who_is_not_there_or_not_active_is_not_made_one(rest: Rest, name: 
         await granted(rest, name)
 
     assert not [one for one in await rest.records() if "super_admin_" in one["type"]]
+
+
+@promise("people:links-told-once")
+async def test_the_host_helps_an_admin_who_has_lost_their_password(rest: Rest) -> None:
+    """On every plan: there may be nobody else, and no mail."""
+    admin = await signed_in(rest)
+    path, said = "/api/v1/auth/password:reset", {"password": "another password"}
+    early, token = [await host_resets.make(host_of(rest), "Admin") for _ in range(2)]
+    stale = await rest.post(path, said | {"token": early}, key=None)
+    check(stale, 401, "password_reset_invalid")
+    assert 200 == (await rest.post(path, said | {"token": token}, key=None)).status
+    again = await rest.post(path, said | {"token": token}, key=None)
+    check(again, 401, "password_reset_invalid")
+    check(await rest.get("/api/v1/me", key=admin.token), 401, "session_expired")
+    assert admin.id == (await signed_in(rest, "admin", "another password")).id
+
+    recorded = await rest.records()
+    made = [one for one in recorded if one["type"] == "admin.user.password_reset_made"]
+    assert ["host", "host"] == [one["actor"]["kind"] for one in made]
+    assert {admin.id} == {one["resource_id"] for one in made}
+    assert token not in str(recorded)
+    with pytest.raises(CommandFailed):
+        await host_resets.make(host_of(rest), "nobody")
