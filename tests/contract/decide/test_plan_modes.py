@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from services.authorizer.settings import AuthorizerSettings
 from services.common.clock import SystemClock
 from services.common.rpc.client import dial
 from services.common.settings import load
+from services.control.desired_state import TenantRows
 from services.entitlements import effective
 from services.proxy.calls import Decision, Result
 from services.proxy.clients.decide import read
@@ -90,7 +92,8 @@ def approved(action: str, **more: Any) -> dict[str, Any]:
     return {**tool, **more}
 
 
-def configured() -> Any:
+@cache
+def configured() -> TenantRows:
     """A tenant that uses what is built: classified tools, policies, roles, a revoked session."""
     read = approved("read")
     tools = {
