@@ -207,6 +207,20 @@ async def test_one_child_serves_all_calls_of_an_agent(tmp_path: Path) -> None:
         assert 1 == len(pids)
 
 
+async def test_a_child_that_nobody_uses_ends_and_the_next_call_starts_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.app.SWEEP_S", 0.02)
+    async with probing(tmp_path) as proxy:
+        first, same = (await look(proxy))["pid"], (await look(proxy))["pid"]
+        monkeypatch.setattr("services.proxy.backends.stdio.IDLE_NS", -1)
+        assert set() == await asyncio.to_thread(still_there, {first})
+        monkeypatch.setattr("services.proxy.backends.stdio.IDLE_NS", 600 * 10**9)
+        other = (await look(proxy))["pid"]
+
+    assert first == same != other
+
+
 async def test_a_killed_child_is_started_again_and_its_call_ends(tmp_path: Path) -> None:
     async with probing(tmp_path) as proxy:
         first = (await look(proxy))["pid"]
