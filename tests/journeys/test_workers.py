@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,16 +15,30 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+import mcp_types as types
 import pytest
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from behavry.common.v1 import diagnostics_pb2, diagnostics_pb2_grpc
 from services.common.rpc.client import dial
 from services.common.rpc.peers import Identity
 from tests.fakes import tool_server
+from tests.fakes.children import ROOT
 from tests.fakes.installation import still_there
 from tests.fakes.stack import Stack, running, until
 from tests.fakes.valkey import running_valkey
-from tests.journeys.agents import LEGACY, MODERN, Agent, decision, developer, register, session
+from tests.journeys.agents import (
+    LEGACY,
+    MODERN,
+    Agent,
+    decision,
+    developer,
+    register,
+    session,
+    text,
+)
 from tests.journeys.traffic import answered
 from tests.journeys.witnesses import AGENTS, compare_all, under_traffic
 
@@ -34,6 +49,8 @@ KILLS = 17 if os.environ.get("BEHAVRY_CHAOS") == "long" else 2
 HEALS_WITHIN_S = 45
 #: Of an agent's calls, one at a time, so many may meet a worker that is being killed.
 FEW = 3
+#: Each worker takes some part of that many conversations.
+TURNS = 6
 Figure = Callable[[str, object], None]
 
 
@@ -43,6 +60,8 @@ def several() -> Iterator[Stack]:
         environment = {
             "BEHAVRY_PROXY_WORKERS": str(WORKERS),
             "BEHAVRY_COUNTER_STORE_URL": valkey.url,
+            # A busy machine's authorizer gets its time: a decision that is late is a denial.
+            "BEHAVRY_PROXY_DECISION_TIMEOUT_MS": "10000",
         }
         with running(Path(scratch) / "state", env=environment) as stack:
             yield stack
@@ -113,6 +132,49 @@ def test_stock_clients_are_served_by_all_of_them(several: Stack, agent: Agent, m
     until(all_served, "the kernel dealt connections to each worker", 60)
 
     assert {(False, "no_reset")} == seen
+
+
+async def elicited(context: Any, params: Any) -> types.ElicitResult:  # the protocol's names
+    return types.ElicitResult(action="accept", content={"name": "Ada", "username": "Ada"})
+
+
+async def answers(stack: Stack, agent: Agent) -> str:
+    """What a hosted legacy server hears from whom it asks in the middle of a call."""
+    headers = {"authorization": f"Bearer {agent.token}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=30) as http,
+        Client(
+            streamable_http_client(stack.mcp_url("curious"), http_client=http),
+            mode=LEGACY,
+            elicitation_callback=elicited,
+        ) as client,
+    ):
+        return text(await client.call_tool("test_elicitation", {"message": "Who?"}))
+
+
+def test_whoever_is_asked_may_answer_to_another_worker(several: Stack, tmp_path: Path) -> None:
+    line = ["-m", "tests.conformance.cell_server", "stdio", "--ledger", str(tmp_path / "ledger")]
+    with (Path(several.up.state_dir) / "stdio.toml").open("a") as commands:
+        entry = {"command": sys.executable, "args": line, "cwd": str(ROOT)}
+        commands.write("\n[curious]\n")
+        commands.writelines(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+    server = {
+        "slug": "curious",
+        "domain": "curious",
+        "trust": "trusted",
+        "transport": "stdio",
+        "stdio": "curious",
+        "era": "legacy",
+        "grants": {"elicitation_form": True},
+    }
+    several.rest.post("/api/v1/servers", server)
+    asked = register(several, "asked", "curious:read")
+    several.approve("curious", asked.token, {"test_elicitation": "read"}, category="curious")
+    until(lambda: bool(several.listed("curious", asked.token)), "it is listed")
+
+    said = [asyncio.run(answers(several, asked)) for _ in range(TURNS)]
+
+    assert TURNS == sum("Ada" in one for one in said), said
 
 
 @pytest.mark.chaos
