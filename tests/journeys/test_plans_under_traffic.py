@@ -55,6 +55,8 @@ verdicts contains {{
 	input.request.tool == "count"
 }}
 """
+RECORDED: Final = """SELECT convert_from(body, 'UTF8')::jsonb ->> 'type' FROM audit.events
+WHERE chain = 'admin'"""
 #: All fifteen (entitlements.md 3.2).
 STATES: Final = (
     "VALID", "EXPIRING", "GRACE", "EXPIRED", "REVOKED", "NOT_YET_VALID", "ABSENT",
@@ -215,6 +217,7 @@ def test_every_licence_state_under_traffic_changes_no_decision_and_loses_no_reco
     assert {"on"} == {one["mode"] for one in renewed["features"]}
     for figure, value in compare_all(stack, here.told, ledger).items():
         record_property(figure, value)
+    until(lambda: told_in_chain(stack), "the edges are in the chain")
     record_property("states", ",".join(states))
     assert set(STATES) == set(states)
 
@@ -324,7 +327,15 @@ def more_entered(here: Office) -> list[str]:
 
 def in_database(here: Office, sql: str) -> None:
     """As somebody who has the database; entitlements knows nothing of it and starts anew."""
-    state = open_state(Path(here.stack.up.state_dir))
+    (entitlements,) = ready(here.stack, "entitlements")
+    os.kill(entitlements, signal.SIGSTOP)
+    asked(here.stack, sql)
+    kill(here.stack, "entitlements", here.told)
+
+
+def asked(stack: Stack, sql: str) -> list[Any]:
+    """The answer of the database itself."""
+    state = open_state(Path(stack.up.state_dir))
     remembered = recall(state)
     dsn = database.address(
         state.root,
@@ -334,14 +345,21 @@ def in_database(here: Office, sql: str) -> None:
     )
     assert dsn is not None
 
-    async def execute() -> None:
+    async def ask() -> list[Any]:
         connection = await asyncpg.connect(dsn, timeout=10)
         try:
-            await connection.execute(sql)
+            if not sql.startswith("SELECT"):
+                await connection.execute(sql)
+                return []
+            return [row[0] for row in await connection.fetch(sql)]
         finally:
             await connection.close()
 
-    (entitlements,) = ready(here.stack, "entitlements")
-    os.kill(entitlements, signal.SIGSTOP)
-    asyncio.run(execute())
-    kill(here.stack, "entitlements", here.told)
+    return asyncio.run(ask())
+
+
+def told_in_chain(stack: Stack) -> bool:
+    """The edges and what the lapses changed are where an auditor looks for them."""
+    types = set(asked(stack, RECORDED))
+    edges = {"license.expiring", "license.grace", "license.lapsed", "entitlement.lapsed"}
+    return edges <= types and [] == asked(stack, "SELECT 1 FROM audit.rejected_records")
