@@ -71,6 +71,8 @@ class Viewer:
     needs_proof: bool
     by_code: bool = False
     by_passkey: bool = False
+    #: Where the provider that they came by asks them again.
+    again: str | None = None
 
     @property
     def scripted(self) -> bool:
@@ -78,11 +80,13 @@ class Viewer:
         return self.needs_proof and self.by_passkey
 
 
-def sign_in(path: str, *, token: str, error: str = "") -> str:
-    """The same whatever the address names: nothing is told before the sign-in."""
+def sign_in(path: str, *, token: str, provider: str | None = None, error: str = "") -> str:
+    """The same whatever the address names: nothing is told before the sign-in. `provider`: where
+    the tenant's people sign in.
+    """
     body = f"""
 <h1>Sign in to decide</h1>
-{alert(error)}
+{alert(error)}{provider_link(provider)}
 <form method="post" action="{path}/sign-in">
 <input type="hidden" name="token" value="{escape(token)}">
 <label for="username">User name</label>
@@ -97,6 +101,13 @@ def sign_in(path: str, *, token: str, error: str = "") -> str:
 <button type="submit">Sign in</button>
 </form>"""
     return document("Sign in", body, failed=bool(error))
+
+
+def provider_link(provider: str | None) -> str:
+    if provider is None:
+        return ""
+    link = f'<a href="{escape(provider)}">Sign in with your organization</a>'
+    return f"<p>{link}, or here with a password that you have here.</p>"
 
 
 def second_factor(
@@ -295,6 +306,12 @@ def _decide(path: str, row: Mapping[str, Any], viewer: Viewer, typed: Mapping[st
 
 
 def _approvals(path: str, viewer: Viewer, typed: Mapping[str, str]) -> str:
+    own = viewer.by_code or viewer.by_passkey
+    if viewer.needs_proof and viewer.again is not None and not own:
+        link = f'<a href="{escape(viewer.again)}">Prove it with your organization</a>'
+        return (
+            f"<p>An approval needs a fresh proof that it is you. {link}, then approve it here.</p>"
+        )
     numbers = "".join(
         f'<label for="{name}">{label}</label><input type="number" id="{name}" name="{name}"'
         f' min="1" max="{most}" value="{escape(typed.get(name) or start)}" required>'

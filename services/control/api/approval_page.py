@@ -23,6 +23,7 @@ from services.control.api import approval_html as html
 from services.control.api import auth, page_frame, proofs
 from services.control.api import escalation_acts as acts
 from services.control.api import page_sessions as standing
+from services.control.api.auth_oidc import login_path
 from services.control.api.context import Call, Visit
 from services.control.api.escalation_acts import Grant
 from services.control.api.guards import anyone
@@ -56,7 +57,7 @@ async def show_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]) 
             "SESSION_EXPIRED": "Your session has ended.",
             "SECOND_FACTOR_REQUIRED": "Add a passkey or one-time codes to your account first.",
         }
-        return _sign_in_form(visit, escalation_id, words.get(refused.reason, ""))
+        return await _sign_in_form(visit, escalation_id, words.get(refused.reason, ""))
     return await _shown(call, escalation_id)
 
 
@@ -67,10 +68,14 @@ async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone
     """
     form = await form_of(visit.request)
     if not await standing.of_this_browser(visit, form):  # 1
-        return _sign_in_form(visit, escalation_id, "That form was too old. Try again.", status=403)
+        return await _sign_in_form(
+            visit, escalation_id, "That form was too old. Try again.", status=403
+        )
     username, password = form.get("username", ""), form.get("password", "")
     if not 1 <= len(username) <= 320 or not 1 <= len(password) <= 1024 or "\0" in username:
-        return _sign_in_form(visit, escalation_id, "User name or password is wrong.", status=401)
+        return await _sign_in_form(
+            visit, escalation_id, "User name or password is wrong.", status=401
+        )
     try:
         account, known_as = await auth.prove(visit, username, password)  # 2
         code = form.get("code", "").strip()
@@ -78,7 +83,7 @@ async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone
             return await _second_form(visit, escalation_id, account)
         token = await auth.open_at_once(visit, account, known_as, "browser", code)  # 4
     except Refusal as refused:
-        return _not_in(visit, escalation_id, refused)
+        return await _not_in(visit, escalation_id, refused)
     return _in(visit, escalation_id, token)
 
 
@@ -87,13 +92,15 @@ async def prove_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone()
     """The other half of that sign-in: a passkey, or a code."""
     form = await form_of(visit.request)
     if not await standing.of_this_browser(visit, form):
-        return _sign_in_form(visit, escalation_id, "That form was too old. Try again.", status=403)
+        return await _sign_in_form(
+            visit, escalation_id, "That form was too old. Try again.", status=403
+        )
     try:
         _, token = await auth.second_half(
             visit, standing.proof_of_sign_in(form), form.get("challenge", "")[:200]
         )
     except Refusal as refused:
-        return _not_in(visit, escalation_id, refused)
+        return await _not_in(visit, escalation_id, refused)
     return _in(visit, escalation_id, token)
 
 
@@ -118,7 +125,7 @@ async def decide_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]
         call = await standing.signed_in(visit)
     except Refusal:
         words = "Your session has ended: nothing was decided. Sign in again."
-        return _sign_in_form(visit, escalation_id, words, status=401)
+        return await _sign_in_form(visit, escalation_id, words, status=401)
     token = None
     try:
         await standing.check_own_form(call, form)  # 1
@@ -215,10 +222,11 @@ def _viewer(call: Call, row: Mapping[str, Any] | None) -> html.Viewer:
         needs_proof=rule is not None and rule.step_up and not call.stepped_up,
         by_code="totp" in principal.factors,
         by_passkey="passkey" in principal.factors,
+        again=standing.provider_again(call, _path(row["id"])) if row else None,
     )
 
 
-def _sign_in_form(
+async def _sign_in_form(
     visit: Visit,
     escalation_id: UUID,
     error: str,
@@ -226,8 +234,11 @@ def _sign_in_form(
     status: int = 200,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    browser = standing.browser(visit)
-    text = html.sign_in(_path(escalation_id), token=sessions.csrf_token(browser), error=error)
+    browser, path = standing.browser(visit), _path(escalation_id)
+    slug = visit.request.query_params.get("tenant", "")[:40]
+    provider = await login_path(visit, slug, return_to=path)
+    token = sessions.csrf_token(browser)
+    text = html.sign_in(path, token=token, provider=provider, error=error)
     answer = page_of(text, status=status, headers=headers)
     standing.keep_browser(visit, answer, browser)
     return answer
@@ -245,11 +256,11 @@ async def _second_form(visit: Visit, escalation_id: UUID, account: Account) -> R
     return page_of(text, scripted=options is not None)
 
 
-def _not_in(visit: Visit, escalation_id: UUID, refused: Refusal) -> Response:
+async def _not_in(visit: Visit, escalation_id: UUID, refused: Refusal) -> Response:
     """Back to the first half. Raises what is no refusal of a sign-in."""
     if refused.reason not in {"UNAUTHENTICATED", "RATE_LIMITED"}:
         raise refused
-    return _sign_in_form(
+    return await _sign_in_form(
         visit,
         escalation_id,
         refused.message,
@@ -272,5 +283,5 @@ def _back(visit: Visit, escalation_id: UUID, token: str | None = None) -> Respon
     return answer
 
 
-def _path(escalation_id: UUID) -> str:
+def _path(escalation_id: UUID | str) -> str:
     return f"/approve/{escalation_id}"

@@ -11,6 +11,7 @@ from datetime import timedelta
 from html import escape
 from typing import Final
 
+from services.control.api.approval_html import provider_link
 from services.control.api.page_frame import alert, document, passkey_button, passkey_fields
 from services.control.visible import markup
 
@@ -65,13 +66,9 @@ def enter(error: str = "") -> str:
 
 def sign_in(path: str, *, token: str, provider: str | None, error: str = "") -> str:
     """The same whatever the code: nothing is told before the sign-in."""
-    other = ""
-    if provider is not None:
-        link = f'<a href="{escape(provider)}">Sign in with your organization</a>'
-        other = f"<p>{link}, or here with a password that you have here.</p>"
     body = f"""
 <h1>Sign in first</h1>
-{alert(error)}{other}
+{alert(error)}{provider_link(provider)}
 <form method="post" action="{escape(path)}/sign-in">
 <input type="hidden" name="token" value="{escape(token)}">
 <label for="username">User name</label>

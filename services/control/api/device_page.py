@@ -212,10 +212,6 @@ async def _shown(
 
 def _viewer(call: Call, *, step_up: bool = False, code: str = "") -> html.Viewer:
     principal = call.principal
-    again = None
-    if principal.method == "oidc":
-        query = urlencode({"step_up": "true", "return_to": _path(code)})
-        again = f"/api/v1/auth/login?{query}"
     return html.Viewer(
         name=principal.name,
         role=principal.role.key,
@@ -224,7 +220,7 @@ def _viewer(call: Call, *, step_up: bool = False, code: str = "") -> html.Viewer
         needs_proof=step_up and not call.stepped_up,
         by_code="totp" in principal.factors,
         by_passkey="passkey" in principal.factors,
-        again=again,
+        again=who.provider_again(call, _path(code)),
     )
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -127,6 +127,14 @@ def proof_again(form: Mapping[str, str]) -> auth.StepUp | None:
     if form.get("password"):
         return auth.StepUp(password=form["password"][:1024])
     return None
+
+
+def provider_again(call: Call, path: str) -> str | None:
+    """Where whoever came by a provider proves it again, and comes back to this page of ours."""
+    if call.principal.method != "oidc":
+        return None
+    query = urlencode({"step_up": "true", "return_to": path})
+    return f"/api/v1/auth/login?{query}"
 
 
 def proven(call: Call, token: str) -> Call:

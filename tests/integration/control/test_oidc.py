@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from html import unescape
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -11,7 +13,7 @@ import pytest
 from tests.fakes.clock import ManualClock
 from tests.fakes.openid import CLIENT, OpenIdProvider, openid_provider
 from tests.integration.control.conftest import PUBLIC, Rest
-from tests.integration.control.escalated import joined, run, signed_in
+from tests.integration.control.escalated import asked, joined, run, signed_in, state_of
 from tests.integration.control.openid import (
     CALLBACK,
     LOGIN,
@@ -22,6 +24,7 @@ from tests.integration.control.openid import (
     signs_in_by,
 )
 from tests.integration.control.people import entitle, invited
+from tests.integration.control.planes import linked
 from tests.integration.control.test_problems import check
 from tests.promises import promise
 
@@ -342,6 +345,31 @@ async def test_whoever_signs_out_is_told_where_to_do_it_at_the_provider(
     check(await browser.get("/api/v1/me"), 401, "session_expired")
     by_key = await rest.post("/api/v1/auth/logout", {})
     assert "link" not in by_key.headers
+
+
+async def test_whoever_signs_in_by_a_provider_decides_on_the_page_that_a_call_waits_at(
+    rest: Rest, provider: OpenIdProvider
+) -> None:
+    """It leads to the provider and back, and there again for a fresh proof."""
+    await signs_in_by(rest, provider.url, role_claim="groups", roles=ROLES)
+    browser = Browser(rest=rest)
+    async with linked(rest) as plane:
+        ticket = await asked(rest, plane, tier="critical")
+        page = f"/approve/{ticket}"
+        for link in ("Sign in with", "Prove it with"):
+            shown = (await browser.get(page)).body.decode()
+            [url] = re.findall(rf'href="([^"]*)">{link} your organization', shown)
+            location = (await browser.get(unescape(url))).headers["location"]
+            told: dict[str, Any] = {"groups": "staff"} | (
+                {"auth_time": None} if "step_up" not in url else {}
+            )
+            back = await browser.get(CALLBACK, **provider.consent(location, **told))
+            assert (303, page) == (back.status, back.headers["location"])
+        csrf = (await browser.me())["csrf_token"]
+        done = await browser.send(page, act="once", reason="looked at", csrf=csrf)
+
+        assert 303 == done.status
+        assert "approved" == await state_of(rest, ticket)
 
 
 async def sent(rest: Rest, token: str) -> Any:
