@@ -126,6 +126,14 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.control.passwords.RFC_9106_LOW_MEMORY", CHEAPEST)
 
 
+@pytest.fixture(autouse=True)
+def patient_with_entitlements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second is for people who wait; beside other tests a change may take longer. That the
+    service keeps to it is shown in integration/entitlements/test_size.py.
+    """
+    monkeypatch.setattr("services.control.clients.ENTITLEMENTS_S", 5.0)
+
+
 @pytest.fixture(scope="session")
 def made_state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state directory with every secret, made once: keys are dear."""
