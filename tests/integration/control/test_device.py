@@ -13,6 +13,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 
 from services.control import device_codes
+from services.control.api.auth_device import MAX_OPEN
 from tests.altered import altered
 from tests.fakes.clock import ManualClock
 from tests.fakes.openid import openid_provider
@@ -353,6 +354,16 @@ async def test_what_is_no_request_is_refused_as_oauth_says(rest: Rest) -> None:
         (TOKEN, grant | {"device_code": "x" * 201}, "invalid_request"),
     ):
         assert error == (await asks(rest, path, **form)).json["error"]
+    await run(
+        rest,
+        "INSERT INTO control.device_requests SELECT sha256(n::text::bytea),"
+        " sha256(('u' || n)::bytea), '', false, now(), 'infinity', 5 FROM generate_series(1, $1) n",
+        MAX_OPEN,
+    )
+    full = await asks(rest, AUTHORIZE)
+    assert (429, "rate_limited", "60") == (
+        full.status, full.json["error"], full.headers["retry-after"],
+    )  # fmt: skip
 
 
 @promise("people:device")
