@@ -35,6 +35,8 @@ class Worker:
     def of(cls, number: str, listener: str, line: str) -> Self:
         """As they stand on a command line: descriptors that came with it."""
         sockets = [socket.socket(fileno=int(descriptor)) for descriptor in (listener, line)]
+        for one in sockets:
+            one.set_inheritable(False)  # nobody whom we start is to have them
         return cls(int(number), *sockets)
 
     def address(self, asked: str) -> str:
