@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,9 +122,7 @@ async def running(
         def tell_of(id: TenantId, slug: str) -> None:
             supervisor.once(f"put-tenant-{id}", partial(_put_tenant, plans, id, slug, clock))
 
-        async with pool.acquire() as connection:
-            for known in await tenants.every(connection):
-                tell_of(known.id, known.slug)
+        await _each_tenant(pool, tell_of)
         recorder = TableOutbox(  # 5
             schema="control",
             origin=Origin(
@@ -253,6 +251,12 @@ async def running(
 def _register(link: PlaneLinkServicer, server: grpc.aio.Server) -> None:
     """Control's own gRPC door; health and diagnostics are there already."""
     plane_link_pb2_grpc.add_PlaneLinkServiceServicer_to_server(link, server)
+
+
+async def _each_tenant(pool: Pool, do: Callable[[TenantId, str], None]) -> None:
+    async with pool.acquire() as connection:
+        for known in await tenants.every(connection):
+            do(known.id, known.slug)
 
 
 def _plans(
