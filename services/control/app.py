@@ -179,8 +179,9 @@ async def running(
             "license-terms",
             TermNotices(pool=pool, features=features, clock=clock, recorder=recorder, log=log).run,
         )
-        others = OtherReplicas(db_url=settings.db_url, signals=signals)
-        supervisor.spawn("other-replicas", others.run)
+        supervisor.spawn(
+            "other-replicas", OtherReplicas(db_url=settings.db_url, signals=signals).run
+        )
         control = Control(
             settings=settings,
             clock=clock,
