@@ -148,6 +148,8 @@ def measure(tree: Json, *, max_depth: int = MAX_DEPTH, max_leaves: int = MAX_LEA
                 children = node
             if not children:
                 leaves += 1
+            if leaves + len(below) + len(children) > 2 * max_leaves:
+                raise Malformed(INVALID_REQUEST, "too many values")  # however they are spread
             for child in children:
                 kind = type(child)
                 if kind in _CONTAINERS:
