@@ -30,7 +30,9 @@ from tests.integration.control.test_problems import check
 from tests.promises import promise
 
 #: The keys themselves, and what goes out or ages beside requests.
-NOT_COUNTED: Final = {"idempotency", "schema_migrations", "bundles", "outbox"}
+NOT_COUNTED: Final = {
+    "idempotency", "schema_migrations", "bundles", "outbox", "license_terms",
+}  # fmt: skip
 #: That somebody came is said each time; what they did, once.
 _RECORDS: Final = """
 SELECT convert_from(draft, 'utf8')::json->>'type' AS type, count(*) AS times FROM control.outbox
