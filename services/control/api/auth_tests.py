@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter
 from pydantic import Field
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
@@ -25,6 +25,7 @@ from services.control.api.context import Call, Change, Visit
 from services.control.api.guards import needs
 from services.control.api.oidc_arrivals import Arrival
 from services.control.api.oidc_exchange import exchange
+from services.control.api.page_frame import document, page_of
 from services.control.api.shapes import Answer, Time
 from services.control.audit_records import change as changed
 from services.control.auth_changes import Pending
@@ -232,10 +233,7 @@ def _tester(begun: store.Begun) -> dict[str, str]:
 
 
 def _page(visit: Visit, title: str, words: str, *, status: int) -> Response:
-    text = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<h1>{escape(title)}</h1><p>{escape(words)}</p></html>"
-    )
-    answer = HTMLResponse(text, status_code=status)
+    text = document(title, f"<h1>{escape(title)}</h1><p>{escape(words)}</p>", failed=status >= 400)
+    answer = page_of(text, status=status)
     answer.headers["set-cookie"] = flow.cookie("", secure=visit.control.origins.secure)
     return answer
