@@ -319,10 +319,15 @@ class Changing:
         await self.connection.execute(_TOUCH, tenant, self.revision)
 
     async def set_plan(
-        self, tenant: TenantId, plan: str, expires_at_s: int | None, written: Written
+        self,
+        tenant: TenantId,
+        plan: str,
+        expires_at_s: int | None,
+        counts_from_s: int,
+        written: Written,
     ) -> None:
         ends = None if expires_at_s is None else _stamp(expires_at_s)
-        await self.connection.execute(_SET_PLAN, tenant, plan, ends, written.now_s)
+        await self.connection.execute(_SET_PLAN, tenant, plan, ends, counts_from_s)
         await self.connection.execute(
             _PLAN_ROW,
             tenant,
@@ -354,12 +359,13 @@ class Changing:
         )
 
     async def keep_license(
-        self, tenant: TenantId | None, token: str, token_sha256: str, now_s: int
+        self, tenant: TenantId | None, token: str, token_sha256: str, counts_from_s: int
     ) -> None:
         if tenant is None:
-            await self.connection.execute(_KEEP_OURS, token_sha256, token, now_s)
+            await self.connection.execute(_KEEP_OURS, token_sha256, token, counts_from_s)
         else:
-            await self.connection.execute(_KEEP_TENANTS, tenant, token_sha256, token, now_s)
+            values = (tenant, token_sha256, token, counts_from_s)
+            await self.connection.execute(_KEEP_TENANTS, *values)
 
     async def drop_licenses(self, tenant: TenantId | None, token_sha256s: Sequence[str]) -> None:
         if tenant is None:

@@ -135,8 +135,11 @@ class Writer:
         if plan not in RANKS:
             raise BehavryError("INVALID_ARGUMENT", "no such plan")
 
-        async def apply(tx: Changing, _: Tenant, written: Written) -> None:
-            await tx.set_plan(change.tenant, plan, expires_at_s, written)
+        async def apply(tx: Changing, tenant: Tenant, written: Written) -> None:
+            own = choosing.counting(tenant.licenses, written.now_s)
+            # Times are whole seconds: what comes second in one second has to count as later.
+            counts_from_s = max(written.now_s, own.began_s + 1) if own else written.now_s
+            await tx.set_plan(change.tenant, plan, expires_at_s, counts_from_s, written)
 
         return await self._change(change, apply)
 
@@ -290,7 +293,8 @@ class Writer:
         if replacing:
             newer = [one for one in held if one.license.issued_at_s > license.issued_at_s]
             await tx.drop_licenses(owner, [one.license.token_sha256 for one in newer])
-        await tx.keep_license(owner, token, license.token_sha256, now_s)
+        counts_from_s = now_s if row is None else max(now_s, row.plan_set_at_s)
+        await tx.keep_license(owner, token, license.token_sha256, counts_from_s)
         await self._concerns(tx, owner, row)
 
     def _believed(self, owner: TenantId | None, tokens: tuple[Token, ...]) -> tuple[Held, ...]:

@@ -26,6 +26,16 @@ from tests.integration.entitlements.filled import as_admin
 from tests.integration.entitlements.test_changes import reason_of
 
 
+async def test_what_is_said_of_a_plan_last_counts_even_within_one_second(enterprise: Desk) -> None:
+    tenant = await enterprise.tenant()
+    await enterprise.activate(issued(tenant=tenant, jti="first", plan="enterprise"), tenant)
+    by_hand = await enterprise.set_plan(tenant, "professional")
+    later = issued(tenant=tenant, jti="second", plan="enterprise")
+    by_licence = await enterprise.activate(later, tenant)
+
+    assert ("professional", "enterprise") == (by_hand.plan, by_licence.entitlements.plan)
+
+
 async def test_a_tenants_licence_brings_its_plan_and_its_single_features(enterprise: Desk) -> None:
     tenant = await enterprise.tenant()
     await enterprise.tenant()  # not alone: its admin speaks for the tenant only
