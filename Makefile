@@ -83,7 +83,7 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 .PHONY: test unit contract integration journeys attacks conformance wheel bench bench-against bench-hops bench-pages bench-relay bench-hidden bench-start chaos
 # What measures, kills under load or crowds a machine runs alone; all else two at a time.
 ALONE := tests/perf tests/contract/engines tests/integration/outbox tests/integration/tickets tests/integration/up \
-  $(addprefix tests/journeys/test_,cheap_by_rule.py failures.py memory.py plans_under_traffic.py stops.py under_fire.py) \
+  $(addprefix tests/journeys/test_,cheap_by_rule.py failures.py memory.py plans_under_traffic.py stops.py under_fire.py workers.py) \
   $(addprefix tests/attacks/mcp/test_,crossing.py fuzz.py heads.py)
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
 ifdef T
