@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -22,7 +23,21 @@ from services.proxy.calls import Spawn
 MAX_LINE: Final = 16 * 1024 * 1024
 NONSENSE_PER_MINUTE: Final = 100
 STOP_S: Final = 5.0
+#: How long what a child said before it ended may take to be read.
+LAST_WORDS_S: Final = 0.5
 STDERR_RING: Final = 64 * 1024
+
+
+class _Exits(SubprocessStreamProtocol):
+    """Says when the process ended; asyncio's own `wait` also waits for whoever holds its pipes."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=MAX_LINE, loop=asyncio.get_running_loop())
+        self.ended = asyncio.Event()
+
+    def process_exited(self) -> None:
+        self.ended.set()
+        super().process_exited()
 
 
 class Child:
@@ -30,13 +45,16 @@ class Child:
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        transport: asyncio.SubprocessTransport,
+        protocol: _Exits,
         dropped: Counter,
         *,
         spawn: Spawn,
         shared: bool,
     ) -> None:
-        self._process = process
+        self._process = Process(transport, protocol, asyncio.get_running_loop())
+        self._transport = transport
+        self._ended = protocol.ended
         self._writing = asyncio.Lock()
         self._nonsense: list[float] = []
         self._stderr = bytearray()
@@ -57,10 +75,23 @@ class Child:
         try:
             async with asyncio.TaskGroup() as group:
                 draining = group.create_task(self._drain_stderr())
+                watching = group.create_task(self._outlived())
                 await self._read_lines()
                 draining.cancel()  # a grandchild may hold it open
+                watching.cancel()
         finally:
-            self._kill(signal.SIGKILL)
+            self._end()
+
+    async def _outlived(self) -> None:
+        """Whoever it started may hold its line when it is gone: nobody answers there."""
+        await self._ended.wait()
+        await asyncio.sleep(LAST_WORDS_S)
+        self._end()
+
+    def _end(self) -> None:
+        """Of its group, and of our ends of its pipes, whoever else has the others."""
+        self._kill(signal.SIGKILL)
+        self._transport.close()
 
     async def _read_lines(self) -> None:
         stdout = self._process.stdout
@@ -80,13 +111,13 @@ class Child:
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 async with asyncio.timeout(STOP_S):
-                    await self._process.wait()
+                    await self._ended.wait()
                     break
             except TimeoutError:
                 self._kill(number)
         else:
-            await self._process.wait()
-        self._kill(signal.SIGKILL)  # what the leader left of its group
+            await self._ended.wait()
+        self._end()  # and what the leader left of its group
 
     def _kill(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -138,14 +169,14 @@ async def start(
     shared: bool = False,
 ) -> Child:
     """In a session, so a process group, of its own; `shared` by several agents. Raises OSError."""
-    process = await asyncio.create_subprocess_exec(
+    transport, protocol = await asyncio.get_running_loop().subprocess_exec(
+        _Exits,
         *command_line,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=dict(env),
         cwd=cwd,
-        limit=MAX_LINE,
         start_new_session=True,
     )
-    return Child(process, dropped, spawn=spawn, shared=shared)
+    return Child(transport, protocol, dropped, spawn=spawn, shared=shared)

@@ -29,7 +29,7 @@ from tests.fakes.stdio_toml import write_toml
 from tests.fakes.tool_server import ToolServer
 
 PROBE = """
-import json, os, sys
+import json, os, sys, time
 for line in sys.stdin:
     message = json.loads(line)
     method, reply = message.get("method"), None
@@ -40,6 +40,12 @@ for line in sys.stdin:
         reply = {"tools": [{"name": "look", "inputSchema": {"type": "object"}}]}
     elif method == "tools/call":
         path = message["params"]["arguments"].get("path")
+        if path in ("a helper", "a helper apart"):
+            if os.fork() == 0:
+                if path == "a helper apart":
+                    os.setsid()
+                time.sleep(20)
+            os._exit(0)
         if path == "a long line":
             sys.stdout.write("x" * 17 * 1024 * 1024 + "\\n")
         seen = {"env": sorted(os.environ), "pid": os.getpid(), "group": os.getpgrp(),
@@ -234,6 +240,30 @@ async def test_a_killed_child_is_started_again_and_its_call_ends(tmp_path: Path)
         assert first != json.loads(answer["result"]["content"][0]["text"])["pid"]
         intents = {one["id"] for one in proxy.records("call.intent")}
         assert intents == {one["decision"] for one in proxy.records("call.outcome")}
+
+
+@pytest.mark.parametrize("helper", ["a helper", "a helper apart"])
+async def test_a_child_that_ends_is_missed_whoever_holds_its_line(
+    tmp_path: Path, helper: str
+) -> None:
+    """What it started may live on, in its group or in another one: nobody answers there."""
+    async with probing(tmp_path) as proxy:
+        first = (await look(proxy))["pid"]
+        async with asyncio.timeout(20):
+            _, ended = await proxy.call("look", {"path": helper}, server="probe")
+            while (await proxy.call("look", server="probe"))[1]["result"].get("isError"):
+                pass
+        fds = len(list(Path("/proc/self/fd").iterdir()))
+        second = (await look(proxy))["pid"]
+        os.kill(second, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while (await proxy.call("look", server="probe"))[1]["result"].get("isError"):
+                pass
+        left = len(list(Path("/proc/self/fd").iterdir()))
+
+    assert "upstream_protocol" == ended["result"]["_meta"]["com.behavry/decision"]["reason"]
+    assert first != second
+    assert left <= fds + 1
 
 
 async def test_a_line_of_17_mib_ends_the_child_and_its_calls(tmp_path: Path) -> None:
