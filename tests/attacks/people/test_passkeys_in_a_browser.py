@@ -143,6 +143,8 @@ async def test_a_person_decides_on_the_page_by_their_browsers_passkey(
         await page.fill("#username", "anna")
         await page.fill("#password", anna.password)
         await page.click("text=Sign in >> nth=-1")
+        await page.wait_for_selector("text=Sign in with your passkey")
+        assert [] == await seat.grave_findings()
         await page.click("text=Sign in with your passkey")
         await page.wait_for_selector("text=Approve this one call")
         rest.clock.advance(6 * 60)
