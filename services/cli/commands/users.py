@@ -1,19 +1,18 @@
 """`behavry users`: the people of the tenant, their roles, and whether they are let in."""
 
-import uuid
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from services.cli import asking, session
+from services.cli import asking
 from services.cli.commands.inside import TenantOption, WhyOption, control_inside
 from services.cli.commands.options import (
     ConfirmOption,
     JsonOption,
     PasswordFile,
     StateOption,
-    control_of,
+    control_url,
     existing_state,
 )
 from services.cli.output import CommandFailed, emit, emit_text, say, table
@@ -120,13 +119,8 @@ def reset_password(
     """
     check_new(out)
     found = existing_state(state)
-    control = control_of(state)
-    path = f"{_PATH}/{_id_of(control, user)}:reset-password"
-    if session.kept(found, control_url=control.url) is None:
-        made = control.post(path, key=str(uuid.uuid4()))
-    else:
-        person = signed_in(found, control_url=control.url, password_file=password_file)
-        made = person.act(path, {})
+    person = signed_in(found, control_url=control_url(found), password_file=password_file)
+    made = person.act(f"{_PATH}/{_id_of(person.control, user)}:reset-password", {})
     keep_token(made, out)
     if json:
         emit(made)

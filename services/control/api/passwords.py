@@ -113,9 +113,11 @@ async def change_my_password(
 
 @router.post("/users/{user_id:uuid}:reset-password")
 async def reset_user_password(
-    user_id: UUID, call: Annotated[Call, needs(Role.ADMIN, feature=FEATURE, fresh=True)]
+    user_id: UUID, call: Annotated[Call, needs(Role.ADMIN, human=True, feature=FEATURE, fresh=True)]
 ) -> ResetMade:
-    """A link for somebody who has lost theirs. Their password is good until the link is used."""
+    """A link for somebody who has lost theirs. Their password is good until the link is used. Made
+    by a person: whoever has a link can be the one that it is for, and no machine may be.
+    """
     user, token = str(user_id), rules.new_token()
     until = call.now + rules.LIFE_GIVEN
     async with call.change(desired=False) as change:

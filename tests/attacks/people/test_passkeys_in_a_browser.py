@@ -21,7 +21,7 @@ from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
 from tests.fakes.valkey import free_port
 from tests.integration.control.conftest import opened
-from tests.integration.control.escalated import asked, joined, state_of
+from tests.integration.control.escalated import asked, joined, signed_in, state_of
 from tests.integration.control.factors import (
     MFA,
     STEP_UP,
@@ -187,7 +187,8 @@ async def test_a_link_fills_its_form_and_leaves_the_address(
     async with browsing() as seat, opened(here, clock, control_database) as rest:
         page, anna = seat.page, await joined(rest, "anna")
         entitle(rest)
-        made = await rest.post(f"{USERS}/{anna.id}:reset-password")
+        admin = await signed_in(rest)
+        made = await rest.post(f"{USERS}/{anna.id}:reset-password", key=admin.token)
         await page.goto(made.json["link"])
         assert [] == await seat.grave_findings()
         seat.complaints.clear()  # as above

@@ -88,7 +88,7 @@ GET    users/{user_id}                              admin          team_manageme
 PATCH  users/{user_id}                              admin          team_management reads
 POST   users/{user_id}:deactivate                   admin          team_management removes
 POST   users/{user_id}:reactivate                   admin          team_management
-POST   users/{user_id}:reset-password               admin          team_management fresh lasts
+POST   users/{user_id}:reset-password               admin          team_management human fresh
 DELETE users/{user_id}                              admin          team_management removes
 GET    invites                                      admin          team_management
 POST   invites                                      admin          team_management keyed reads

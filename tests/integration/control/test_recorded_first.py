@@ -163,7 +163,7 @@ async def joined_again(world: World, who: Somebody) -> None:
 
 
 async def _reset(world: World) -> Act:
-    made = await world.did(f"{USERS}/{await world.user()}:reset-password")
+    made = await world.did(f"{USERS}/{await world.user()}:reset-password", person=True)
     said = {"token": made["token"], "password": "twelve letters"}
     return Act(path="/api/v1/auth/password:reset", body=said, key=None)
 

@@ -205,8 +205,12 @@ def test_a_password_is_chosen_anew_with_a_token_from_a_file(
 
 @pytest.mark.parametrize("mailed", [True, False])
 def test_a_link_is_shown_unless_its_person_has_it_by_mail(
-    run: Run, control: RestControl, tmp_path: Path, mailed: bool
+    run: Run, control: RestControl, tmp_path: Path, files: dict[str, str], mailed: bool
 ) -> None:
+    assert 8 == run("users", "reset-password", ID).status  # nobody is signed in
+    control.answers["POST /api/v1/auth/login"] = (200, {"token": "bhv_us_1"})
+    control.answers["GET /api/v1/me"] = (200, ME)
+    assert 0 == run("login", "anna", "--password-file", files["old"]).status
     link = {"token": "bhv_rst_x", "link": "http://x/reset#bhv_rst_x"}
     made = {"username": "anna", "mailed": mailed, "expires_at": "soon"}
     made |= dict.fromkeys(link) if mailed else link
