@@ -1,7 +1,8 @@
-"""Hears what another process of control decided, for the planes whose links end here.
+"""Hears what another process of control decided or published, for the planes whose links end here.
 
-A decision is committed with a word to all processes (store/escalations.py); whichever holds the
-plane's link looks at what there is. A connection that was lost may have missed one: it looks then.
+A decision (store/escalations.py) and a bundle (store/bundles.py) are committed with a word to all
+processes; whichever holds the plane's link looks at what there is. A connection that was lost may
+have missed one: it looks then.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from services.control.signals import Signals
-from services.control.store.escalations import CHANNEL
+from services.control.store import bundles, escalations
 
 
 class ConnectionLost(Exception):
@@ -33,9 +34,17 @@ class OtherReplicas:
         lost = asyncio.Event()
         try:
             connection.add_termination_listener(lambda _: lost.set())
-            await connection.add_listener(CHANNEL, lambda *_: self.signals.escalation())
+            await connection.add_listener(escalations.CHANNEL, lambda *_: self.signals.escalation())
+            await connection.add_listener(bundles.CHANNEL, self._published)
             self.signals.escalation()
+            self.signals.touch()
             await lost.wait()
             raise ConnectionLost
         finally:
             connection.terminate()
+
+    def _published(self, *said: object) -> None:
+        """The publisher looks for it; what this process built itself it knows."""
+        *_, serial = said
+        if int(str(serial)) > self.signals.serial:
+            self.signals.touch()

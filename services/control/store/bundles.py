@@ -24,6 +24,9 @@ INSERT INTO control.bundles
     (plane_id, serial, content_digest, etag, archive, created_at, not_after)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
+#: Every process of control hears of a new bundle on it, once it is committed.
+CHANNEL: Final = "behavry_bundles"
+_NOTIFY: Final = "SELECT pg_notify($1, $2)"
 _FORGET: Final = "DELETE FROM control.bundles WHERE plane_id = $1 AND serial <= $2"
 
 
@@ -57,7 +60,7 @@ async def newest(connection: Connection, plane: PlaneId) -> StoredBundle | None:
 
 
 async def insert(connection: Connection, plane: PlaneId, bundle: BuiltBundle) -> None:
-    """Also forgets all but the newest few."""
+    """Also tells all processes, and forgets all but the newest few."""
     created = datetime.fromtimestamp(bundle.created_s, UTC)
     not_after = datetime.fromtimestamp(bundle.not_after_s, UTC)
     await connection.execute(
@@ -70,4 +73,5 @@ async def insert(connection: Connection, plane: PlaneId, bundle: BuiltBundle) ->
         created,
         not_after,
     )
+    await connection.execute(_NOTIFY, CHANNEL, str(bundle.serial))
     await connection.execute(_FORGET, plane, bundle.serial - KEPT)

@@ -19,7 +19,8 @@ from tests.fakes.postgres import Database
 from tests.integration.control.conftest import Answered, Rest, opened
 from tests.integration.control.escalated import asked, decided, joined, run
 from tests.integration.control.people import INVITES, USERS, entitle, invited
-from tests.integration.control.planes import linked
+from tests.integration.control.planes import linked, until_serial
+from tests.integration.control.samples import KILL
 from tests.integration.control.test_problems import check
 from tests.promises import promise
 
@@ -149,3 +150,22 @@ async def test_an_approval_ends_at_its_plane_whichever_replica_was_told(
                 given["verdict"], ended["verdict"], ended["escalation"],
             )  # fmt: skip
     sys.stderr.write(f"until the plane heard, in s: {took}\n")
+
+
+@promise("people:leave-at-once")
+async def test_a_stop_and_a_suspension_reach_a_plane_whichever_replica_was_told(
+    rest: Rest, replica: Rest
+) -> None:
+    """A bundle that one process built is told of by the other one, too; no clock moves here."""
+    async with linked(rest) as plane:  # at either one: they share an address
+        for one, number in itertools.product((rest, replica), range(2)):
+            name = f"walker-{number}-{id(one)}"
+            agent = (await one.post("/api/v1/agents", {"name": name})).json["id"]
+            stop = {"scope": "agent", "subject": agent, "reason": "it went astray"}
+            for path, body in ((KILL, stop), (f"/api/v1/agents/{agent}:suspend", {})):
+                had = one.running.control.signals.serial
+                assert (await one.post(path, body)).status in {200, 201}
+                await until_serial(one, had + 1)
+                newest = one.running.control.signals.serial
+                while (await plane.next("bundle_notify")).serial < newest:
+                    pass
