@@ -28,10 +28,13 @@ from tests.integration.entitlements.test_changes import reason_of
 
 async def test_what_is_said_of_a_plan_last_counts_even_within_one_second(enterprise: Desk) -> None:
     tenant = await enterprise.tenant()
-    await enterprise.activate(issued(tenant=tenant, jti="first", plan="enterprise"), tenant)
+    first, second = (
+        issued(tenant=tenant, plan="enterprise", iat=enterprise.now_s - before_s)
+        for before_s in (60, 30)
+    )
+    await enterprise.activate(first, tenant)
     by_hand = await enterprise.set_plan(tenant, "professional")
-    later = issued(tenant=tenant, jti="second", plan="enterprise")
-    by_licence = await enterprise.activate(later, tenant)
+    by_licence = await enterprise.activate(second, tenant)
 
     assert ("professional", "enterprise") == (by_hand.plan, by_licence.entitlements.plan)
 
