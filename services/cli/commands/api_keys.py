@@ -12,12 +12,10 @@ from services.cli.commands.options import (
     PasswordFile,
     StateOption,
     control_of,
-    control_url,
-    existing_state,
+    posted,
 )
 from services.cli.output import emit, emit_text, say, table
-from services.cli.person import signed_in
-from services.cli.rest import Refused, segment
+from services.cli.rest import segment
 from services.cli.secret_files import check_new, write_new
 
 app = App(name="api-keys", help="Keys of machines that use the API.")
@@ -105,7 +103,7 @@ def _make(
     check_new(out)
     if days is not None:
         body["expires_in_days"] = days
-    made = _posted(path, body, password_file, state)
+    made = posted(path, body, state=state, password_file=password_file)
     if out is not None:
         write_new(out, made.pop("key"))
         made["key_file"] = str(out)
@@ -115,15 +113,3 @@ def _make(
     if out is None:
         emit_text(made["key"])
     say(f"{made['id']} is good until {made['expires_at']}")
-
-
-def _posted(path: str, body: dict[str, Any], password_file: Path | None, state: Path | None) -> Any:
-    """A person may have to prove who they are first."""
-    try:
-        return control_of(state).post(path, body)
-    except Refused as refused:
-        if refused.code != "step_up_required":
-            raise
-    found = existing_state(state)
-    person = signed_in(found, control_url=control_url(found), password_file=password_file)
-    return person.act(path, body)

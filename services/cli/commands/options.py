@@ -5,14 +5,15 @@ installation's own API key.
 """
 
 import json
+import uuid
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from cyclopts import Parameter
 
 from services.cli import session
 from services.cli.output import CommandFailed, Exit
-from services.cli.rest import Control, read_key
+from services.cli.rest import Control, Refused, read_key
 from services.cli.state import State, check_closed, recall
 from services.common.service_settings import default_state_dir
 from services.common.settings import environment
@@ -78,6 +79,29 @@ def control_of(given: Path | None) -> Control:
     if signed_in is not None:
         return Control(url=signed_in.control_url, credential=signed_in.token)
     return machine_control(state)
+
+
+def posted(
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    state: Path | None,
+    password_file: Path | None = None,
+) -> Any:
+    """A POST, done once however often it travels. Whoever signed in may have to prove who they are
+    first.
+    """
+    key = str(uuid.uuid4())
+    try:
+        return control_of(state).post(path, body, key=key)
+    except Refused as refused:
+        if refused.code != "step_up_required":
+            raise
+    from services.cli.person import signed_in  # noqa: PLC0415  # few commands come here
+
+    found = existing_state(state)
+    person = signed_in(found, control_url=control_url(found), password_file=password_file)
+    return person.act(path, body or {})
 
 
 def machine_control(state: State) -> Control:

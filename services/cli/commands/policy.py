@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from services.cli.commands.options import ConfirmOption, JsonOption, StateOption, control_of
+from services.cli.commands.options import (
+    ConfirmOption,
+    JsonOption,
+    StateOption,
+    control_of,
+    posted,
+)
 from services.cli.output import CommandFailed, Exit, emit, emit_text, say, table
 from services.cli.policy_files import TESTS, PolicyFile, read, template
 from services.cli.rest import Control, Refused, is_id, segment
@@ -147,7 +153,7 @@ def promote(
     json: JsonOption = False,
 ) -> None:
     """Let the latest version of a policy count."""
-    _step(control_of(state), policy, to, as_json=json)
+    _step(policy, to, state=state, as_json=json)
 
 
 @app.command
@@ -163,7 +169,7 @@ def retire(
     from services.cli import asking  # noqa: PLC0415  # other verbs ask nothing
 
     asking.confirmed(policy, given=confirm, what=f"{policy} will decide nothing any more.")
-    _step(control_of(state), policy, "retire", as_json=json)
+    _step(policy, "retire", state=state, as_json=json)
 
 
 @app.command
@@ -181,9 +187,9 @@ def rollback(
     _tell(control.post(path, {"version": version}, key=str(uuid.uuid4())), as_json=json)
 
 
-def _step(control: Control, policy: str, verb: str, *, as_json: bool) -> None:
-    path = f"/api/v1/policies/{_id_of(control, policy)}:{verb}"
-    _tell(control.post(path, key=str(uuid.uuid4())), as_json=as_json)
+def _step(policy: str, verb: str, *, state: Path | None, as_json: bool) -> None:
+    path = f"/api/v1/policies/{_id_of(control_of(state), policy)}:{verb}"
+    _tell(posted(path, state=state), as_json=as_json)
 
 
 def _tell(policy: dict[str, Any], *, as_json: bool) -> None:

@@ -78,7 +78,7 @@ async def list_api_keys(call: Annotated[Call, needs(Role.ADMIN)], query: Paging)
 
 @router.post("", status_code=201)
 async def create_api_key(
-    call: Annotated[Call, needs(Role.ADMIN, fresh=True)],
+    call: Annotated[Call, needs(Role.ADMIN, fresh=True, lasts=True)],
     body: Annotated[NewKey, json_body(NewKey)],
 ) -> KeyMade:
     """At most what its maker may. A stolen session makes nothing that outlives it, nor does whoever
@@ -101,7 +101,7 @@ async def create_api_key(
 @router.post("/{key_id}:rotate", status_code=201)
 async def rotate_api_key(
     key_id: str,
-    call: Annotated[Call, needs(Role.ADMIN, fresh=True)],
+    call: Annotated[Call, needs(Role.ADMIN, fresh=True, lasts=True)],
     body: Annotated[Rotation, json_body(Rotation)],
 ) -> KeyMade:
     """A new key of the same name, role and scopes. The old one goes on for the overlap alone."""

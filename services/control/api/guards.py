@@ -42,7 +42,8 @@ class RoleGuard:
     """Admits whoever has at least this role. `human`: in a session of a person; `keyed`: with an
     Idempotency-Key; `feature`: where the plan has it; `removes`: it takes away what is there, which
     a lapsed plan does not hinder; `operator`: super-admins alone, whatever their role; `fresh`: a
-    person of the tenant proves who they are right before.
+    person proves who they are right before; `lasts`: what it gives outlasts a visit, so that nobody
+    from elsewhere does it.
     """
 
     role: Role
@@ -52,6 +53,7 @@ class RoleGuard:
     removes: bool = False
     operator: bool = False
     fresh: bool = False
+    lasts: bool = False
 
     def __post_init__(self) -> None:
         if self.feature is not None and self.feature not in KEYS:
@@ -117,7 +119,7 @@ class RoleGuard:
         if self.human and not principal.is_human:
             raise Refusal("HUMAN_REQUIRED", "Only a person can do this: sign in.")
         comes_from_elsewhere = principal.home is not None and not self.operator
-        if (self.human or self.fresh) and comes_from_elsewhere:
+        if (self.human or self.lasts) and comes_from_elsewhere:
             raise Refusal("HUMAN_REQUIRED", "Only a person of the tenant can do this.")
         if self.fresh and principal.is_human and not call.stepped_up:
             raise Refusal("STEP_UP_REQUIRED", "Prove who you are again first.")
@@ -193,11 +195,18 @@ def needs(
     feature: str | None = None,
     removes: bool = False,
     fresh: bool = False,
+    lasts: bool = False,
 ) -> Any:
     """The dependency that admits by role."""
     return Depends(
         RoleGuard(
-            role=role, human=human, keyed=keyed, feature=feature, removes=removes, fresh=fresh
+            role=role,
+            human=human,
+            keyed=keyed,
+            feature=feature,
+            removes=removes,
+            fresh=fresh,
+            lasts=lasts,
         )
     )
 

@@ -47,7 +47,8 @@ Source = Annotated[str, StringConstraints(min_length=1, max_length=MAX_SOURCE_BY
 Changes = Annotated[dict[str, Any], Field(default_factory=dict)]
 Reader = Annotated[Call, needs(Role.VIEWER)]
 Author = Annotated[Call, needs(Role.POLICY_AUTHOR)]
-Promoter = Annotated[Call, needs(Role.POLICY_AUTHOR, keyed=True)]
+Observer = Annotated[Call, needs(Role.POLICY_AUTHOR, keyed=True)]
+Enforcer = Annotated[Call, needs(Role.POLICY_AUTHOR, keyed=True, fresh=True)]
 
 
 class TestCase(Body):
@@ -217,13 +218,13 @@ async def list_policy_versions(policy_id: UUID, call: Reader) -> Versions:
 
 
 @router.post("/{policy_id:uuid}:enforce")
-async def enforce_policy(policy_id: UUID, call: Promoter) -> Policy:
+async def enforce_policy(policy_id: UUID, call: Enforcer) -> Policy:
     """The latest version decides from the next bundle on. Its test cases are run once more."""
     return await _activate(call, policy_id, "enforce")
 
 
 @router.post("/{policy_id:uuid}:shadow")
-async def shadow_policy(policy_id: UUID, call: Promoter) -> Policy:
+async def shadow_policy(policy_id: UUID, call: Observer) -> Policy:
     """The latest version is evaluated and recorded, and never counts."""
     return await _activate(call, policy_id, "shadow")
 

@@ -165,7 +165,7 @@ POST   policies:check                               policy_author  reads
 GET    policies/{policy_id}                         viewer
 PUT    policies/{policy_id}                         policy_author  reads
 GET    policies/{policy_id}/versions                viewer
-POST   policies/{policy_id}:enforce                 policy_author  keyed
+POST   policies/{policy_id}:enforce                 policy_author  keyed fresh
 POST   policies/{policy_id}:shadow                  policy_author  keyed
 POST   policies/{policy_id}:retire                  policy_author
 POST   policies/{policy_id}:rollback                policy_author  keyed reads
