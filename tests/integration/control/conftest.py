@@ -1,5 +1,6 @@
 """Control as it runs, on a real PostgreSQL, with the REST API as the only door."""
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -179,6 +180,7 @@ async def opened(
         app.running(settings, clock=clock) as running,
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
     ):
+        await _listening(running)
         yield Rest(
             base=f"http://{running.http_address}",
             key=settings.admin_api_key_file.read_text().strip(),
@@ -188,6 +190,16 @@ async def opened(
             state=settings.state_dir,
             http=http,
         )
+
+
+async def _listening(running: app.Running) -> None:
+    """Until it hears other processes of control: it looks at everything once more then."""
+    signals = running.control.signals
+    heard = signals.listen()
+    async with asyncio.timeout(5):
+        while not signals.escalations:
+            await heard.wait()
+    signals.forget(heard)
 
 
 @pytest.fixture
