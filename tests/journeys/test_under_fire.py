@@ -27,9 +27,22 @@ AWAY_S = 60 if LONG else 10
 HEALS_WITHIN_S = 45
 Figure = Callable[[str, object], None]
 TARGETS = ("proxy", "authorizer", "engine", "audit", "control", "postgres")
+ENGINES = {"embedded": pytest.mark.needs_regorus, "opa": pytest.mark.needs_opa}
+#: Under OPA only what has to do with the engine; the long form does everything under both.
+KILLED = [
+    pytest.param(engine, name, marks=mark)
+    for engine, mark in ENGINES.items()
+    for name in TARGETS
+    if LONG or engine == "embedded" or name in {"authorizer", "engine"}
+]
+AWAY = [
+    pytest.param(engine, marks=mark)
+    for engine, mark in ENGINES.items()
+    if LONG or engine == "embedded"
+]
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(("running_stack", "name"), KILLED, indirect=["running_stack"])
 @promise("failure:authorizer")
 def test_kills_under_traffic_lose_nothing_and_double_nothing(
     running_stack: Stack, tmp_path: Path, record_property: Figure, name: str
@@ -44,6 +57,7 @@ def test_kills_under_traffic_lose_nothing_and_double_nothing(
         record_property(figure, value)
 
 
+@pytest.mark.parametrize("running_stack", AWAY, indirect=True)
 @promise("failure:audit")
 def test_calls_go_on_while_audit_and_database_are_away_and_their_records_arrive(
     running_stack: Stack, tmp_path: Path, record_property: Figure
