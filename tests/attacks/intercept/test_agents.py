@@ -39,6 +39,16 @@ async def shown(proxy: Gateway, params: dict[str, Any], **options: Any) -> Any:
     return (await proxy.modern("tools/call", params, capabilities=URLS, **options))[1]["result"]
 
 
+async def ended(proxy: Gateway, task: Any) -> Any:
+    """What becomes of a task, once it does not wait any more."""
+
+    async def poll() -> Any:
+        params = {"taskId": task["result"]["taskId"]}
+        return (await proxy.modern("tasks/get", params, capabilities=TASKS))[1]["result"]
+
+    return await ask_until(poll, lambda found: found["status"] != "working")
+
+
 def reason(answer: Any) -> str:
     return str(answer["result"]["_meta"][META]["reason"])
 
@@ -190,10 +200,8 @@ async def test_a_value_of_one_kind_is_no_value_of_another(
 
     assert (-32602, -32602) == (as_state["error"]["code"], as_task["error"]["code"])
     assert [] == tools.ran()
-    _, own = await proxy.modern(
-        "tasks/get", {"taskId": task["result"]["taskId"]}, capabilities=TASKS
-    )
-    assert ("completed", ["c"]) == (own["result"]["status"], tools.ran())
+    own = await ended(proxy, task)
+    assert ("completed", ["c"]) == (own["status"], tools.ran())
 
 
 # What stands still ----------------------------------------------------------------------------
@@ -228,10 +236,8 @@ async def test_an_approved_task_of_a_stopped_agent_does_not_run(
 
     assert ("agent_suspended", []) == (refused["error"]["message"], tools.ran())
     await standing(proxy, "active")
-    _, polled = await proxy.modern(
-        "tasks/get", {"taskId": task["result"]["taskId"]}, capabilities=TASKS
-    )
-    assert ("completed", ["c"]) == (polled["result"]["status"], tools.ran())
+    polled = await ended(proxy, task)
+    assert ("completed", ["c"]) == (polled["status"], tools.ran())
 
 
 async def test_a_tool_server_hears_nothing_for_an_agent_that_was_stopped_while_it_waited(
