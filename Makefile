@@ -81,8 +81,8 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 # --- tests -------------------------------------------------------------------------------------
 
 .PHONY: test unit contract integration journeys attacks conformance wheel bench bench-against bench-hops bench-pages bench-relay bench-hidden bench-start chaos
-# What measures, kills under load or crowds a machine runs alone; all else two at a time, and what
-# fails then once more with nothing beside it: both runs are told, the second one counts.
+# What measures, kills under load or crowds a machine runs alone; all else three at a time (it waits
+# much), and what fails then once more with nothing beside it: both are told, the second counts.
 ALONE := tests/perf tests/contract/engines tests/integration/outbox tests/integration/tickets tests/integration/up \
   $(addprefix tests/journeys/test_,cheap_by_rule.py failures.py memory.py plans_under_traffic.py stops.py under_fire.py workers.py) \
   $(addprefix tests/attacks/mcp/test_,crossing.py fuzz.py heads.py)
@@ -91,7 +91,7 @@ ifdef T
 	$(PYTEST) $(T)
 else
 	failed=0; \
-	$(PYTEST) -n 2 --dist loadfile $(ALONE:%=--ignore=%) $(LAYERS) || \
+	$(PYTEST) -n 3 --dist loadfile $(ALONE:%=--ignore=%) $(LAYERS) || \
 	  $(PYTEST) --last-failed --last-failed-no-failures none $(ALONE:%=--ignore=%) $(LAYERS) || failed=1; \
 	$(PYTEST) $(ALONE) || failed=1; \
 	exit $$failed
