@@ -17,12 +17,13 @@ from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
 from services.common.telemetry.otel import exporting
 from services.entitlements import installation_file
+from services.entitlements.beliefs import Beliefs
 from services.entitlements.license_keys import Keys, load_keys
 from services.entitlements.publishing import Board
 from services.entitlements.servicer import EntitlementsAdmin, EntitlementsReader
 from services.entitlements.settings import EntitlementsSettings
 from services.entitlements.sources import Sources
-from services.entitlements.store import Store
+from services.entitlements.store.tables import Store
 from services.entitlements.writer import Writer
 
 
@@ -45,8 +46,7 @@ async def running(
         counters.watch("postgres.statements", lambda: pool.counters.statements)
         counters.watch("postgres.connections", lambda: pool.counters.connections)
         store = Store(pool)
-        board = Board(
-            store=store,
+        beliefs = Beliefs(
             clock=clock,
             log=log,
             keys=keys or load_keys(development=development),
@@ -57,10 +57,11 @@ async def running(
             ),
             development=development,
         )
+        board = Board(store=store, clock=clock, beliefs=beliefs)
         await board.look()
-        installation_file.write(settings.installation_file, board.fingerprint)
+        installation_file.write(settings.installation_file, beliefs.fingerprint)
         supervisor.spawn("looking", board.run)
-        writer = Writer(store, board)
+        writer = Writer(store, beliefs, tenants=board.count)
 
         def register(server: grpc.aio.Server) -> None:
             entitlements_pb2_grpc.add_EntitlementsReaderServiceServicer_to_server(

@@ -16,9 +16,11 @@ from services.entitlements import license as licenses
 from services.entitlements.catalog import FEATURE_CATALOG, MIXES_MODELS, PLANS, included
 from services.entitlements.effective import Answer, Named, View
 from services.entitlements.overrides import Effect
-from services.entitlements.publishing import Alive, Board, Synced, Told
+from services.entitlements.publishing import Board
+from services.entitlements.rows import PastOverride
 from services.entitlements.standing import State
-from services.entitlements.store import PastOverride, Store
+from services.entitlements.store.tables import Store
+from services.entitlements.watching import Alive, Synced, Told
 from services.entitlements.writer import Cause, Change, Writer
 
 MAX_PAGE: Final = 500
@@ -127,7 +129,7 @@ class EntitlementsReader(entitlements_pb2_grpc.EntitlementsReaderServiceServicer
         return self._wire(self._board.of(_tenant(tenant_id)))
 
     def _wire(self, told: Told) -> wire.TenantEntitlements:
-        suspect = self._board.ceiling.clock_suspect
+        suspect = self._board.beliefs.ceiling.clock_suspect
         return entitlements_of(told.tenant, told.revision, told.view, clock_suspect=suspect)
 
 
@@ -211,7 +213,7 @@ class EntitlementsAdmin(entitlements_pb2_grpc.EntitlementsAdminServiceServicer):
         asked = type(request)()
         asked.CopyFrom(request)  # type: ignore[arg-type]  # its own type
         asked.ClearField("cause")
-        suspect = self._board.ceiling.clock_suspect
+        suspect = self._board.beliefs.ceiling.clock_suspect
 
         def encode(revision: int, view: View) -> bytes:
             answer = entitlements_of(tenant, revision, view, clock_suspect=suspect)
@@ -226,7 +228,7 @@ class EntitlementsAdmin(entitlements_pb2_grpc.EntitlementsAdminServiceServicer):
 
     def _told(self, tenant: TenantId) -> wire.TenantEntitlements:
         told = self._board.of(tenant)
-        suspect = self._board.ceiling.clock_suspect
+        suspect = self._board.beliefs.ceiling.clock_suspect
         return entitlements_of(tenant, told.revision, told.view, clock_suspect=suspect)
 
 

@@ -9,40 +9,25 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from services.common.errors import BehavryError
 from services.common.ids import TenantId, uuid7
 from services.entitlements import choosing, effective, stored
 from services.entitlements import license as licenses
+from services.entitlements.beliefs import Beliefs
 from services.entitlements.catalog import FEATURES, LOWEST_PLAN, RANKS, TRIAL_DAYS
 from services.entitlements.choosing import Held
-from services.entitlements.effective import Ceiling, Tenant, View
+from services.entitlements.effective import Tenant, View
 from services.entitlements.license import Expected, License, LicenseRefused, Revocations
-from services.entitlements.license_keys import Keys
 from services.entitlements.overrides import Effect, Override
+from services.entitlements.rows import Row, Token, Written
 from services.entitlements.standing import DAY_S, State
-from services.entitlements.store import Changing, Row, Store, Token, Written
+from services.entitlements.store.changing import Changing
+from services.entitlements.store.tables import Store
 
 #: For how long the same request is answered as the first time.
 SAME_ANSWER_S: Final = DAY_S
-
-
-class Judge(Protocol):
-    """What is known beyond one tenant's rows."""
-
-    @property
-    def now_s(self) -> int: ...
-    @property
-    def ceiling(self) -> Ceiling: ...
-    @property
-    def keys(self) -> Keys: ...
-    @property
-    def revocations(self) -> Revocations: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def count(self) -> int: ...
-    def stored_of(self, row: Row) -> Tenant: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +68,18 @@ _Apply = Callable[[Changing, Tenant, Written], Awaitable[None]]
 
 
 class Writer:
-    def __init__(self, store: Store, judge: Judge) -> None:
+    """`tenants` says how many there are."""
+
+    def __init__(self, store: Store, beliefs: Beliefs, *, tenants: Callable[[], int]) -> None:
         self._store = store
-        self._judge = judge
+        self._beliefs = beliefs
+        self._tenants = tenants
 
     # --- tenants --------------------------------------------------------------------------------
 
     async def put_tenant(self, tenant: TenantId, slug: str) -> None:
         """On trial from now; a known one stays as it is. Raises TENANT_UNKNOWN for one deleted."""
-        now_s = self._judge.now_s
+        now_s = self._beliefs.now_s
         try:
             async with self._store.changing(tenant) as tx:
                 new = await tx.enter(
@@ -104,13 +92,13 @@ class Writer:
                 row = await self._row(tx, tenant)
                 if not new:
                     raise Unchanged
-                view = effective.view(self._judge.stored_of(row), self._judge.ceiling, now_s)
+                view = effective.view(self._beliefs.stored_of(row), self._beliefs.ceiling, now_s)
                 await tx.settled(tenant, now_s, view.allowed())
         except Unchanged:
             return
 
     async def delete_tenant(self, tenant: TenantId, cause: Cause) -> None:
-        now_s = self._judge.now_s
+        now_s = self._beliefs.now_s
         try:
             async with self._store.changing(tenant) as tx:
                 row = await tx.state(tenant, now_s)
@@ -124,7 +112,7 @@ class Writer:
             return
 
     async def _row(self, tx: Changing, tenant: TenantId) -> Row:
-        row = await tx.state(tenant, self._judge.now_s)
+        row = await tx.state(tenant, self._beliefs.now_s)
         if row is None or row.deleted:
             raise BehavryError("TENANT_UNKNOWN", "no such tenant")
         return row
@@ -151,12 +139,12 @@ class Writer:
         starts_at_s: int | None,
         ends_at_s: int | None,
     ) -> bytes:
-        now_s = self._judge.now_s
+        now_s = self._beliefs.now_s
         begins_s = max(starts_at_s or now_s, now_s)  # history is not written into the past
         _check_overrides(effects, begins_s, ends_at_s, now_s)
 
         async def apply(tx: Changing, tenant: Tenant, written: Written) -> None:
-            situation = effective.situation_at(tenant, self._judge.ceiling, now_s)
+            situation = effective.situation_at(tenant, self._beliefs.ceiling, now_s)
             for key, effect in effects:
                 if effect is Effect.ENABLE and not effective.within_ceiling(
                     FEATURES[key], situation
@@ -182,7 +170,7 @@ class Writer:
         """1. one writer at a time  2. a request that came before  3. the tenant  4. the revision
         5. the change  6. what comes of it  7. the answer is kept.
         """
-        now_s, cause, tenant = self._judge.now_s, change.cause, change.tenant
+        now_s, cause, tenant = self._beliefs.now_s, change.cause, change.tenant
         try:
             async with self._store.changing(tenant) as tx:  # 1
                 same = await _came_before(tx, tenant, cause, change.asked, now_s)  # 2
@@ -197,10 +185,10 @@ class Writer:
                     now_s=now_s,
                     revision=tx.revision,
                 )
-                before = self._judge.stored_of(row)
+                before = self._beliefs.stored_of(row)
                 await apply(tx, before, written)  # 5
-                after = self._judge.stored_of(await self._row(tx, tenant))  # 6
-                view = effective.view(after, self._judge.ceiling, now_s)
+                after = self._beliefs.stored_of(await self._row(tx, tenant))  # 6
+                view = effective.view(after, self._beliefs.ceiling, now_s)
                 await tx.settled(tenant, now_s, self._had(before) | view.allowed())
                 answer = change.encode(tx.revision, view)  # 7
                 await _remember(tx, tenant, cause, asked=change.asked, answer=answer, now_s=now_s)
@@ -220,8 +208,8 @@ class Writer:
             owner = self._owner(tenant, token)
             found = licenses.verify(
                 token,
-                keys=self._judge.keys,
-                expected=Expected(tenant=owner, fingerprint=self._judge.fingerprint),
+                keys=self._beliefs.keys,
+                expected=Expected(tenant=owner, fingerprint=self._beliefs.fingerprint),
             )
             self._check_in_time(found)
         except LicenseRefused as refused:
@@ -241,7 +229,7 @@ class Writer:
         """A change that a tenant's request makes once: again, it is Unchanged. What is asked of the
         installation itself has no other memory than what is stored.
         """
-        now_s = self._judge.now_s
+        now_s = self._beliefs.now_s
         async with self._store.changing(tenant) as tx:
             if tenant is not None:
                 if await _came_before(tx, tenant, cause, asked, now_s) is not None:
@@ -255,14 +243,14 @@ class Writer:
         """Whose licence it would be: the admin of an installation's only tenant speaks for the
         installation too.
         """
-        if tenant is None or self._judge.count() > 1:
+        if tenant is None or self._tenants() > 1:
             return tenant
         scope = licenses.read_unverified(token).scope
         return None if scope == "installation" else tenant
 
     def state_of(self, license: License) -> State:
-        revoked = license.jti in self._judge.revocations.revoked
-        return Held(license=license, activated_at_s=0, revoked=revoked).state(self._judge.now_s)
+        revoked = license.jti in self._beliefs.revocations.revoked
+        return Held(license=license, activated_at_s=0, revoked=revoked).state(self._beliefs.now_s)
 
     def _check_in_time(self, license: License) -> None:
         state = self.state_of(license)
@@ -280,7 +268,7 @@ class Writer:
         *,
         replacing: bool,
     ) -> None:
-        now_s = self._judge.now_s
+        now_s = self._beliefs.now_s
         row = None if owner is None else await self._row(tx, owner)
         tokens = await tx.tokens() if row is None else row.tokens
         if any(licenses.sha256(one.text) == license.token_sha256 for one in tokens):
@@ -300,14 +288,14 @@ class Writer:
     def _believed(self, owner: TenantId | None, tokens: tuple[Token, ...]) -> tuple[Held, ...]:
         return stored.believed(
             tokens,
-            keys=self._judge.keys,
-            expected=Expected(tenant=owner, fingerprint=self._judge.fingerprint),
-            revocations=self._judge.revocations,
+            keys=self._beliefs.keys,
+            expected=Expected(tenant=owner, fingerprint=self._beliefs.fingerprint),
+            revocations=self._beliefs.revocations,
         ).licenses
 
     def _had(self, tenant: Tenant) -> frozenset[str]:
         """Every feature that it has had until now."""
-        view = effective.view(tenant, self._judge.ceiling, self._judge.now_s)
+        view = effective.view(tenant, self._beliefs.ceiling, self._beliefs.now_s)
         return tenant.entitled | view.allowed()
 
     async def _concerns(self, tx: Changing, owner: TenantId | None, before: Row | None) -> None:
@@ -315,24 +303,24 @@ class Writer:
         if owner is None or before is None:
             await tx.raise_base()
             return
-        now_s = self._judge.now_s
-        after = self._judge.stored_of(await self._row(tx, owner))
-        view = effective.view(after, self._judge.ceiling, now_s)
-        had = self._had(self._judge.stored_of(before))
+        now_s = self._beliefs.now_s
+        after = self._beliefs.stored_of(await self._row(tx, owner))
+        view = effective.view(after, self._beliefs.ceiling, now_s)
+        had = self._had(self._beliefs.stored_of(before))
         await tx.settled(owner, now_s, had | view.allowed())
 
     async def _take_revocations(self, token: str) -> Revocations:
         """A list with a higher serial than any before."""
-        found = licenses.verify_revocations(token, keys=self._judge.keys)
+        found = licenses.verify_revocations(token, keys=self._beliefs.keys)
         try:
             async with self._store.changing(None) as tx:
-                before = stored.newest_list(await tx.revocation_lists(), keys=self._judge.keys)
-                known = max(before, self._judge.revocations, key=lambda one: one.serial)
+                before = stored.newest_list(await tx.revocation_lists(), keys=self._beliefs.keys)
+                known = max(before, self._beliefs.revocations, key=lambda one: one.serial)
                 if known.token_sha256 == found.token_sha256:
                     raise Unchanged
                 if found.serial <= known.serial:
                     raise BehavryError("LICENSE_OLDER", "a later list of revocations is known")
-                await tx.keep_revocations(found.serial, token, self._judge.now_s)
+                await tx.keep_revocations(found.serial, token, self._beliefs.now_s)
                 await tx.raise_base()
         except Unchanged:
             pass
@@ -345,7 +333,7 @@ class Writer:
                 row = None if tenant is None else await self._row(tx, tenant)
                 owner = tenant
                 found = _of_jti(row.tokens if row else await tx.tokens(), jti)
-                if not found and tenant is not None and self._judge.count() == 1:
+                if not found and tenant is not None and self._tenants() == 1:
                     owner, found = None, _of_jti(await tx.tokens(), jti)
                 if not found:
                     raise BehavryError("NOT_FOUND", "no such licence is stored")

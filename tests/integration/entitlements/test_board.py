@@ -19,10 +19,12 @@ from services.common.ids import TenantId
 from services.common.postgres.pool import Pool, open_pool
 from services.common.telemetry.logging import get_log
 from services.entitlements import publishing
+from services.entitlements.beliefs import Beliefs
 from services.entitlements.overrides import Effect
 from services.entitlements.publishing import Board
 from services.entitlements.sources import Sources
-from services.entitlements.store import Store
+from services.entitlements.store.tables import Store
+from services.entitlements.watching import Synced, Told
 from services.entitlements.writer import Cause, Change, Writer
 from tests.fakes.clock import ManualClock
 from tests.fakes.licenses import issuers_keys
@@ -67,14 +69,14 @@ READ_OR_WRITTEN = frozenset({
 
 
 def board(store: Store, clock: ManualClock, file: Path) -> Board:
-    return Board(
-        store=store,
+    beliefs = Beliefs(
         clock=clock,
         log=get_log("test"),
         keys=issuers_keys(),
         sources=Sources(license_file=file),
         development=False,
     )
+    return Board(store=store, clock=clock, beliefs=beliefs)
 
 
 async def known(of: Board) -> dict[TenantId, object]:
@@ -82,9 +84,9 @@ async def known(of: Board) -> dict[TenantId, object]:
     told: dict[TenantId, object] = {}
     watch = of.watch()
     async for news in watch:
-        if isinstance(news, publishing.Synced):
+        if isinstance(news, Synced):
             break
-        assert isinstance(news, publishing.Told)
+        assert isinstance(news, Told)
         told[news.tenant] = (news.view, news.revision)
     await watch.aclose()
     return told
@@ -93,7 +95,7 @@ async def known(of: Board) -> dict[TenantId, object]:
 async def follow(of: Board, heard: dict[TenantId, object]) -> None:
     """Hears every change from the beginning, as a control does that is never cut off."""
     async for news in of.watch():
-        if isinstance(news, publishing.Told):
+        if isinstance(news, Told):
             if news.view is None:
                 heard.pop(news.tenant, None)
             else:
@@ -142,7 +144,8 @@ async def test_a_look_that_fails_anywhere_loses_nothing(
         tried = board(flaky, clock, file)
         for one in (sound, tried):
             await one.look()
-        writer, tenants = Writer(Store(pool), sound), [TenantId(str(uuid4())) for _ in range(8)]
+        writer = Writer(Store(pool), sound.beliefs, tenants=sound.count)
+        tenants = [TenantId(str(uuid4())) for _ in range(8)]
         for tenant in tenants:
             await writer.put_tenant(tenant, "one of eight")
         heard: dict[TenantId, object] = {}

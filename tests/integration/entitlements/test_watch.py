@@ -16,10 +16,11 @@ from services.common.clock import SystemClock
 from services.common.postgres.pool import open_pool
 from services.common.telemetry.logging import get_log
 from services.entitlements import publishing
+from services.entitlements.beliefs import Beliefs
 from services.entitlements.license_keys import Keys
 from services.entitlements.publishing import Board
 from services.entitlements.sources import Sources
-from services.entitlements.store import Store
+from services.entitlements.store.tables import Store
 from tests.fakes.clock import ManualClock
 from tests.fakes.postgres import Database
 from tests.integration.entitlements.desk import (
@@ -133,14 +134,14 @@ async def test_a_service_that_looks_does_one_statement_however_many_tenants_ther
 ) -> None:
     await fill(entitlements_database, 200, ends_s=NOW_S + 10**9)
     async with open_pool(entitlements_database.dsn("behavry_entitlements")) as pool:
-        board = Board(
-            store=Store(pool),
+        beliefs = Beliefs(
             clock=SystemClock(),
             log=get_log("test"),
             keys=Keys({}),
             sources=Sources(),
             development=True,
         )
+        board = Board(store=Store(pool), clock=SystemClock(), beliefs=beliefs)
         for _ in range(3):  # until all is settled
             await board.look()
         before = pool.counters.statements
