@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from services.common.counter_store.address import check_address
 from services.common.service_settings import ServiceSettings, socket
 from services.common.settings import SettingsError, setting, under
 
@@ -57,6 +58,11 @@ class ControlSettings(ServiceSettings):
     admin_api_key_file: Path = setting(
         "BEHAVRY_CONTROL_ADMIN_API_KEY_FILE", derived=under("state_dir", "admin-api-key")
     )
+    #: Where several processes count tries together: redis://host:port/db, rediss://..., unix:///path.
+    counter_store_url: str = setting("BEHAVRY_COUNTER_STORE_URL", default="")
+    counter_store_password_file: Path | None = setting(
+        "BEHAVRY_COUNTER_STORE_PASSWORD_FILE", default=None
+    )
     max_in_flight: int = setting(
         "BEHAVRY_CONTROL_MAX_IN_FLIGHT", default=256, minimum=1, maximum=4096
     )
@@ -72,6 +78,7 @@ class ControlSettings(ServiceSettings):
 
     def __post_init__(self) -> None:
         """Raises SettingsError where two settings do not go together."""
+        check_address(self.counter_store_url)
         public = urlsplit(self.public_url)
         if public.scheme not in {"http", "https"} or not public.hostname or public.path:
             raise SettingsError(

@@ -181,7 +181,7 @@ async def prove(visit: Visit, typed: str, password: str) -> tuple[Account, str]:
     """Whose name and password these are. Raises RATE_LIMITED or UNAUTHENTICATED."""
     control = visit.control
     username = typed.strip().lower()
-    take(visit, username)  # 1
+    await take(visit, username)  # 1
     async with control.pool.acquire() as connection:
         account = await people.find_account(connection, username)
     stored = account.password_hash if account else None
@@ -193,7 +193,7 @@ async def prove(visit: Visit, typed: str, password: str) -> tuple[Account, str]:
         actor = {"kind": "user", "id": account.user_id}
         await visit.record_failure(account.tenant, actor, "password_not_used_here")
         raise Refusal("UNAUTHENTICATED", "User name or password is wrong.")
-    control.limits.sign_in.forget((username, visit.address))
+    await control.limits.sign_in.forget((username, visit.address))
     return account, username
 
 
@@ -214,7 +214,7 @@ async def second_half(visit: Visit, proof: Proof, challenge: str) -> tuple[sessi
     async with control.pool.acquire() as connection:
         asked = await factors.find(connection, sessions.stored(challenge))
     if asked is None or not asked.user_status == asked.tenant_status == "active":
-        take(visit, "")
+        await take(visit, "")
         await _record_failure(visit, None)
         raise _no_second_factor()
     who = Who(tenant=asked.tenant, user=asked.user_id)
@@ -362,14 +362,14 @@ async def _password_again(call: Call, given: StepUp) -> str:
     if given.password is None or not control.origins.loopback:
         words = "Give your password." if control.origins.loopback else "Add a second factor first."
         raise Refusal("STEP_UP_REQUIRED", words)
-    take(call, principal.name)
+    await take(call, principal.name)
     async with control.pool.acquire() as connection:
         account = await people.find_account(connection, principal.name)
     stored = account.password_hash if account and account.user_id == principal.id else None
     if not await control.passwords.matches(stored, given.password):
         await call.record_failure(call.tenant, principal.actor(), "step_up_refused")
         raise Refusal("STEP_UP_REQUIRED", "The password is wrong.")
-    control.limits.sign_in.forget((principal.name, call.address))
+    await control.limits.sign_in.forget((principal.name, call.address))
     return "password"
 
 
@@ -395,10 +395,11 @@ async def check_origin(visit: Visit) -> None:
         raise Refusal("CSRF_FAILED", "The Origin header must name this installation.")
 
 
-def take(visit: Visit, username: str) -> None:
+async def take(visit: Visit, username: str) -> None:
+    """Raises RATE_LIMITED."""
     try:
-        visit.control.limits.sign_in_address.take(visit.address)
-        visit.control.limits.sign_in.take((username, visit.address))
+        await visit.control.limits.sign_in_address.take(visit.address)
+        await visit.control.limits.sign_in.take((username, visit.address))
     except limits.TooMany as full:
         raise too_many(full) from None
 

@@ -49,7 +49,7 @@ _TEXT: Final = {"type": "string"}
     "/authorize",
     openapi_extra=_form_of(["client_id"], client_id=_TEXT, scope=_TEXT, tenant=_TEXT),
 )
-async def begin_device_login(visit: Annotated[Visit, anyone()]) -> JSONResponse:
+async def begin_device_login(visit: Annotated[Visit, anyone(any_query=True)]) -> JSONResponse:
     """Codes for a device. `tenant` goes into the page's address, for people of more than one."""
     try:
         return JSONResponse(await _begun(visit), headers=_NO_STORE)
@@ -66,7 +66,7 @@ async def begin_device_login(visit: Annotated[Visit, anyone()]) -> JSONResponse:
         client_id=_TEXT,
     ),
 )
-async def end_device_login(visit: Annotated[Visit, anyone()]) -> JSONResponse:
+async def end_device_login(visit: Annotated[Visit, anyone(any_query=True)]) -> JSONResponse:
     """What came of it: `authorization_pending` until somebody has said something."""
     try:
         return JSONResponse(await _polled(visit), headers=_NO_STORE)

@@ -14,7 +14,7 @@ from typing import Annotated, Final
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 
 from services.common.ids import TenantId
@@ -44,8 +44,6 @@ _MAX_FORM_BYTES: Final = 64 * 1024
 
 
 class Begin(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
     #: Which tenant's provider; may be left out where there is one tenant alone.
     tenant: str = Field("", pattern=r"^([a-z0-9][a-z0-9-]{2,39})?$")
     #: Where the browser goes afterwards: a page of ours.
@@ -61,7 +59,7 @@ async def begin_login(
     visit: Annotated[Visit, anyone()], query: Annotated[Begin, Query()]
 ) -> Response:
     """To the provider. What belongs to this sign-in stays with this browser."""
-    _take(visit)
+    await _take(visit)
     if query.test:
         return await auth_tests.lead(visit, query.test)
     control = visit.control
@@ -107,9 +105,9 @@ async def begin_login(
 
 
 @router.get("/callback", status_code=303)
-async def end_login(visit: Annotated[Visit, anyone()]) -> Response:
+async def end_login(visit: Annotated[Visit, anyone(any_query=True)]) -> Response:
     """Back from the provider, with a code."""
-    _take(visit)
+    await _take(visit)
     tenant = None
     try:
         found = flow.parameters(visit.request.query_params.multi_items())
@@ -216,7 +214,7 @@ async def end_session_url(call: Call) -> str | None:
         }
     },
 )
-async def backchannel_logout(visit: Annotated[Visit, anyone()]) -> Response:
+async def backchannel_logout(visit: Annotated[Visit, anyone(any_query=True)]) -> Response:
     """The provider says that somebody signed out, or was signed out. It is so at once."""
     window = visit.control.limits.logout_failures
     try:
@@ -310,9 +308,9 @@ async def _configuration(connection: Connection) -> Configuration | None:
     return Configuration.of(held.document, revision=held.in_force)
 
 
-def _take(visit: Visit) -> None:
+async def _take(visit: Visit) -> None:
     try:
-        visit.control.limits.sign_in_address.take(visit.address)
+        await visit.control.limits.sign_in_address.take(visit.address)
     except limits.TooMany as too_many:
         raise _too_many(too_many) from None
 

@@ -182,7 +182,7 @@ async def _by_password(call: Call, pending: Pending, password: str | None) -> No
 async def _is_own(call: Call, password: str) -> bool:
     control, name = call.control, call.principal.name
     try:
-        control.limits.sign_in.take((name, call.address))
+        await control.limits.sign_in.take((name, call.address))
     except limits.TooMany as too_many:
         wait = {"retry-after": str(too_many.retry_after_s)}
         raise Refusal("RATE_LIMITED", "Too many tries. Try again later.", headers=wait) from None

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from services.common.ids import PlaneId
 from services.common.postgres.pool import Pool
+from services.control.api import queries
 from services.control.api.context import Visit
 from services.control.api.guards import anyone
 from services.control.problems import Refusal
@@ -29,10 +30,11 @@ router = APIRouter(prefix="/api/v1/policy", tags=["planes"])
 
 
 @router.get("/bundle", response_class=Response)
-async def get_policy_bundle(visit: Annotated[Visit, anyone()]) -> Response:
+async def get_policy_bundle(visit: Annotated[Visit, anyone(any_query=True)]) -> Response:
     control, headers = visit.control, visit.request.headers
     scheme, _, token = headers.get("authorization", "").partition(" ")
     plane = control.planes.authenticate(token if scheme.lower() == "bearer" else "")
+    queries.check(visit.request)  # behind the credential, as everywhere
     known = headers.get("if-none-match", "")
     heard = control.signals.listen()
     try:

@@ -163,7 +163,7 @@ async def _find(call: Call, code: str) -> Asked | None:
     window, now = call.control.limits.user_codes, call.now
     key = (call.tenant, call.principal.id)
     try:
-        window.check(key)
+        await window.take(key)
     except limits.TooMany as too_many:
         wait = {"retry-after": str(too_many.retry_after_s)}
         words = "Too many codes that are none. Try again later."
@@ -171,10 +171,10 @@ async def _find(call: Call, code: str) -> Asked | None:
     async with tenant_tx(call.control.pool, NIL_TENANT) as connection:
         asked = await store.by_user_code(connection, device_codes.kept(code))
         if asked is not None and now < asked.expires_at:
+            await window.give_back(key)
             if await store.answered(connection, asked.device_sha256) is None:
                 return asked
             return None
-    window.enter(key)
     await call.record_failure(call.tenant, call.principal.actor(), "user_code_unknown")
     return None
 

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 
 from services.common.errors import BehavryError
 from services.control import problems
-from services.control.api import page_frame
+from services.control.api import page_frame, queries
 from services.control.api.bodies import CODES
 from services.control.api.context import Visit, control_of
 from services.control.problems import FieldError, Refusal
@@ -94,11 +94,12 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _query(request: Request, error: Exception) -> Response:
     """Query and path parameters; bodies never come here."""
     assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for it
-    errors, in_path = [], False
+    errors, in_path, words = [], False, ""
     for detail in error.errors():
         in_path |= detail["loc"][0] == "path"
-        known = detail["type"] != "extra_forbidden"
-        name = detail["loc"][1] if known and len(detail["loc"]) > 1 else ""
+        name = detail["loc"][1] if len(detail["loc"]) > 1 else ""
+        if detail["type"] == queries.UNKNOWN:
+            words, name = words or _unknown(request, name), ""
         errors.append(FieldError(f"?{name}", CODES.get(detail["type"], "invalid")))
     if not in_path and request.url.path == _SIGN_IN:
         # Where a browser should be led afterwards is in there.
@@ -107,12 +108,19 @@ async def _query(request: Request, error: Exception) -> Response:
             None, {"kind": "unknown"}, "sign_in_query_refused", type="user.request_refused"
         )
     if not in_path:
-        refusal = Refusal("INVALID_FILTER", "The query cannot be used.", errors=errors)
+        refusal = Refusal("INVALID_FILTER", words or "The query cannot be used.", errors=errors)
     elif request.method == "PUT":
         refusal = Refusal("VALIDATION_FAILED", "This cannot be a name.", errors=errors)
     else:
         refusal = problems.not_found("name")
     return _answer(request, refusal)
+
+
+def _unknown(request: Request, place: int | str) -> str:
+    """By its place, and with those that there are: what somebody made up is not told back."""
+    taken = sorted(queries.taken_by(request.scope["route"]))
+    known = f"it takes {', '.join(taken)}" if taken else "it takes none"
+    return f"This address does not take parameter {place} of the query: {known}."
 
 
 async def _bad_server(request: Request, error: Exception) -> Response:

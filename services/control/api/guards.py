@@ -3,8 +3,8 @@ keys is read from the guard itself, so the description cannot differ from what i
 
 Order (control.md 2.1): the credential, 401; a tenant in the path that the sender may not see, 404;
 the browser's CSRF proof, 403; the role and a key's scopes, 403; that it is a person, lately proven
-where that is due, 403; the feature, 403; the idempotency key and a super-admin's reason, 400.
-Bodies are read after that, by `bodies`, so that a broken one never answers before them.
+where that is due, 403; the feature, 403; the idempotency key, a super-admin's reason and the query,
+400. Bodies are read after that, by `bodies`, so that a broken one never answers before them.
 
 No deferred annotations here: the framework resolves them against a callable's globals, which an
 instance does not have.
@@ -22,7 +22,7 @@ from starlette.requests import Request
 from services.common.ids import TenantId
 from services.common.postgres.pool import tenant_tx
 from services.control import api_keys, idempotency, sessions, tenancy
-from services.control.api import replays
+from services.control.api import queries, replays
 from services.control.api.context import Call, Control, Visit, control_of
 from services.control.features import KEYS, What
 from services.control.principals import Principal
@@ -86,6 +86,7 @@ class RoleGuard:
             await self._record(call, visits=wanted is not None, bypassed=bypassed)
         request.state.admitted = True
         await replays.claim(call)
+        queries.check(request)
         return call
 
     async def _in_tenant(self, control: Control, wanted: str, sender: Principal) -> Principal:
@@ -170,8 +171,13 @@ class RoleGuard:
             call.control.counters.counter("entitlement.bypass").value += 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenDoor:
-    """Admits everybody: sign-in, tokens, public documents. What they ask for is checked there."""
+    """Admits everybody: sign-in, tokens, public documents. What they ask for is checked there.
+    `any_query`: what others may add to the address is ignored, as their protocol says.
+    """
+
+    any_query: bool = False
 
     role = None
     required = None
@@ -183,6 +189,8 @@ class OpenDoor:
     async def __call__(self, request: Request) -> Visit:
         if getattr(request.state, "inside", None) is not None:
             raise not_found("address")
+        if not self.any_query:
+            queries.check(request)
         request.state.admitted = True
         return Visit(control=control_of(request), request=request)
 
@@ -216,9 +224,9 @@ def operates(*, keyed: bool = False, fresh: bool = False) -> Any:
     return Depends(RoleGuard(role=Role.VIEWER, human=True, keyed=keyed, operator=True, fresh=fresh))
 
 
-def anyone() -> Any:
+def anyone(*, any_query: bool = False) -> Any:
     """The dependency that admits without a credential."""
-    return Depends(OpenDoor())
+    return Depends(OpenDoor(any_query=any_query))
 
 
 def lacks_factor(control: Control, principal: Principal) -> bool:

@@ -16,12 +16,12 @@ router = APIRouter(tags=["health"])
 
 
 @router.get("/healthz", status_code=204)
-async def healthz(_: Annotated[Visit, anyone()]) -> Response:
+async def healthz(_: Annotated[Visit, anyone(any_query=True)]) -> Response:
     return Response(status_code=204)
 
 
 @router.get("/readyz", status_code=204)
-async def readyz(visit: Annotated[Visit, anyone()]) -> Response:
+async def readyz(visit: Annotated[Visit, anyone(any_query=True)]) -> Response:
     try:
         async with asyncio.timeout(2):
             await visit.control.pool.ping()

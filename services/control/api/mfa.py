@@ -121,7 +121,7 @@ async def confirm_totp(
     call: Annotated[Call, needs(Role.VIEWER, human=True, fresh=True)],
     body: Annotated[Confirmation, json_body(Confirmation)],
 ) -> Added:
-    _take(call)
+    await _take(call)
     who, wanted = _who(call), str(factor_id)
     async with call.change(desired=False) as change:
         row = await store.unconfirmed(change.connection, who.user, wanted)
@@ -131,7 +131,7 @@ async def confirm_totp(
             raise Refusal("STEP_UP_REQUIRED", "The code does not fit.")
         await store.confirm(change.connection, wanted, call.now)
         codes = await _added(call, change, wanted, "totp")
-    call.control.limits.second_factor.forget(who.user)
+    await call.control.limits.second_factor.forget(who.user)
     return Added(id=wanted, kind="totp", recovery_codes=codes)
 
 
@@ -234,9 +234,9 @@ def _who(call: Call) -> Who:
     return Who(tenant=call.tenant, user=call.principal.id)
 
 
-def _take(call: Call) -> None:
+async def _take(call: Call) -> None:
     try:
-        call.control.limits.second_factor.take(call.principal.id)
+        await call.control.limits.second_factor.take(call.principal.id)
     except limits.TooMany as too_many:
         raise Refusal(
             "RATE_LIMITED",

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from services.control import sessions as rules
 from services.control.api.context import Call
 from services.control.api.guards import needs
-from services.control.api.shapes import Answer, Time, Unpaged
+from services.control.api.shapes import Answer, Time
 from services.control.problems import not_found
 from services.control.roles import Role
 from services.control.store import users as store
@@ -42,7 +42,7 @@ class Ended(Answer):
 
 @router.get("/sessions")
 async def list_my_sessions(
-    call: Annotated[Call, needs(Role.VIEWER, human=True)], _: Unpaged
+    call: Annotated[Call, needs(Role.VIEWER, human=True)],
 ) -> Sessions:
     async with call.read() as connection:
         rows = await store.sessions(

@@ -89,7 +89,7 @@ async def change_my_password(
 ) -> Changed:
     """All other sessions of the person end."""
     control, user = call.control, call.principal.id
-    auth.take(call, call.principal.name)
+    await auth.take(call, call.principal.name)
     async with call.read() as connection:
         stored = (await _holder(connection, user)).password_hash
     if not await control.passwords.matches(stored, body.old):
@@ -97,7 +97,7 @@ async def change_my_password(
             call.tenant, call.principal.actor(), "old_password_wrong", type="user.request_refused"
         )
         raise Refusal("STEP_UP_REQUIRED", "The old password is wrong.")
-    control.limits.sign_in.forget((call.principal.name, call.address))
+    await control.limits.sign_in.forget((call.principal.name, call.address))
     if body.old == body.new:
         raise invalid("/new", "not_allowed", "Choose another password than the old one.")
     hashed = await control.passwords.hash(body.new)
@@ -213,7 +213,7 @@ async def use_link(visit: Visit, token: str, password: str) -> str:
             await _replace(visit, change, found.user, hashed)
     if held is None:
         raise await _refused(visit, found)
-    control.limits.sign_in.forget((held.username, visit.address))
+    await control.limits.sign_in.forget((held.username, visit.address))
     await _tell(visit, change, held)
     return held.username
 

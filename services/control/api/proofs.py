@@ -85,7 +85,7 @@ async def check(
         raise invalid("", "not_allowed", "Send one of totp, recovery_code and passkey.")
     control, window = visit.control, visit.control.limits.second_factor
     try:
-        window.take(who.user)  # 1
+        await window.take(who.user)  # 1
     except limits.TooMany as too_many:
         raise Refusal(
             "RATE_LIMITED",
@@ -108,7 +108,7 @@ async def check(
             connection, sessions.stored(token), visit.now
         ):
             raise NotProven
-    window.forget(who.user)
+    await window.forget(who.user)
     return method, kind
 
 

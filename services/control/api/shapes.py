@@ -26,23 +26,14 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class NoQuery(BaseModel):
-    """Of a list without pages."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
 class PageQuery(BaseModel):
-    """An unknown parameter is refused: a filter that we ignored would look like one that fits."""
-
-    model_config = ConfigDict(extra="forbid")
+    """What each list with pages takes."""
 
     page_size: int = Field(DEFAULT_SIZE, ge=1, le=MAX_SIZE)
     page_token: str = Field("", max_length=2048)
 
 
 Paging = Annotated[PageQuery, Query()]
-Unpaged = Annotated[NoQuery, Query()]
 
 T = TypeVar("T", bound=BaseModel)
 

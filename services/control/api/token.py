@@ -80,7 +80,7 @@ class Asked:
         }
     },
 )
-async def token(visit: Annotated[Visit, anyone()]) -> JSONResponse:
+async def token(visit: Annotated[Visit, anyone(any_query=True)]) -> JSONResponse:
     try:
         answer = await _grant(visit)
     except TokenRefused as refused:
