@@ -39,7 +39,9 @@ from services.control import snapshots
 from services.control.api import application, web
 from services.control.api.context import Control
 from services.control.api.verify_jobs import Verifications
-from services.control.clients import RETRY_S, AuditReader, EntitlementsFeed, Plans
+from services.control.clients.audit import AuditReader
+from services.control.clients.entitlements import Plans
+from services.control.clients.entitlements_feed import RETRY_S, EntitlementsFeed
 from services.control.features import Features
 from services.control.keys import KeySet, SigningKey
 from services.control.limits import Limits, Merging

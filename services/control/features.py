@@ -2,7 +2,7 @@
 
 Decides what is believed (nothing that is older than what is known, within an epoch), when answers
 are stale, and what a mode lets a request do. Silence changes no answer: an outage neither gives nor
-takes, and what time would change waits until entitlements says so. Fed by clients.py, kept on disk
+takes, and what time would change waits until entitlements says so. Fed by clients, kept on disk
 by snapshots.py. Of a tenant that nobody has told us of nothing is known: REST then offers the core
 alone, and no bundle is built from it (publishing.py).
 """

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from behavry.entitlements.v1 import entitlements_pb2 as wire
 from services.common.clock import SystemClock
-from services.control.clients import entitlements_of
+from services.control.clients.entitlements_wire import entitlements_of
 from services.control.features import Entitlements, Features
 
 

@@ -23,7 +23,8 @@ from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import Log
 from services.control import audit_records
-from services.control.clients import AuditReader, Plans
+from services.control.clients.audit import AuditReader
+from services.control.clients.entitlements import Plans
 from services.control.escalations import is_stepped_up
 from services.control.features import Checks, Features, checks_of
 from services.control.keys import KeySet

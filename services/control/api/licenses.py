@@ -13,7 +13,7 @@ from services.control.api.bodies import Body, json_body
 from services.control.api.context import Call
 from services.control.api.guards import needs
 from services.control.api.plan import License, license_of
-from services.control.clients import Cause
+from services.control.clients.entitlements import Cause
 from services.control.features import Entitlements
 from services.control.roles import Role
 

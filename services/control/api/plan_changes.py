@@ -17,7 +17,7 @@ from services.control.api import plan_shown
 from services.control.api.context import Call
 from services.control.api.shapes import etag
 from services.control.audit_records import change as changed
-from services.control.clients import Cause
+from services.control.clients.entitlements import Cause
 from services.control.features import Entitlements
 from services.control.problems import Refusal
 

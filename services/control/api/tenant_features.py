@@ -21,7 +21,7 @@ from services.control.api.guards import operates
 from services.control.api.plan import Feature, License, feature_names, held_by, license_of
 from services.control.api.plan_shown import features, time_of
 from services.control.api.shapes import Answer, Paging, etag, start_of, tag, token_behind
-from services.control.clients import Cause, PastOverride
+from services.control.clients.entitlements import Cause, PastOverride
 from services.control.features import KEYS, Entitlements
 from services.control.problems import FieldError, Refusal, invalid
 

@@ -17,7 +17,7 @@ from services.common.errors import BehavryError
 from services.common.ids import TenantId
 from services.common.postgres.pool import Pool, tenant_tx
 from services.common.supervisor import Supervisor
-from services.control.clients import AuditReader, VerifyState
+from services.control.clients.audit import AuditReader, VerifyState
 from services.control.store import jobs, tenants
 from services.control.store.moments import moment
 

@@ -132,7 +132,7 @@ def patient_with_entitlements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second is for people who wait; beside other tests a change may take longer. That the
     service keeps to it is shown in integration/entitlements/test_size.py.
     """
-    monkeypatch.setattr("services.control.clients.ENTITLEMENTS_S", 5.0)
+    monkeypatch.setattr("services.control.clients.entitlements.ENTITLEMENTS_S", 5.0)
 
 
 @pytest.fixture(scope="session")

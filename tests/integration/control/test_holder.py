@@ -24,7 +24,9 @@ from services.common.errors import BehavryError
 from services.common.ids import TenantId
 from services.common.rpc.client import dial
 from services.common.telemetry.counters import Counters
-from services.control.clients import EntitlementsFeed, Plans, entitlements_of
+from services.control.clients.entitlements import Plans
+from services.control.clients.entitlements_feed import EntitlementsFeed
+from services.control.clients.entitlements_wire import entitlements_of
 from services.control.features import Entitlements, Features
 from tests.fakes.asking import ask_until
 from tests.fakes.clock import ManualClock

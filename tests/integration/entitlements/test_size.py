@@ -21,7 +21,7 @@ import asyncpg
 from behavry.entitlements.v1 import entitlements_pb2 as wire
 from services.common.clock import SystemClock
 from services.common.rpc.client import dial
-from services.control.clients import ENTITLEMENTS_S
+from services.control.clients.entitlements import ENTITLEMENTS_S
 from tests.fakes.children import ROOT, end
 from tests.fakes.clock import ManualClock
 from tests.fakes.licenses import license_token
