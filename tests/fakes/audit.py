@@ -29,6 +29,7 @@ from services.common.rpc.client import Link, dial
 from services.common.rpc.peers import Identity
 from services.common.settings import load
 from tests.fakes.clock import START_NS
+from tests.fakes.neighbour import Answers, Rows
 from tests.fakes.postgres import Database
 
 PATIENCE_S = 5.0
@@ -91,14 +92,13 @@ class AuditService:
     @asynccontextmanager
     async def reader(self, peer: str = "control") -> AsyncIterator[tuple[Any, Link]]:
         async with self.link(peer) as link:
-            stub: Any = audit_pb2_grpc.AuditReaderServiceStub(link.channel)
-            yield stub, link
+            yield Answers(audit_pb2_grpc.AuditReaderServiceStub(link.channel)), link
 
     @asynccontextmanager
     async def shipper(self, source: Source, *, peer: str = "proxy") -> AsyncIterator[Shipper]:
         """Opens the stream and has its position."""
         async with self.link(peer) as link:
-            stub: Any = audit_pb2_grpc.AuditWriterServiceStub(link.channel)
+            stub = Answers(audit_pb2_grpc.AuditWriterServiceStub(link.channel))
             call = stub.Append(metadata=link.metadata())
             await call.write(
                 audit_pb2.AppendRequest(open=audit_pb2.Open(source=source.id, boot=source.boot))
@@ -221,7 +221,7 @@ async def as_role(database: Database, role: str, tenant: str | None) -> AsyncIte
                 await connection.execute(
                     "SELECT set_config('behavry.tenant_id', $1, true)", str(UUID(tenant))
                 )
-            yield connection
+            yield Rows(connection)
     finally:
         await connection.close()
 

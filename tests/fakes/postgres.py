@@ -1,8 +1,7 @@
 """A real PostgreSQL for tests: one embedded server per session, a fresh migrated database per test.
 
-`database` runs the migrations of every service that has some; `audit_database`, `control_database`
-and `entitlements_database` those of one service alone. A database is a copy of a template made once
-per session.
+A database is a copy of a template made once per session, which holds what its fixture plants there.
+`control_database` has the schema of control alone; the others are databases.py's.
 """
 
 import asyncio
@@ -11,9 +10,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -22,6 +22,7 @@ from services.common.postgres import embedded, migrations, roles
 from services.common.postgres.connection import SingleConnection
 
 Work = Callable[[SingleConnection], Awaitable[None]]
+Plant = Callable[["Database"], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,12 @@ class Database:
 
     admin_dsn: str
     passfiles: Path
+    #: Tables in which a test changes rows of the second tenant (neighbour.py), and why it may.
+    may_change: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.admin_dsn.split("/")[3].split("?")[0]
 
     def dsn(self, role: str) -> str:
         return roles.role_dsn(self.admin_dsn, role, roles.passfile_of(self.passfiles, role))
@@ -44,22 +51,28 @@ class Server:
     directory: Path
     cluster: embedded.Cluster
     process: subprocess.Popen[bytes]
-    templates: dict[tuple[str, ...], str] = field(default_factory=dict)
+    templates: dict[tuple[tuple[str, ...], tuple[Plant, ...]], str] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
     def passfiles(self) -> Path:
         return self.directory / "passfiles"
 
-    def create_database(self, services: tuple[str, ...]) -> Database:
-        """A new database with the schemas of these services."""
-        if services not in self.templates:
+    def create_database(self, services: tuple[str, ...], plants: Sequence[Plant] = ()) -> Database:
+        """A new database with the schemas of these services, and what is planted in it."""
+        key = (services, tuple(plants))
+        if key not in self.templates:
             name = f"template_{next(self.numbers)}"
             self._run("postgres", _create(name, template="template0"))
             self._run(name, lambda connection: self._migrate(connection, services, name))
-            self.templates[services] = name
+            for plant in plants:
+                asyncio.run(plant(self._database(name)))
+            self.templates[key] = name
         name = f"test_{next(self.numbers)}"
-        self._run("postgres", _create(name, template=self.templates[services]))
+        self._run("postgres", _create(name, template=self.templates[key]))
+        return self._database(name)
+
+    def _database(self, name: str) -> Database:
         return Database(admin_dsn=self.cluster.dsn(database=name), passfiles=self.passfiles)
 
     async def _migrate(
@@ -75,8 +88,7 @@ class Server:
             await migrations.migrate(connection, service=service, package=f"services.{service}")
 
     def drop_database(self, database: Database) -> None:
-        name = database.admin_dsn.split("/")[3].split("?")[0]
-        self._run("postgres", _drop(name))
+        self._run("postgres", _drop(database.name))
 
     def _run(self, database: str, work: Work) -> None:
         async def run() -> None:
@@ -152,28 +164,14 @@ def postgres() -> Iterator[Server]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _fresh(postgres: Server, *services: str) -> Iterator[Database]:
-    made = postgres.create_database(services)
+def fresh(
+    postgres: Server, services: tuple[str, ...], plants: Sequence[Plant] = ()
+) -> Iterator[Database]:
+    made = postgres.create_database(services, plants)
     yield made
     postgres.drop_database(made)
 
 
 @pytest.fixture
-def database(postgres: Server) -> Iterator[Database]:
-    """A fresh database with every service's schema."""
-    yield from _fresh(postgres, *roles.SCHEMAS)
-
-
-@pytest.fixture
-def audit_database(postgres: Server) -> Iterator[Database]:
-    yield from _fresh(postgres, "audit")
-
-
-@pytest.fixture
 def control_database(postgres: Server) -> Iterator[Database]:
-    yield from _fresh(postgres, "control")
-
-
-@pytest.fixture
-def entitlements_database(postgres: Server) -> Iterator[Database]:
-    yield from _fresh(postgres, "entitlements")
+    yield from fresh(postgres, ("control",))

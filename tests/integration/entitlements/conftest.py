@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.clock import ManualClock
+from tests.fakes.planted import moved_out
 from tests.fakes.postgres import Database
 from tests.integration.entitlements.desk import Desk, issued, serving
 
@@ -15,6 +16,12 @@ from tests.integration.entitlements.desk import Desk, issued, serving
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
+
+
+@pytest.fixture
+async def alone(entitlements_database: Database) -> None:
+    """No second tenant: for what is said of an installation's only one."""
+    await moved_out(entitlements_database)
 
 
 @pytest.fixture

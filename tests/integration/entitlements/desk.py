@@ -19,6 +19,7 @@ from services.common.rpc.errors import known
 from services.common.settings import load
 from services.entitlements.app import running
 from services.entitlements.settings import EntitlementsSettings
+from tests.fakes import neighbour
 from tests.fakes.clock import START_NS, ManualClock
 from tests.fakes.licenses import issuers_keys, license_token
 from tests.fakes.peers import identity, make_peers
@@ -30,10 +31,31 @@ DAY_S = 86_400
 
 
 @dataclass(slots=True)
+class Told:
+    """A watch's stream. Control is told of every tenant: the second one's own news go aside, and
+    nothing else may tell of it.
+    """
+
+    stream: Any
+    beside: list[wire.TenantEntitlements] = field(default_factory=list)
+
+    async def read(self) -> Any:
+        while (message := await self.stream.read()) is not grpc.aio.EOF:
+            if message.tenant.tenant_id != neighbour.TENANT:
+                neighbour.unseen(message)
+                break
+            self.beside.append(message.tenant)
+        return message
+
+    def cancel(self) -> None:
+        self.stream.cancel()
+
+
+@dataclass(slots=True)
 class Watch:
     """What one watcher has heard: the newest of each tenant."""
 
-    stream: Any
+    stream: Told
     held: dict[str, wire.TenantEntitlements] = field(default_factory=dict)
     synced: wire.Synced | None = None
 
@@ -71,9 +93,10 @@ class Desk:
         return entitlements_pb2_grpc.EntitlementsAdminServiceStub(self.link.channel)
 
     async def call(self, method: Any, request: Any) -> Any:
-        """Raises the BehavryError of the other side."""
+        """Raises the BehavryError of the other side. Nobody is told of the second tenant."""
+        sent = neighbour.Call(method(request, metadata=self.link.metadata(), timeout=PROMPT_S))
         try:
-            return await method(request, metadata=self.link.metadata(), timeout=PROMPT_S)
+            return await sent
         except grpc.aio.AioRpcError as failure:
             raise known(failure) from failure
 
@@ -163,7 +186,7 @@ class Desk:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[Watch]:
         request = wire.WatchEntitlementsRequest()
-        stream = self.reader.WatchEntitlements(request, metadata=self.link.metadata())
+        stream = Told(self.reader.WatchEntitlements(request, metadata=self.link.metadata()))
         try:
             yield Watch(stream)
         finally:

@@ -67,6 +67,7 @@ async def test_a_tenants_licence_brings_its_plan_and_its_single_features(enterpr
     )
 
 
+@pytest.mark.usefixtures("alone")
 async def test_the_same_token_again_changes_nothing(enterprise: Desk) -> None:
     tenant, token = await enterprise.tenant(), issued(plan="enterprise", jti="again")
     first = await enterprise.activate(token, tenant)
@@ -178,6 +179,7 @@ async def test_one_in_grace_can_be_activated_and_an_ended_one_cannot(enterprise:
     )
 
 
+@pytest.mark.usefixtures("alone")
 async def test_the_only_tenants_admin_activates_the_installations_and_one_of_many_does_not(
     desk: Desk,
 ) -> None:
@@ -230,6 +232,7 @@ async def test_a_file_that_is_replaced_is_read_again_and_a_broken_one_falls_back
             await heard.until(lambda w: w.held[tenant].installation_license.jti == "activated")
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_stored_token_outlives_a_restart_and_a_development_key_does_not_reach_production(
     tmp_path: Path, entitlements_database: Database, clock: ManualClock
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc
@@ -19,8 +20,10 @@ from services.common.settings import load
 from services.entitlements.app import running
 from services.entitlements.settings import EntitlementsSettings
 from tests.fakes.clock import ManualClock
+from tests.fakes.neighbour import Answers
 from tests.fakes.peers import identity, make_peers
 from tests.fakes.postgres import Database
+from tests.integration.entitlements.desk import Told
 
 PROMPT_S = 5.0
 
@@ -49,15 +52,16 @@ async def control(
         yield link
 
 
-def reader(link: Link) -> entitlements_pb2_grpc.EntitlementsReaderServiceStub:
-    return entitlements_pb2_grpc.EntitlementsReaderServiceStub(link.channel)
+def reader(link: Link) -> Any:
+    return Answers(entitlements_pb2_grpc.EntitlementsReaderServiceStub(link.channel))
 
 
 async def put(link: Link, tenant: str) -> wire.TenantEntitlements:
-    stub = entitlements_pb2_grpc.EntitlementsAdminServiceStub(link.channel)
+    stub = Answers(entitlements_pb2_grpc.EntitlementsAdminServiceStub(link.channel))
     request = wire.PutTenantRequest(tenant_id=tenant, slug="acme", request_id=str(uuid4()))
     response = await stub.PutTenant(request, metadata=link.metadata(), timeout=PROMPT_S)
-    return response.entitlements
+    entitlements: wire.TenantEntitlements = response.entitlements
+    return entitlements
 
 
 async def test_a_new_tenant_is_on_trial_for_thirty_days(control: Link, clock: ManualClock) -> None:
@@ -96,16 +100,17 @@ async def test_a_watcher_hears_of_every_tenant_and_of_the_end_of_a_trial(
 ) -> None:
     tenant = str(uuid4())
     await put(control, tenant)
-    watch = reader(control).WatchEntitlements(
-        wire.WatchEntitlementsRequest(), metadata=control.metadata()
+    stub = entitlements_pb2_grpc.EntitlementsReaderServiceStub(control.channel)
+    watch = Told(
+        stub.WatchEntitlements(wire.WatchEntitlementsRequest(), metadata=control.metadata())
     )
 
     async def next_tenant() -> wire.TenantEntitlements:
-        async for message in watch:
+        while True:
+            message = await watch.read()
             if message.HasField("tenant"):
                 tenant: wire.TenantEntitlements = message.tenant
                 return tenant
-        raise AssertionError
 
     first = await asyncio.wait_for(next_tenant(), PROMPT_S)
     clock.advance(30 * 86_400)

@@ -22,6 +22,7 @@ from behavry.entitlements.v1 import entitlements_pb2 as wire
 from services.common.clock import SystemClock
 from services.common.rpc.client import dial
 from services.control.clients.entitlements import ENTITLEMENTS_S
+from tests.fakes import neighbour
 from tests.fakes.children import ROOT, end
 from tests.fakes.clock import ManualClock
 from tests.fakes.licenses import license_token
@@ -31,6 +32,7 @@ from tests.integration.entitlements.desk import (
     DAY_S,
     NOW_S,
     Desk,
+    Told,
     Watch,
     allowed,
     issued,
@@ -61,7 +63,10 @@ async def remembered(database: Database) -> list[int]:
     """How many features each tenant is known to have had."""
     connection = await asyncpg.connect(database.admin_dsn)
     try:
-        rows = await connection.fetch("SELECT cardinality(entitled) AS n FROM entitlements.tenants")
+        rows = await connection.fetch(
+            "SELECT cardinality(entitled) AS n FROM entitlements.tenants WHERE tenant_id <> $1",
+            neighbour.TENANT,
+        )
     finally:
         await connection.close()
     return sorted({row["n"] for row in rows})
@@ -210,8 +215,10 @@ async def process(directory: Path, database: Database) -> AsyncIterator[tuple[De
 
 async def listed(desk: Desk) -> int:
     """How many tenants come before Synced."""
-    stream = desk.reader.WatchEntitlements(
-        wire.WatchEntitlementsRequest(), metadata=desk.link.metadata(), wait_for_ready=True
+    stream = Told(
+        desk.reader.WatchEntitlements(
+            wire.WatchEntitlementsRequest(), metadata=desk.link.metadata(), wait_for_ready=True
+        )
     )
     count = 0
     try:
