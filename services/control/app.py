@@ -35,7 +35,7 @@ from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
 from services.common.telemetry.otel import exporting
-from services.control import snapshots
+from services.control import shared_counts, snapshots
 from services.control.api import application, web
 from services.control.api.context import Control
 from services.control.api.verify_jobs import Verifications
@@ -199,7 +199,9 @@ async def running(
                 plane_id=settings.plane_id, proxy_public_url=settings.proxy_public_url
             ),
             origins=Origins(settings.public_url),
-            limits=Limits(clock),
+            limits=Limits(
+                clock, await stack.enter_async_context(shared_counts.opened(settings, log))
+            ),
             failures=Merging(clock),
             features=features,
             planes=planes,
