@@ -93,6 +93,7 @@ PROMISES: Final[dict[str, str]] = {
     "people:sign-in-limited": "Sign-in is limited per account and address from the start.",
     "people:sign-in-changed-by-two": "Sign-in changes by an admin, a super-admin and a test.",
     "people:step-up-for-factors": "Second factors are changed only right after a proof.",
+    "people:step-up-for-policies": "A person puts a policy into force only right after a proof.",
     "people:super-admin-by-the-host": "Only the host makes a super-admin; control cannot.",
     "plans:bypass-on-record": "A super-admin passes a plan only with a record that is there first.",
     "plans:changes-on-record": "A change of plan is on record before it is made, and after.",

@@ -6,7 +6,6 @@ each version before it saves it; a saved one decides nothing until it is promote
 
 import difflib
 import json as json_text
-import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from cyclopts import App, Parameter
 from services.cli.commands.options import (
     ConfirmOption,
     JsonOption,
+    PasswordFile,
     StateOption,
     control_of,
     posted,
@@ -149,11 +149,12 @@ def promote(
         Literal["enforce", "shadow"],
         Parameter("--to", help="enforce: it decides. shadow: it is evaluated and recorded alone."),
     ] = "enforce",
+    password_file: PasswordFile = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Let the latest version of a policy count."""
-    _step(policy, to, state=state, as_json=json)
+    """Let the latest version of a policy count. To enforce it, prove that it is you."""
+    _step(policy, to, state=state, password_file=password_file, as_json=json)
 
 
 @app.command
@@ -178,18 +179,26 @@ def rollback(
     version: int,
     /,
     *,
+    password_file: PasswordFile = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take an old version again, under a new number."""
-    control = control_of(state)
-    path = f"/api/v1/policies/{_id_of(control, policy)}:rollback"
-    _tell(control.post(path, {"version": version}, key=str(uuid.uuid4())), as_json=json)
+    """Take an old version again, under a new number; which may decide at once: prove who you are."""
+    body = {"version": version}
+    _step(policy, "rollback", body, state=state, password_file=password_file, as_json=json)
 
 
-def _step(policy: str, verb: str, *, state: Path | None, as_json: bool) -> None:
+def _step(
+    policy: str,
+    verb: str,
+    body: dict[str, Any] | None = None,
+    *,
+    state: Path | None,
+    password_file: Path | None = None,
+    as_json: bool,
+) -> None:
     path = f"/api/v1/policies/{_id_of(control_of(state), policy)}:{verb}"
-    _tell(posted(path, state=state), as_json=as_json)
+    _tell(posted(path, body, state=state, password_file=password_file), as_json=as_json)
 
 
 def _tell(policy: dict[str, Any], *, as_json: bool) -> None:

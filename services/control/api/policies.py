@@ -237,7 +237,7 @@ async def retire_policy(policy_id: UUID, call: Author) -> Policy:
 @router.post("/{policy_id:uuid}:rollback")
 async def roll_policy_back(
     policy_id: UUID,
-    call: Annotated[Call, needs(Role.POLICY_AUTHOR, keyed=True)],
+    call: Enforcer,
     body: Annotated[Rollback, json_body(Rollback)],
 ) -> Policy:
     """An old version under a new number, in the state that the policy has now."""

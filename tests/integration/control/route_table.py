@@ -168,7 +168,7 @@ GET    policies/{policy_id}/versions                viewer
 POST   policies/{policy_id}:enforce                 policy_author  keyed fresh
 POST   policies/{policy_id}:shadow                  policy_author  keyed
 POST   policies/{policy_id}:retire                  policy_author
-POST   policies/{policy_id}:rollback                policy_author  keyed reads
+POST   policies/{policy_id}:rollback                policy_author  keyed fresh reads
 GET    policy/bundle                                nobody
 
 GET    traces                                       viewer
