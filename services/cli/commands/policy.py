@@ -183,7 +183,7 @@ def rollback(
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take an old version again, under a new number; which may decide at once: prove who you are."""
+    """Take an old version again, under a new number. Prove who you are: it may decide at once."""
     body = {"version": version}
     _step(policy, "rollback", body, state=state, password_file=password_file, as_json=json)
 
