@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from services.proxy import messages
 from services.proxy.messages import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
 
@@ -58,8 +60,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 _JSON: Final[Headers] = ((b"content-type", b"application/json"),)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """An HTTP answer, complete. `sse` says that the same body may go as an event instead."""
 
     status: int

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from services.common.ids import AgentId, EventId, RequestId, ServerSlug, SessionId, TenantId
 from services.common.outbox.parts import Part
@@ -15,8 +18,7 @@ from services.proxy.features import ResourceKind
 from services.proxy.snapshot import Agent, Server, Snapshot, Tenant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Proven by a credential. What the agent may do is not in here: that is decided per call."""
 
     tenant: TenantId
@@ -31,8 +33,7 @@ class Caller:
     graced: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Visit:
+class Visit(msgspec.Struct, frozen=True, kw_only=True):
     """One authenticated request to one server, with the snapshot that it began with."""
 
     caller: Caller
@@ -61,8 +62,7 @@ class Visit:
         return replace(self, tenant=tenant, agent=agent, server=server, revision=revision)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One question for the authorizer; the bytes are JSON of the envelope's sections."""
 
     visit: Visit
@@ -82,8 +82,7 @@ class Result(Enum):
     INTERCEPT = "intercept"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Revision:
+class Revision(msgspec.Struct, frozen=True, kw_only=True):
     bundle_serial: int = 0
     bundle_digest: str = ""
     policy_revision: str = ""
@@ -91,8 +90,7 @@ class Revision:
     bundle_age_s: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Escalation:
+class Escalation(msgspec.Struct, frozen=True, kw_only=True):
     """A person's decision that is waited for, was used up, or will not come any more."""
 
     id: str
@@ -101,8 +99,7 @@ class Escalation:
     codes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What the authorizer said, or, without it, the denial that its silence means."""
 
     result: Result
@@ -136,8 +133,7 @@ def denied(reason_code: str, reason: str = "", *, escalation: Escalation | None 
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
+class Resource(msgspec.Struct, frozen=True, kw_only=True):
     value: str = ""
     kind: ResourceKind = "none"
 

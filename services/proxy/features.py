@@ -7,7 +7,6 @@ forwarded, and every list is bounded: what does not fit sets `overflow`, which p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import msgspec
@@ -48,8 +47,7 @@ _MAX_COUNT: Final = 2**53 - 1
 _encoder: Final = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Derived:
+class Derived(msgspec.Struct, frozen=True):
     """`encoded` is the features object as JSON."""
 
     encoded: bytes
@@ -57,21 +55,20 @@ class Derived:
     resource_kind: ResourceKind
 
 
-@dataclass(slots=True)
-class _Found:
-    paths: dict[str, targets.PathTarget] = field(default_factory=dict)
-    urls: dict[targets.UrlTarget, None] = field(default_factory=dict)
-    tables: dict[str, None] = field(default_factory=dict)
-    commands: dict[str, None] = field(default_factory=dict)
-    recipients: set[str] = field(default_factory=set)
-    domains: dict[str, None] = field(default_factory=dict)
+class _Found(msgspec.Struct):
+    paths: dict[str, targets.PathTarget] = {}
+    urls: dict[targets.UrlTarget, None] = {}
+    tables: dict[str, None] = {}
+    commands: dict[str, None] = {}
+    recipients: set[str] = set()
+    domains: dict[str, None] = {}
     groups: bool = False
     resource: str = ""
     kind: ResourceKind = "none"
     overflow: bool = False
     left: int = MAX_LOOKED
     #: Spellings that were looked at.
-    seen: set[str] = field(default_factory=set)
+    seen: set[str] = set()
 
     def affords(self, cost: int) -> bool:
         """Whether so much more may be looked at."""

@@ -6,7 +6,10 @@ agent reads an answer in its own dialect.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
+from msgspec.structs import replace
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError
@@ -28,8 +31,7 @@ from services.proxy.streams.relay import Relays
 from services.proxy.streams.subscriptions import Subscriptions
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(msgspec.Struct, frozen=True):
     """How the run ended. `encoded` is a result for the agent, `answer` something else for it, and
     `asks` what a legacy agent has to be asked before there is either.
     """

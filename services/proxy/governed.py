@@ -7,10 +7,10 @@ of a request this version refuses because nobody could decide on it yet.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from orjson import Fragment
 
 from services.common.ids import RequestId
@@ -52,8 +52,7 @@ _OF_A_TOOL: Final = _APART | {"name", "arguments"}
 Deliver = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class Question(msgspec.Struct, frozen=True, kw_only=True):
     """What would run: `canonical` is digested, and `params` goes up, made of the same values."""
 
     method: str
@@ -64,10 +63,10 @@ class Question:
     arguments: dict[str, Any]
     encoded: bytes
     #: What else goes up: members of params that the protocol does not know, and answers.
-    beside: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, Any] = {}
     #: And of the agent's own `_meta`. Policies see it and the record has its digest, but it makes
     #: no other call of this one: some clients put a new number into each. No approval is about it.
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: dict[str, Any] = {}
     #: The arguments alone where nothing stands beside them; else both, in an array: no arguments
     #: are written as one, so that neither can be taken for the other.
     canonical: bytes
@@ -149,8 +148,7 @@ class Question:
         return seen
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     """A governed request as it came; the same one, however often it is asked about."""
 
     visit: Visit
@@ -161,8 +159,7 @@ class Incoming:
     stream: Stream
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
+class Live(msgspec.Struct, frozen=True, kw_only=True):
     """A server and a tool as they are now, or why that cannot be told."""
 
     backend: Backend | None = None
@@ -173,8 +170,7 @@ class Live:
     failure: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one call after it was decided."""
 
     subject: Subject

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, RSAKey
+from msgspec.structs import replace
 
 from services.common.clock import Clock
 from services.common.ids import AgentId, SessionId, TenantId, is_uuid

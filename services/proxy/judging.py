@@ -7,8 +7,10 @@ and keeps its word. Without an answer, or without a tool to ask about, there is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, assert_never
+
+from msgspec.structs import replace
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError

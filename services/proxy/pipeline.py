@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
+import msgspec
+
 from services.common.clock import Clock
 from services.common.ids import AgentId, TenantId
 from services.common.outbox.digests import Digester
@@ -64,8 +66,7 @@ class TooLarge(Exception):
     """The body is over the cap."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """A request that passed the checks of its transport."""
 
     verb: str

@@ -6,8 +6,9 @@ Decides which facts of a call go into the chain. Payloads never do: the bundle s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from services.common.clock import Clock, micros
 from services.common.ids import NIL_TENANT, EventId, RequestId, TenantId
@@ -20,8 +21,7 @@ _KEPT_TEXT: Final = 1024
 _VERDICTS: Final = {"call.intent": "allow", "call.denied": "deny", "call.held": "intercept"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """What every record of one call says alike."""
 
     visit: Visit

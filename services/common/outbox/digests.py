@@ -41,7 +41,7 @@ class Digester:
             raise DigestKeysError("digest keys are 32 bytes each, and there is at least one")
         self._keys = [_PlaneKey(_derive(key, b"", b"behavry/digest-key-id")[:4].hex(), key)
                       for key in keys]  # fmt: skip
-        self._derived: dict[tuple[str, TenantId, str], bytes] = {}
+        self._derived: dict[tuple[str, TenantId, str], hmac.HMAC] = {}
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -58,32 +58,32 @@ class Digester:
     def make(self, tenant: TenantId, purpose: str, content: bytes) -> str:
         """`purpose` keeps digests of different things apart: `arguments`, `result`, `changes`."""
         key = self._keys[0]
-        mac = hmac.digest(self._key_for(key, tenant, purpose), content, "sha256")
-        return f"h1:{key.id}:{mac.hex()}"
+        return f"h1:{key.id}:{self._mac(key, tenant, purpose, content)}"
 
     def matches(self, tenant: TenantId, purpose: str, content: bytes, digest: str) -> bool:
         """Whether `digest` was made of `content` with any of the keys."""
         _, _, rest = digest.partition(":")
         key_id, _, mac = rest.partition(":")
         return any(
-            hmac.compare_digest(
-                hmac.digest(self._key_for(key, tenant, purpose), content, "sha256").hex().encode(),
-                mac.encode(),
-            )
+            hmac.compare_digest(self._mac(key, tenant, purpose, content).encode(), mac.encode())
             for key in self._keys
             if digest.startswith("h1:") and key.id == key_id
         )
 
-    def _key_for(self, key: _PlaneKey, tenant: TenantId, purpose: str) -> bytes:
+    def _mac(self, key: _PlaneKey, tenant: TenantId, purpose: str, content: bytes) -> str:
         index = (key.id, tenant, purpose)
-        derived = self._derived.get(index)
-        if derived is None:
+        keyed = self._derived.get(index)
+        if keyed is None:
             if len(self._derived) >= _CACHED_KEYS:
                 self._derived.clear()
             info = b"behavry/digest/1/" + purpose.encode()
-            derived = _derive(key.secret, UUID(tenant).bytes, info)
-            self._derived[index] = derived
-        return derived
+            keyed = hmac.new(_derive(key.secret, UUID(tenant).bytes, info), digestmod="sha256")
+            self._derived[index] = keyed
+        # A copy of the keyed state hashes a short text at once; the one-shot form sets a key up
+        # anew and gives other threads their turn in the middle of a call, every time.
+        mac = keyed.copy()
+        mac.update(content)
+        return mac.hexdigest()
 
 
 def _derive(secret: bytes, salt: bytes, info: bytes) -> bytes:

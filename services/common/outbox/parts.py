@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 SALT_BYTES: Final = 32
 PartKind = Literal["arguments", "result", "input", "quarantine"]
 PartMode = Literal["full", "redacted", "encrypted", "input"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(msgspec.Struct, frozen=True, kw_only=True):
     """`stored` is what the data-protection pipeline let through, byte for byte."""
 
     kind: PartKind

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
+import msgspec
 import orjson
 
 from services.common.errors import BehavryError
@@ -22,7 +22,6 @@ VERSION: Final = "behavry.record/1"
 MAX_BODY_BYTES: Final = 32 * 1024
 MAX_DEPTH: Final = 8
 KEPT_FINDINGS: Final = 20
-_MAX_INT: Final = 2**53 - 1
 _KEY: Final = re.compile(r"[a-z0-9_]{1,40}")
 _OPTIONS: Final = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 #: Keys that were found good; field names are few, so this stays small, and it is bounded.
@@ -44,8 +43,7 @@ class ProfileError(BehavryError):
         self.rule = rule
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """What a source wants to have recorded. The outbox adds `v tenant chain queued_at plane src`.
 
     `fields` may hold None, which means absent. The outbox takes it over: do not change it after.
@@ -55,7 +53,7 @@ class Record:
     tenant: TenantId
     chain: str
     at_us: int
-    fields: Mapping[str, Json] = field(default_factory=dict)
+    fields: Mapping[str, Json] = {}
     #: UUIDv7; for `call.intent`, `call.denied`, `call.held` also the id of the decision.
     id: EventId | None = None
 
@@ -133,34 +131,30 @@ def _check_values(values: Collection[Json], depth: int) -> None:
 def _encode(clean: dict[str, Json]) -> bytes:
     try:
         return orjson.dumps(clean, option=_OPTIONS)
-    except orjson.JSONEncodeError:
-        # Numbers and types were looked at before: what is left is a lone surrogate.
-        raise ProfileError("invalid Unicode") from None
+    except orjson.JSONEncodeError as bad:
+        # Types were looked at before: what is left is a large number or a lone surrogate.
+        large = str(bad).startswith("Integer")
+        rule = "an integer beyond 2^53-1" if large else "invalid Unicode"
+        raise ProfileError(rule) from None
 
 
 def _clean_object(value: Mapping[str, Json], depth: int) -> dict[str, Json]:
     if depth > MAX_DEPTH:
         raise ProfileError("deeper than 8")
-    clean = {}
-    for key, item in value.items():
-        if key not in _good_keys:
+    if not _good_keys.issuperset(value):
+        for key in value:
             _check_key(key)
-        kind = type(item)
-        if kind is str or kind is bool:
-            clean[key] = item
-        elif item is not None:
+    clean = {key: item for key, item in value.items() if item is not None}
+    for key, item in clean.items():
+        if type(item) not in _PLAIN:
             clean[key] = _clean(item, depth)
     return clean
 
 
 def _clean(value: Json, depth: int) -> Json:
     kind = type(value)
-    if kind is str or kind is bool:
+    if kind in _PLAIN:
         return value
-    if kind is int:
-        if -_MAX_INT <= value <= _MAX_INT:
-            return value
-        raise ProfileError("an integer beyond 2^53-1")
     if kind is dict:
         return _clean_object(cast("dict[str, Json]", value), depth + 1)
     if kind is list or kind is tuple:

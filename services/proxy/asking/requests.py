@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from services.common.clock import Clock
 from services.common.errors import BehavryError

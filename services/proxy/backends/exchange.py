@@ -7,8 +7,9 @@ answer means. Sending, and taking up a stream that broke off, is streamable.py's
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from services.common.sse import EventParser, EventTooLong
 from services.common.telemetry.counters import Counter

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from services.common.clock import Clock
 from services.common.ids import ServerSlug, TenantId

@@ -10,11 +10,13 @@ import asyncio
 import re
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
+
+from msgspec.structs import replace
 
 from services.common.clock import Clock
 from services.common.ids import AgentId, ServerSlug, TenantId

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from services.proxy.answers import HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION
 from services.proxy.bridge import Facts
 from services.proxy.calls import Visit
@@ -24,8 +26,7 @@ MAX_ANSWERING: Final = 16
 MODERN_CODES: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request to a tool server. `headers` are what the final body implies."""
 
     method: str
@@ -51,8 +52,7 @@ class Session:
     url: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """What a tool server says that answers nothing: a notification, or with an `id` a request."""
 
     method: str
@@ -81,8 +81,7 @@ class Listening:
     last_event_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Exactly one of `result` and `error`."""
 
     result: dict[str, Any] | None

@@ -1,11 +1,11 @@
 """How long a tool server's list is kept, and when control is told of it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
 from services.proxy import kept

@@ -1,10 +1,9 @@
 """What an agent carries while its call waits opens for that agent, that purpose and that time."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from services.common.ids import AgentId, ServerSlug, SessionId, TenantId
 from services.proxy import snapshot
