@@ -80,6 +80,21 @@ def test_what_is_outside_the_profile_is_refused(body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "rule"),
+    [
+        (2**53, "an integer beyond 2^53-1"),
+        ([{"b": 2**70}], "an integer beyond 2^53-1"),
+        ("\ud800", "invalid Unicode"),
+    ],
+)
+def test_a_refusal_names_the_rule(value: object, rule: str) -> None:
+    with pytest.raises(ProfileError) as refused:
+        canonical_bytes({"a": value})
+
+    assert rule == refused.value.rule
+
+
+@pytest.mark.parametrize(
     "body",
     [
         {"a": 2**53 - 1, "b": -(2**53) + 1},
