@@ -13,6 +13,7 @@ import grpc
 from behavry.authorizer.v1 import authorizer_pb2 as wire
 from behavry.authorizer.v1 import authorizer_pb2_grpc
 from services.common.rpc.client import Link
+from tests.fakes import neighbour
 from tests.fakes.control import AGENT, SCHEMA_HASH, TENANT
 
 SESSION = "0199d0d0-0000-7000-8000-00000000005e"
@@ -119,7 +120,10 @@ class Decider:
         loop = asyncio.get_running_loop()
         answers = [self._waiting.setdefault(one.id, loop.create_future()) for one in asks]
         self._out.put_nowait(wire.DecideRequest(asks=wire.Asks(asks=asks)))
-        return list(await asyncio.wait_for(asyncio.gather(*answers), 5))
+        verdicts = list(await asyncio.wait_for(asyncio.gather(*answers), 5))
+        theirs = {one.id for one in asks if one.caller.tenant_id == neighbour.TENANT}
+        neighbour.unseen(*(one for one in verdicts if one.id not in theirs))
+        return verdicts
 
     async def ticket_changed(self) -> tuple[str, str]:
         """(escalation, state) of the next change that was told."""

@@ -92,7 +92,12 @@ class AuditService:
     @asynccontextmanager
     async def reader(self, peer: str = "control") -> AsyncIterator[tuple[Any, Link]]:
         async with self.link(peer) as link:
-            yield Answers(audit_pb2_grpc.AuditReaderServiceStub(link.channel)), link
+            yield Answers(self.reader_stub(link)), link
+
+    @staticmethod
+    def reader_stub(link: Link) -> Any:
+        """Whose answers nobody looks at: of the second tenant's own."""
+        return audit_pb2_grpc.AuditReaderServiceStub(link.channel)
 
     @asynccontextmanager
     async def shipper(self, source: Source, *, peer: str = "proxy") -> AsyncIterator[Shipper]:

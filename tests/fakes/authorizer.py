@@ -26,6 +26,7 @@ from services.common.rpc.peers import TokenPeers
 from services.common.rpc.server import serve
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
+from tests.fakes import neighbour
 
 TENANT = "0199d0d0-0000-7000-8000-000000000001"
 OTHER_TENANT = "0199d0d0-0000-7000-8000-000000000002"
@@ -383,8 +384,25 @@ def snapshot(servers: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 "agents": {AGENT: {**agent, "name": "twin"}},
                 "servers": servers,
             },
+            neighbour.TENANT: {
+                "slug": f"{neighbour.MARK}-tenant",
+                "status": "active",
+                "modes": {},
+                "revoked_sessions": [],
+                "agents": {AGENT: {**agent, "name": f"{neighbour.MARK}-agent"}},
+                "servers": {slug: _elsewhere(entry) for slug, entry in servers.items()},
+            },
         },
     }
+
+
+def _elsewhere(entry: dict[str, Any]) -> dict[str, Any]:
+    """A server of the same slug that belongs to the second tenant, where nobody listens."""
+    return {
+        **entry, "id": neighbour.marked_id(2), "domain": neighbour.MARK, "transport": "http",
+        "urls": [f"http://127.0.0.1:9/{neighbour.MARK}"], "stdio": None,
+        "credential": {"kind": "none"},
+    }  # fmt: skip
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from services.control.desired_state import (
     shipped_modules,
     tenant_content,
 )
+from tests.fakes import neighbour
 
 PLANE = PlaneId("dp-test")
 ENVIRONMENT = "test"
@@ -106,6 +108,35 @@ def rows(tenant: TenantId = TENANT, **changes: Any) -> TenantRows:
         "policies": [],
     }
     return TenantRows(**{**values, **changes})
+
+
+@cache
+def second_tenant() -> TenantRows:
+    """Of the second tenant (neighbour.py), in every bundle: an agent, a server and tools as `rows`
+    has them under the same ids and slugs, and a policy that refuses whatever it is asked.
+    """
+    plain = rows(neighbour.TENANT)
+    agents = {
+        one: {**agent, "name": f"{neighbour.MARK}-agent"} for one, agent in plain.agents.items()
+    }
+    servers = {
+        slug: {
+            **server,
+            "id": neighbour.marked_id(2),
+            "urls": [f"http://127.0.0.1:9/{neighbour.MARK}"],
+        }
+        for slug, server in plain.servers.items()
+    }
+    refuses = f"""verdicts contains {{"result": "deny", "code": "{neighbour.MARK}",
+\t"reason": "{neighbour.MARK}", "obligations": []}}
+"""
+    return rows(
+        neighbour.TENANT,
+        slug=f"{neighbour.MARK}-tenant",
+        agents=agents,
+        servers=servers,
+        policies=[policy(neighbour.TENANT, f"{neighbour.MARK}_refuses", refuses)],
+    )
 
 
 @dataclass(slots=True)
@@ -198,7 +229,10 @@ class FakeControl:
         content = Content(
             plane_id=PLANE,
             environment=ENVIRONMENT,
-            tenants=[tenant_content(one, modes or {"context_gate": "off"}) for one in tenants],
+            tenants=[
+                tenant_content(one, modes or {"context_gate": "off"})
+                for one in (*tenants, second_tenant())
+            ],
             shipped=shipped_modules(),
         )
         self.bundle = build(

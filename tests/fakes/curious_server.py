@@ -32,6 +32,9 @@ class Curious:
     def __init__(self) -> None:
         self.url = ""
         self.eras: tuple[str, ...] = ("modern", "legacy")
+        self.tools: tuple[dict[str, Any], ...] = TOOLS
+        #: Names; each is a page of its own.
+        self.resources: tuple[str, ...] = ()
         #: What agents declared, as this server was told at `initialize`.
         self.told: list[Any] = []
         #: Messages in the order in which they came.
@@ -131,7 +134,9 @@ class Curious:
             case "server/discover":
                 return wire.discovered(message, NAME)
             case "tools/list":
-                return wire.listed(message, TOOLS)
+                return wire.listed(message, self.tools)
+            case "resources/list" if self.resources:
+                return wire.result(message, self._page(message["params"].get("cursor")))
             case "tasks/get" | "tasks/update" | "tasks/cancel":
                 return self._task(message)
             case "tools/call" if "task" in message["params"].get("arguments", {}):
@@ -155,6 +160,11 @@ class Curious:
         said = orjson.dumps({"responses": responses, "state": state}).decode()
         body = wire.content(said) if message["method"] == "tools/call" else {"messages": []}
         return wire.result(message, body)
+
+    def _page(self, cursor: str | None) -> dict[str, Any]:
+        at = int(cursor or 0)
+        page = {"resources": [{"uri": f"file:///{at}", "name": self.resources[at]}]}
+        return {**page, "nextCursor": str(at + 1)} if at + 1 < len(self.resources) else page
 
     def _begun(self, message: dict[str, Any]) -> dict[str, Any]:
         task_id = f"their-{len(self.tasks) + 1}"

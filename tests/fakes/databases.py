@@ -12,7 +12,7 @@ import pytest
 
 from services.common.postgres import roles
 from tests.fakes import planted
-from tests.fakes.postgres import Database, Server, fresh
+from tests.fakes.postgres import Database, Server
 
 #: What the second tenant's rows are at first, by services: every database is a copy.
 _AT_FIRST: dict[tuple[str, ...], tuple[Mapping[str, str], dict[str, str]]] = {}
@@ -37,14 +37,17 @@ def entitlements_database(postgres: Server) -> Iterator[Database]:
 def beside(postgres: Server, *services: str) -> Iterator[Database]:
     """A database with a second tenant in it, which must be left alone."""
     plants = [planted.PLANTS[service] for service in services if service in planted.PLANTS]
-    for made in fresh(postgres, services, plants):
+    made = postgres.create_database(services, plants)
+    try:
         if services not in _AT_FIRST:
             _AT_FIRST[services] = asyncio.run(_first_look(made, services))
         yield made
         tables, at_first = _AT_FIRST[services]
         left = {table: said for table, said in tables.items() if table not in made.may_change}
-        now = asyncio.run(state_of(made, left))
+        now = asyncio.run(_state_of(made, left))
         assert {table: at_first[table] for table in left} == now
+    finally:
+        postgres.drop_database(made)
 
 
 async def _first_look(
@@ -58,7 +61,7 @@ async def _first_look(
         await connection.close()
 
 
-async def state_of(made: Database, tables: Mapping[str, str]) -> dict[str, str]:
+async def _state_of(made: Database, tables: Mapping[str, str]) -> dict[str, str]:
     connection = await asyncpg.connect(made.admin_dsn)
     try:
         return await planted.state_of(connection, tables)

@@ -39,6 +39,7 @@ from tests.fakes.authorizer import (
     serving,
     snapshot,
 )
+from tests.fakes.neighbour import http_client, unseen
 from tests.fakes.peers import make_peers
 
 ISSUER = "http://127.0.0.1:8701"
@@ -187,6 +188,7 @@ class Gateway:
         """What is in the outbox's files, in order; of these types, or all of calls and refusals."""
         found = [orjson.loads(entry.body) for entry in self.entries()]
         wanted = types or ("call.", "auth.", "catalog.")
+        unseen(found[self._forgotten :])
         return [body for body in found[self._forgotten :] if body["type"].startswith(wanted)]
 
     async def settled(self) -> None:
@@ -294,7 +296,7 @@ async def gateway(
     async with (
         serving(fake, settings.authorizer_address, settings.peers_dir),
         running(settings) as proxy,
-        aiohttp.ClientSession() as http,
+        http_client() as http,
     ):
         made = Gateway(
             running=proxy,

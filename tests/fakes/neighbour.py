@@ -7,11 +7,15 @@ says so there. What it has of which service is planted.py's.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import Any, Final, cast
 
+import aiohttp
 import grpc
+from aiohttp.client_proto import ResponseHandler
 
 from services.common.ids import TenantId
 
@@ -104,6 +108,36 @@ def _looking_at_errors() -> Iterator[None]:
     except grpc.aio.AioRpcError as failure:
         unseen(failure.details() or "", list(failure.trailing_metadata() or ()))
         raise
+
+
+class Tap(ResponseHandler):
+    """An HTTP client's end of a connection: what comes is looked at, headers and all. What is found
+    is kept in `crossed`: whoever reads may be waiting for the next event.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, crossed: list[bytes]) -> None:
+        super().__init__(loop)
+        self._crossed = crossed
+        self._end = b""
+
+    def data_received(self, data: bytes) -> None:
+        came = self._end + data
+        if any(mark in came for mark in _SEEN):
+            self._crossed.append(came)
+        self._end = came[-len(ID_MARK) :]
+        super().data_received(data)
+
+
+@asynccontextmanager
+async def http_client() -> AsyncIterator[aiohttp.ClientSession]:
+    """Whose answers hold nothing of the second tenant."""
+    crossed: list[bytes] = []
+    connector = aiohttp.TCPConnector()
+    tap = partial(Tap, asyncio.get_running_loop(), crossed)
+    connector._factory = cast("partial[ResponseHandler]", tap)
+    async with aiohttp.ClientSession(connector=connector) as http:
+        yield http
+    unseen(*crossed)
 
 
 class Rows:

@@ -15,6 +15,7 @@ import grpc
 
 from behavry.control.v1 import plane_link_pb2 as wire
 from behavry.control.v1 import plane_link_pb2_grpc
+from tests.fakes import neighbour
 
 
 @dataclass(slots=True)
@@ -112,6 +113,7 @@ class PlaneDesk(plane_link_pb2_grpc.PlaneLinkServiceServicer):
         queue: asyncio.Queue[wire.OpenResponse | None],
     ) -> None:
         async for request in requests:
+            neighbour.unseen(request)
             self.heard.append(request)
             match request.WhichOneof("message"):
                 case "hello":

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from tests.fakes.neighbour import unseen
+
 ANSWER_S = 30.0
 
 
@@ -51,7 +53,9 @@ class RawHttp(asyncio.Protocol):
         self._waiter = asyncio.get_running_loop().create_future()
         self._transport.write(sent)
         async with asyncio.timeout(timeout_s):
-            return await self._waiter
+            reply = await self._waiter
+        unseen(reply.body, reply.headers)
+        return reply
 
     def send(self, sent: bytes) -> None:
         """No answer is waited for."""

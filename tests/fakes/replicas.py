@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from services.common.clock import Clock
 from services.common.rendezvous.memory import MemoryRendezvous
 from services.common.rendezvous.protocol import Rendezvous
@@ -24,6 +22,7 @@ from services.proxy.replicas.post import Post
 from services.proxy.seals import Seals
 from services.proxy.settings import ProxySettings
 from tests.fakes.gateway import Gateway, environment, gateway, until, until_ready
+from tests.fakes.neighbour import http_client
 
 
 def spawned(_: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
@@ -73,7 +72,7 @@ async def beside(
         **changes,
     )
     settings = load(ProxySettings, own)
-    async with running(settings) as proxy, aiohttp.ClientSession() as http:
+    async with running(settings) as proxy, http_client() as http:
         made = Gateway(
             running=proxy,
             authorizer=first.authorizer,
