@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import Any, Final
 
-from services.control.api.page_frame import alert, document, passkey_button, passkey_fields
+from services.control.api.page_frame import alert, document
+from services.control.api.sign_in_html import (
+    Person,
+    proof,
+    proving_buttons,
+    signed_in,
+    submit,
+)
 from services.control.escalations import MAX_MINUTES, MAX_USES, Rule
 from services.control.visible import markup
 
@@ -45,101 +52,28 @@ _STATES: Final[Mapping[str, str]] = {
     "lapsed": "This call was approved, but not made in time.",
     "revoked": "This call was approved, and the approval was taken back.",
 }
-#: What whoever has a passkey and no script is told.
-WITHOUT_SCRIPT: Final = (
-    "A passkey is asked by a script, and this browser runs none here. Allow JavaScript for this "
-    "page, or set up one-time codes (behavry mfa add) and type one."
-)
-WITHOUT_SCRIPT_AT_SIGN_IN: Final = (
-    "A passkey is asked by a script, and this browser runs none here. Allow JavaScript for this "
-    "page, or type a one-time code or a recovery code."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Viewer:
-    """Who looks. `csrf` guards what they send."""
+class Say:
+    """What somebody has to say about this call."""
 
-    name: str
-    role: str
-    tenant: str
-    csrf: str = field(repr=False)
     may_decide: bool
     eligible: bool
     voted: str | None
-    #: Has to prove once more who they are; by the password where they have neither of these.
-    needs_proof: bool
-    by_code: bool = False
-    by_passkey: bool = False
-    #: Where the provider that they came by asks them again.
-    again: str | None = None
-
-    @property
-    def scripted(self) -> bool:
-        """Whether the page has something for its script to do."""
-        return self.needs_proof and self.by_passkey
 
 
-def sign_in(path: str, *, token: str, provider: str | None = None, error: str = "") -> str:
-    """The same whatever the address names: nothing is told before the sign-in. `provider`: where
-    the tenant's people sign in.
-    """
-    body = f"""
-<h1>Sign in to decide</h1>
-{alert(error)}{provider_link(provider)}
-<form method="post" action="{path}/sign-in">
-<input type="hidden" name="token" value="{escape(token)}">
-<label for="username">User name</label>
-<input type="text" id="username" name="username" autocomplete="username" autocapitalize="none"
- spellcheck="false" maxlength="320" required>
-<label for="password">Password</label>
-<input type="password" id="password" name="password" autocomplete="current-password"
- maxlength="1024" required>
-<label for="code">One-time code, if you have set them up</label>
-<input type="text" id="code" name="code" autocomplete="one-time-code" inputmode="numeric"
- maxlength="6">
-<button type="submit">Sign in</button>
-</form>"""
-    return document("Sign in", body, failed=bool(error))
-
-
-def provider_link(provider: str | None) -> str:
-    if provider is None:
-        return ""
-    link = f'<a href="{escape(provider)}">Sign in with your organization</a>'
-    return f"<p>{link}, or here with a password that you have here.</p>"
-
-
-def second_factor(
-    path: str, *, token: str, challenge: str, options: Mapping[str, Any] | None
-) -> str:
-    """The other half of a sign-in. `options`: what a passkey is asked, if there is one."""
-    asks = passkey_fields(WITHOUT_SCRIPT_AT_SIGN_IN, challenge) if options else ""
-    button = passkey_button("Sign in with your passkey") if options else ""
-    asked = f' data-passkey="{escape(json.dumps(options))}"' if options else ""
-    body = f"""
-<h1>A second proof that it is you</h1>
-<form method="post" action="{path}/second-factor"{asked}>
-<input type="hidden" name="token" value="{escape(token)}">
-{asks or f'<input type="hidden" name="challenge" value="{escape(challenge)}">'}
-{button}
-<label for="code">A one-time code, or a recovery code</label>
-<input type="text" id="code" name="code" autocomplete="one-time-code" maxlength="64">
-<button type="submit">Sign in</button>
-</form>"""
-    return document("Sign in", body, scripted=bool(options))
-
-
-def not_found(path: str, viewer: Viewer) -> str:
+def not_found(path: str, person: Person) -> str:
     words = "<p>There is no such call here, or it is not yours to see.</p>"
-    return document("Not found", f"<h1>Not found</h1>{words}", header=_who(path, viewer))
+    return document("Not found", f"<h1>Not found</h1>{words}", header=signed_in(path, person))
 
 
 def page(
     path: str,
     row: Mapping[str, Any],
     rule: Rule,
-    viewer: Viewer,
+    person: Person,
+    say: Say,
     *,
     now: datetime,
     error: str = "",
@@ -158,15 +92,15 @@ def page(
             _section("Time", _clocks(row, now)),
             _section("Votes", _votes(row, rule)),
             _section("What the call looks like", _features(row)),
-            _decide(path, row, viewer, typed or {}),
+            _decide(path, row, person, say, typed or {}),
         )
     )
     return document(
         title,
         body,
-        header=_who(path, viewer),
+        header=signed_in(path, person),
         failed=bool(error),
-        scripted=viewer.scripted,
+        scripted=person.scripted,
     )
 
 
@@ -286,29 +220,30 @@ def _value(value: Any, depth: int = 0) -> str:
             return ""
 
 
-def _decide(path: str, row: Mapping[str, Any], viewer: Viewer, typed: Mapping[str, str]) -> str:
+def _decide(
+    path: str, row: Mapping[str, Any], person: Person, say: Say, typed: Mapping[str, str]
+) -> str:
     state = row["state"]
     if state not in {"pending", "approved"}:
         return ""
-    if not viewer.may_decide:
-        words = f"Your role, {escape(viewer.role)}, may look at this but not decide it."
+    if not say.may_decide:
+        words = f"Your role, {escape(person.role)}, may look at this but not decide it."
         return _section("Your answer", f"<p>{words}</p>")
     if state == "approved":
-        return _section("Your answer", _form(path, viewer, "revoke", _reason("revoke", typed)))
-    forms = _approvals(path, viewer, typed) if viewer.eligible else (
+        return _section("Your answer", _form(path, person, "revoke", _reason("revoke", typed)))
+    forms = _approvals(path, person, typed) if say.eligible else (
         "<p>You asked for this call, or its agent is yours: somebody else has to approve it. "
         "You may deny it.</p>"
     )  # fmt: skip
-    if viewer.voted == "approve":
+    if say.voted == "approve":
         forms = "<p>You have approved it; others have to, too. You may still deny it.</p>"
-    deny = _form(path, viewer, "deny", _reason("deny", typed, required=True))
+    deny = _form(path, person, "deny", _reason("deny", typed, required=True))
     return _section("Your answer", forms + deny)
 
 
-def _approvals(path: str, viewer: Viewer, typed: Mapping[str, str]) -> str:
-    own = viewer.by_code or viewer.by_passkey
-    if viewer.needs_proof and viewer.again is not None and not own:
-        link = f'<a href="{escape(viewer.again)}">Prove it with your organization</a>'
+def _approvals(path: str, person: Person, typed: Mapping[str, str]) -> str:
+    if (provider := person.provider_proves) is not None:
+        link = f'<a href="{escape(provider)}">Prove it with your organization</a>'
         return (
             f"<p>An approval needs a fresh proof that it is you. {link}, then approve it here.</p>"
         )
@@ -320,9 +255,9 @@ def _approvals(path: str, viewer: Viewer, typed: Mapping[str, str]) -> str:
             ("uses", f"How often at most (up to {MAX_USES} times)", MAX_USES, "5"),
         )
     )
-    once = _proof("once", viewer) + _reason("once", typed)
-    grant = _proof("grant", viewer) + numbers + _reason("grant", typed)
-    return _form(path, viewer, "once", once) + _form(path, viewer, "grant", grant)
+    once = proof("once", person) + _reason("once", typed)
+    grant = proof("grant", person) + numbers + _reason("grant", typed)
+    return _form(path, person, "once", once) + _form(path, person, "grant", grant)
 
 
 _ACTS: Final[Mapping[str, tuple[str, str]]] = {
@@ -333,23 +268,16 @@ _ACTS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def _form(path: str, viewer: Viewer, act: str, fields: str) -> str:
+def _form(path: str, person: Person, act: str, fields: str) -> str:
     title, button = _ACTS[act]
-    proves = viewer.needs_proof and act in {"once", "grant"}
-    buttons = "" if proves and viewer.by_passkey and not viewer.by_code else _submit(button)
-    if proves and viewer.by_passkey:
-        buttons += passkey_button(f"{button}, with your passkey")
+    buttons = proving_buttons(button, person) if act in {"once", "grant"} else submit(button)
     return f"""
 <form method="post" action="{path}" aria-labelledby="{act}-title">
 <h3 id="{act}-title">{title}</h3>
-<input type="hidden" name="csrf" value="{escape(viewer.csrf)}">
+<input type="hidden" name="csrf" value="{escape(person.csrf)}">
 <input type="hidden" name="act" value="{act}">{fields}
 {buttons}
 </form>"""
-
-
-def _submit(words: str) -> str:
-    return f'<button type="submit">{words}</button>'
 
 
 def _reason(act: str, typed: Mapping[str, str], *, required: bool = False) -> str:
@@ -362,45 +290,7 @@ def _reason(act: str, typed: Mapping[str, str], *, required: bool = False) -> st
     )
 
 
-def _proof(act: str, viewer: Viewer) -> str:
-    """What proves who one is, once more: a one-time code, a passkey, or the password."""
-    if not viewer.needs_proof:
-        return ""
-    fields = f'<p class="hint" id="{act}-why">This approval needs a fresh proof that it is you.</p>'
-    if viewer.by_code:
-        fields += _code(act, required=not viewer.by_passkey)
-    if viewer.by_passkey:
-        fields += passkey_fields(WITHOUT_SCRIPT)
-    if not viewer.by_code and not viewer.by_passkey:
-        fields += (
-            '<input type="text" name="username" autocomplete="username" hidden readonly'
-            f' value="{escape(viewer.name)}">'
-            f'<label for="{act}-password">Your password, again</label>'
-            f'<input type="password" id="{act}-password" name="password"'
-            f' autocomplete="current-password" maxlength="1024" required'
-            f' aria-describedby="{act}-why">'
-        )
-    return fields
-
-
-def _code(act: str, *, required: bool) -> str:
-    return (
-        f'<label for="{act}-code">A one-time code</label>'
-        f'<input type="text" id="{act}-code" name="code" autocomplete="one-time-code"'
-        f' inputmode="numeric" maxlength="6"{" required" if required else ""}'
-        f' aria-describedby="{act}-why">'
-    )
-
-
 # The frame ----------------------------------------------------------------------------------------
-
-
-def _who(path: str, viewer: Viewer) -> str:
-    who = f"Signed in as {markup(viewer.name)} at {markup(viewer.tenant)}"
-    return f"""<span>{who}</span>
-<form method="post" action="{path}/sign-out">
-<input type="hidden" name="csrf" value="{escape(viewer.csrf)}">
-<button type="submit">Sign out</button></form>"""
 
 
 def _section(title: str, body: str) -> str:

@@ -1,9 +1,9 @@
 """The page where somebody lets a device in (RFC 8628 3.3): `/device`, and `/device/{code}`. They
 sign in here, by whatever their tenant signs in with; see what asks; and say yes or no, once.
 
-Before the sign-in nothing depends on the code. After it, codes that are none are few per person,
-and on record. Forms are taken from our own page alone. What is given is never more than the session
-that gives it, and ends no later.
+Who that is, and that a form is our own, is page_sign_in.py's: before the sign-in nothing depends on
+the code. After it, codes that are none are few per person, and on record. What is given is never
+more than the session that gives it, and ends no later.
 """
 
 from __future__ import annotations
@@ -12,23 +12,21 @@ from typing import Annotated, Final
 from urllib.parse import urlencode
 
 from fastapi import APIRouter
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from services.common.ids import NIL_TENANT
 from services.common.postgres.pool import tenant_tx
-from services.control import audit_records, device_codes, limits, problems, sessions
-from services.control.api import approval_html, auth, page_frame, proofs
+from services.control import audit_records, device_codes, limits, problems
 from services.control.api import device_html as html
-from services.control.api import page_sessions as who
-from services.control.api.auth_oidc import login_path
+from services.control.api import page_sessions, page_sign_in
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone
 from services.control.api.page_frame import page_of
 from services.control.api.page_sessions import form_of
+from services.control.api.page_sign_in import Page
 from services.control.problems import Refusal
 from services.control.store import devices as store
 from services.control.store.devices import Asked
-from services.control.store.people import Account
 
 router = APIRouter(prefix="/device", include_in_schema=False)
 
@@ -44,64 +42,32 @@ async def enter_user_code(visit: Annotated[Visit, anyone()]) -> Response:
     if code is None:
         return page_of(html.enter("That is no such code: eight letters."), status=400)
     tenant = visit.request.query_params.get("tenant", "")[:40]
-    return _back(code, f"?{urlencode({'tenant': tenant})}" if tenant else "")
+    return page_sign_in.back(_page(code), f"?{urlencode({'tenant': tenant})}" if tenant else "")
 
 
 @router.get(f"/{_CODE}")
 async def show_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
-    code = _of(user_code)
+    page = _page(user_code)
     try:
-        call = await who.signed_in(visit)
+        call = await page_sessions.signed_in(visit)
     except Refusal as refused:
-        words = {
-            "SESSION_EXPIRED": "Your session has ended.",
-            "SECOND_FACTOR_REQUIRED": "Add a passkey or one-time codes to your account first.",
-        }
-        return await _sign_in_form(visit, code, words.get(refused.reason, ""))
-    return await _shown(call, code)
+        return await page_sign_in.first_form(visit, page, refused)
+    return await _shown(call, user_code)
 
 
 @router.post(f"/{_CODE}/sign-in")
 async def sign_in_for_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
-    """1. from our own form  2. the password  3. the second factor of whoever has one  4. in."""
-    code, form = _of(user_code), await form_of(visit.request)
-    if not await who.of_this_browser(visit, form):  # 1
-        return await _sign_in_form(visit, code, "That form was too old. Try again.", status=403)
-    username, password = form.get("username", ""), form.get("password", "")
-    if not 1 <= len(username) <= 320 or not 1 <= len(password) <= 1024 or "\0" in username:
-        return await _sign_in_form(visit, code, "User name or password is wrong.", status=401)
-    try:
-        account, known_as = await auth.prove(visit, username, password)  # 2
-        if account.factors:  # 3
-            return await _second_form(visit, code, account)
-        token = await auth.open_session(visit, account, known_as, "browser")  # 4
-    except Refusal as refused:
-        return await _not_in(visit, code, refused)
-    return _in(visit, code, token)
+    return await page_sign_in.first_half(visit, _page(user_code))
 
 
 @router.post(f"/{_CODE}/second-factor")
 async def prove_for_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
-    code, form = _of(user_code), await form_of(visit.request)
-    if not await who.of_this_browser(visit, form):
-        return await _sign_in_form(visit, code, "That form was too old. Try again.", status=403)
-    try:
-        proof = who.proof_of_sign_in(form)
-        _, token = await auth.second_half(visit, proof, form.get("challenge", "")[:200])
-    except Refusal as refused:
-        return await _not_in(visit, code, refused)
-    return _in(visit, code, token)
+    return await page_sign_in.second_half(visit, _page(user_code))
 
 
 @router.post(f"/{_CODE}/sign-out")
 async def sign_out_of_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
-    code, form = _of(user_code), await form_of(visit.request)
-    call = await who.signed_in(visit)
-    await who.check_own_form(call, form)
-    await auth.end(call)
-    answer = _back(code)
-    answer.headers.append("set-cookie", visit.control.origins.clear_cookie())
-    return answer
+    return await page_sign_in.leave(visit, _page(user_code))
 
 
 @router.post(f"/{_CODE}")
@@ -109,31 +75,29 @@ async def answer_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Re
     """1. from our own form  2. the code  3. a fresh proof, where it is due  4. the answer, once,
     with its record.
     """
-    code, form = _of(user_code), await form_of(visit.request)
+    page, form = _page(user_code), await form_of(visit.request)
     try:
-        call = await who.signed_in(visit)
+        call = await page_sessions.signed_in(visit)
     except Refusal:
         words = "Your session has ended: nothing was done. Sign in again."
-        return await _sign_in_form(visit, code, words, status=401)
+        return await page_sign_in.form(visit, page, words, status=401)
     token = None
     try:
-        await who.check_own_form(call, form)  # 1
-        asked = await _find(call, code)  # 2
+        await page_sessions.check_own_form(call, form)  # 1
+        asked = await _find(call, user_code)  # 2
         if asked is None:
-            return page_of(html.unknown(_path(code), _viewer(call)), status=404)
+            return _unknown(call, page)
         approved = form.get("act") == "approve"
         if not approved and form.get("act") != "deny":
             raise Refusal("VALIDATION_FAILED", "Choose what to do.")
-        again = who.proof_again(form)
-        if approved and again is not None:  # 3
-            token = await auth.give_again(call, "browser", again)
-            call = who.proven(call, token)
+        if approved:  # 3
+            call, token = await page_sign_in.prove_again(call, form)
         if approved and asked.step_up and not call.stepped_up:
             raise Refusal("STEP_UP_REQUIRED", "This needs a fresh proof that it is you.")
         await _answer(call, asked, approved=approved)  # 4
     except Refusal as refused:
-        return await _shown(call, code, refused=refused, token=token)
-    return _with_session(visit, page_of(html.done(approved=approved)), token)
+        return await _shown(call, user_code, refused=refused, token=token)
+    return page_sign_in.with_session(visit, page_of(html.done(approved=approved)), token)
 
 
 async def _answer(call: Call, asked: Asked, *, approved: bool) -> None:
@@ -185,108 +149,37 @@ async def _find(call: Call, code: str) -> Asked | None:
 async def _shown(
     call: Call, code: str, *, refused: Refusal | None = None, token: str | None = None
 ) -> Response:
-    error, status, headers = "", 200, dict[str, str]()
+    page, error, status, headers = _page(code), "", 200, dict[str, str]()
     if refused is not None:
         error, status, headers = refused.message, problems.status_of(refused.code), refused.headers
     try:
         asked = await _find(call, code)
     except Refusal as limited:
         status, headers = problems.status_of(limited.code), limited.headers
-        return _with_session(
-            call, page_of(html.enter(limited.message), status=status, headers=headers), token
-        )
-    if asked is None:
-        answer = page_of(html.unknown(_path(code), _viewer(call)), status=404)
-        return _with_session(call, answer, token)
-    viewer = _viewer(call, step_up=asked.step_up, code=code)
-    request = html.Request(
-        code=code,
-        address=asked.client_ip,
-        age=call.now - asked.created_at,
-        step_up=asked.step_up,
-    )
-    text = html.page(_path(code), request, viewer, error=error)
-    answer = page_of(text, status=status, headers=headers, scripted=viewer.scripted)
-    return _with_session(call, answer, token)
+        answer = page_of(html.enter(limited.message), status=status, headers=headers)
+    else:
+        if asked is None:
+            answer = _unknown(call, page)
+        else:
+            person = page_sign_in.person_of(call, page, step_up=asked.step_up)
+            request = html.Request(
+                code=code,
+                address=asked.client_ip,
+                age=call.now - asked.created_at,
+                step_up=asked.step_up,
+            )
+            text = html.page(page.path, request, person, error=error)
+            answer = page_of(text, status=status, headers=headers, scripted=person.scripted)
+    return page_sign_in.with_session(call, answer, token)
 
 
-def _viewer(call: Call, *, step_up: bool = False, code: str = "") -> html.Viewer:
-    principal = call.principal
-    return html.Viewer(
-        name=principal.name,
-        role=principal.role.key,
-        tenant=principal.tenant_slug,
-        csrf=principal.csrf_token or "",
-        needs_proof=step_up and not call.stepped_up,
-        by_code="totp" in principal.factors,
-        by_passkey="passkey" in principal.factors,
-        again=who.provider_again(call, _path(code)),
-    )
+def _unknown(call: Call, page: Page) -> Response:
+    person = page_sign_in.person_of(call, page)
+    return page_of(html.unknown(page.path, person), status=404)
 
 
-async def _sign_in_form(
-    visit: Visit,
-    code: str,
-    error: str,
-    *,
-    status: int = 200,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    slug = visit.request.query_params.get("tenant", "")[:40]
-    provider = await login_path(visit, slug, return_to=_path(code))
-    browser = who.browser(visit)
-    text = html.sign_in(
-        _path(code), token=sessions.csrf_token(browser), provider=provider, error=error
-    )
-    answer = page_of(text, status=status, headers=headers)
-    who.keep_browser(visit, answer, browser)
-    return answer
-
-
-async def _second_form(visit: Visit, code: str, account: Account) -> Response:
-    asked = proofs.Who(tenant=account.tenant, user=account.user_id)
-    challenge, options = await proofs.ask(visit, asked, "sign_in", "browser")
-    text = approval_html.second_factor(
-        _path(code),
-        token=sessions.csrf_token(who.browser(visit)),
-        challenge=challenge,
-        options=options,
-    )
-    return page_of(text, scripted=options is not None)
-
-
-async def _not_in(visit: Visit, code: str, refused: Refusal) -> Response:
-    """Back to the first half. Raises what is no refusal of a sign-in."""
-    if refused.reason not in {"UNAUTHENTICATED", "RATE_LIMITED"}:
-        raise refused
-    status = problems.status_of(refused.code)
-    return await _sign_in_form(visit, code, refused.message, status=status, headers=refused.headers)
-
-
-def _in(visit: Visit, code: str, token: str) -> Response:
-    answer = _with_session(visit, _back(code), token)
-    who.keep_browser(visit, answer, "")
-    return answer
-
-
-def _with_session(visit: Visit, answer: Response, token: str | None) -> Response:
-    if token is not None:
-        answer.headers.append("set-cookie", visit.control.origins.set_cookie(token))
-    return answer
-
-
-def _back(code: str, query: str = "") -> Response:
-    """To the page itself, wherever the form came from."""
-    return RedirectResponse(_path(code) + query, status_code=303, headers=page_frame.HEADERS)
-
-
-def _path(code: str) -> str:
-    return f"/device/{code}"
-
-
-def _of(user_code: str) -> str:
-    """Raises NOT_FOUND for what can be none."""
-    code = device_codes.typed(user_code)
-    if code is None or code != user_code:
+def _page(user_code: str) -> Page:
+    """Raises NOT_FOUND for what can be no code."""
+    if device_codes.typed(user_code) != user_code:
         raise problems.not_found("code")
-    return code
+    return Page(path=f"/device/{user_code}", title="Sign in first")
