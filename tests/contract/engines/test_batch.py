@@ -28,9 +28,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FOREIGN = "0192f5c0-0000-7000-8000-000000000002"
 CASES = load("grants", "aggregation", "language", "failures")
-ROUNDS = 10
-#: Asks that fail come in the first rounds only: in OPA each costs its whole batch a second asking.
-FAILING_ROUNDS = 2
+ROUNDS = 5
+#: Asks that fail come in the first round only: in OPA each costs its whole batch a second asking.
+FAILING_ROUNDS = 1
 POISONED_EVERY = 12
 
 #: Neighbours that live beside each case's own policies.

@@ -85,10 +85,18 @@ def test_a_taken_port_is_named_with_the_flag(up: Installation, tmp_path: Path) -
     assert "--port-base" in refused.stderr
 
 
-def test_the_story_can_be_told_again_and_again(up: Installation) -> None:
-    for _ in range(2):
-        told = up.json("demo")
-        decisions = [step["decision"] for step in told]
+@pytest.fixture(scope="module")
+def told(up: Installation) -> list[dict[str, Any]]:
+    """The demo's story, the first time."""
+    story: list[dict[str, Any]] = up.json("demo")
+    return story
+
+
+def test_the_story_can_be_told_again_and_again(
+    up: Installation, told: list[dict[str, Any]]
+) -> None:
+    for story in (told, up.json("demo")):
+        decisions = [step["decision"] for step in story]
 
         assert [
             "hidden",
@@ -103,13 +111,13 @@ def test_the_story_can_be_told_again_and_again(up: Installation) -> None:
             "allow",
             "ok",
         ] == [decision for decision in decisions if decision]
-        for step in told:
+        for step in story:
             if step["decision"] in {"allow", "deny", "intercept", "approved"}:
                 assert re.fullmatch(r"[0-9a-f-]{36}", step["record"]), step
 
 
+@pytest.mark.usefixtures("told")
 def test_the_chain_verifies_and_every_record_can_be_shown(up: Installation) -> None:
-    up.json("demo")
     newest = up.lines("traces", "--limit", "1")[0]
     shown = json.loads(up.cli("traces", "show", newest["id"]).stdout)
     verified = up.json("audit", "verify")
@@ -170,10 +178,10 @@ def _secrets(state: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.usefixtures("told")
 def test_no_secret_is_in_any_process_s_arguments_environment_or_log(
     up: Installation, state_dir: Path
 ) -> None:
-    up.json("demo")
     up.json("login", "--password-file", str(state_dir / "admin-password"))
     secrets = _secrets(state_dir)
     processes = {name: facts["pid"] for name, facts in up.json("status")["processes"].items()} | {
@@ -222,45 +230,35 @@ def test_files_are_closed_to_others(up: Installation, state_dir: Path) -> None:
     assert ([], []) == (opened, secret)
 
 
-def test_sigterm_leaves_no_process_and_the_same_state_resumes(
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="other kernels tell a child nothing")
+def test_what_was_ended_or_killed_leaves_no_process_and_the_same_state_resumes(
     up: Installation, state_dir: Path
 ) -> None:
+    """1. SIGTERM  2. the next start resumes  3. kill -9  4. the next start heals  5. `down`."""
     agents = up.document["agents"]
-    before = up.everything()
     secrets = _secrets(state_dir)
-    status = up.stop()
-    left = still_there(before)
-    with starting(state_dir, "--port-base", "0") as second:
+    before = up.everything()
+    status = up.stop()  # 1
+    left = [still_there(before)]
+    with starting(state_dir, "--port-base", "0", "--engine", "embedded") as second:  # 2
         resumed = second.document
-        story = [step["decision"] for step in second.json("demo")]
-        verified = second.json("audit", "verify")["verdict"]
-        again = second.everything()
-        down = second.cli("down")
-    left_after_down = still_there(again)
+        before = second.everything()
+        second.stop(signal.SIGKILL)  # 3
+        left.append(still_there(before, within_s=20))
+    with starting(state_dir, "--port-base", "0", "--engine", "embedded") as third:  # 4
+        verified = third.json("audit", "verify")["verdict"]
+        story = [step["decision"] for step in third.json("demo")]
+        before = third.everything()
+        down = third.cli("down")  # 5
+    left.append(still_there(before))
 
-    assert (0, set()) == (status, left)
+    assert (0, 0, [set()] * 3) == (status, down.returncode, left)
     assert (up.document["proxy_url"], up.document["control_url"], agents) == (
         resumed["proxy_url"],
         resumed["control_url"],
         resumed["agents"],
     )
     assert secrets == _secrets(state_dir)
-    assert "allow" in story
-    assert "ok" == verified
-    assert (0, set()) == (down.returncode, left_after_down)
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="other kernels tell a child nothing")
-def test_kill_9_of_up_leaves_no_process_and_the_next_start_heals(state_dir: Path) -> None:
-    with starting(state_dir, "--port-base", "0", "--engine", "embedded") as first:
-        everything = first.everything()
-        first.stop(signal.SIGKILL)
-        left = still_there(everything, within_s=20)
-    with starting(state_dir, "--port-base", "0", "--engine", "embedded") as second:
-        verified = second.json("audit", "verify")["verdict"]
-        story = [step["decision"] for step in second.json("demo")]
-
-    assert set() == left
     assert "ok" == verified
     assert ["intercept", "approved", "allow", "ok"] == story[-4:]
 
