@@ -27,7 +27,17 @@ EDGES: tuple[tuple[str, ...], ...] = (
         "stores",
         "writer",
     ),
-    ("clients", "engine", "journal", "link", "planes", "reading", "store", "tickets"),
+    (
+        "clients",
+        "engine",
+        "journal",
+        "link",
+        "planes",
+        "reading",
+        "shared_counts",
+        "store",
+        "tickets",
+    ),
 )
 CONCEPT = len(EDGES)
 
