@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
-import asyncpg
 import grpc
 
 from behavry.audit.v1 import audit_pb2_grpc
@@ -20,15 +17,14 @@ from services.audit.servicer import AuditReaderServicer, AuditWriterServicer
 from services.audit.settings import AuditSettings
 from services.audit.writer import Writer
 from services.common.clock import Clock, SystemClock
+from services.common.postgres.health import tell_health
 from services.common.postgres.pool import Pool, open_pool
 from services.common.rpc.peers import TokenPeers
-from services.common.rpc.server import Serving, serve
+from services.common.rpc.server import serve
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
 from services.common.telemetry.logging import get_log
 from services.common.telemetry.otel import exporting
-
-PING_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +86,7 @@ async def running(settings: AuditSettings, *, clock: Clock | None = None) -> Asy
             )
         )
         stack.callback(writer.close_streams)
-        supervisor.spawn("ping", partial(_tell_health, serving, pool))  # 4
+        supervisor.spawn("ping", partial(tell_health, serving, pool))  # 4
         await serving.set_health("", serving=True)
         yield Running(address=serving.address, counters=counters, writer=writer)
 
@@ -98,16 +94,3 @@ async def running(settings: AuditSettings, *, clock: Clock | None = None) -> Asy
 def _watch(counters: Counters, *pools: Pool) -> None:
     counters.watch("postgres.statements", lambda: sum(p.counters.statements for p in pools))
     counters.watch("postgres.connections", lambda: sum(p.counters.connections for p in pools))
-
-
-async def _tell_health(serving: Serving, pool: Pool) -> None:
-    """Asks the database every second, for ever."""
-    while True:
-        try:
-            async with asyncio.timeout(2 * PING_S):
-                await pool.ping()
-            alive = True
-        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
-            alive = False
-        await serving.set_health("dep.postgres", serving=alive)
-        await asyncio.sleep(PING_S)

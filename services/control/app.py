@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-import asyncpg
 import grpc
 from joserfc.jwk import ECKey
 
@@ -26,10 +25,11 @@ from services.common.outbox.digests import Digester
 from services.common.outbox.stamp import Origin
 from services.common.outbox.table import TableOutbox
 from services.common.outbox.transport import GrpcTransport
+from services.common.postgres.health import tell_health
 from services.common.postgres.pool import Pool, open_pool
 from services.common.rpc.client import Link, dial
 from services.common.rpc.peers import Identity, TokenPeers
-from services.common.rpc.server import Serving, serve
+from services.common.rpc.server import serve
 from services.common.secret_refs import SecretFiles
 from services.common.supervisor import Supervisor
 from services.common.telemetry.counters import Counters
@@ -65,7 +65,6 @@ from services.control.store.sightings import ToolInbox
 from services.control.store.tenants import Tenant
 from services.control.tokens import Audiences, Issuer
 
-PING_S: Final = 1.0
 #: How often everything that entitlements says is read again.
 REREAD_S: Final = 60.0
 
@@ -240,7 +239,7 @@ async def running(
         http_address = await stack.enter_async_context(
             web.serving(application.build(control), settings.http_listen, supervisor)
         )
-        supervisor.spawn("ping", partial(_tell_health, grpc_serving, pool))  # 8
+        supervisor.spawn("ping", partial(tell_health, grpc_serving, pool))  # 8
         await grpc_serving.set_health("", serving=True)
         yield Running(
             http_address=http_address,
@@ -314,16 +313,3 @@ async def _reread_for_ever(feed: EntitlementsFeed) -> None:
         await asyncio.sleep(REREAD_S)
         with contextlib.suppress(BehavryError, TimeoutError):
             await feed.reread()
-
-
-async def _tell_health(serving: Serving, pool: Pool) -> None:
-    """Asks the database every second, for ever."""
-    while True:
-        try:
-            async with asyncio.timeout(2 * PING_S):
-                await pool.ping()
-            alive = True
-        except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError):
-            alive = False
-        await serving.set_health("dep.postgres", serving=alive)
-        await asyncio.sleep(PING_S)
