@@ -1,11 +1,13 @@
 """`Idempotency-Key` on POST: the same request again is answered as the first was, and done once.
 
 1. the guard claims the key, after role and before body  2. the handler works  3. its answer is kept
-before it leaves. A refusal gives the key back. Answers are kept without one-time secrets.
+before it leaves. A refusal gives the key back; who is cut short keeps it, for nobody knows whether
+it was done. Answers are kept without one-time secrets.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from starlette.requests import Request
@@ -84,7 +86,9 @@ class Replays:
         request = Request(scope)
         try:
             await self._app(scope, receive, hold)
-        except BaseException:
+        except asyncio.CancelledError:
+            raise
+        except BaseException:  # a failure of ours; whatever it is, it goes on outwards
             await _settle(request, 500, b"")
             raise
         body = b"".join(message.get("body", b"") for message in messages)
