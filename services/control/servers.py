@@ -19,7 +19,6 @@ Era = Literal["auto", "modern", "legacy"]
 Share = Literal["agent", "server"]
 #: What an admin may say a tool does; `unclassified` is what nobody has said yet.
 Action = Literal["read", "write", "delete", "execute", "network", "admin"]
-ToolState = Literal["unclassified", "approved", "hidden", "changed"]
 
 SLUG: Final = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 DOMAIN: Final = r"^[a-z0-9][a-z0-9_-]{0,39}$"

@@ -12,8 +12,6 @@ from services.entitlements import standing
 from services.entitlements.license import License
 from services.entitlements.standing import State
 
-_NEVER: Final = 2**62
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:

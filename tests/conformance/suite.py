@@ -22,7 +22,6 @@ SUITE: Final = ROOT / ".tools" / "bin" / "mcp-conformance"
 RUN_TIMEOUT_S: Final = 240
 CASE_TIMEOUT_S: Final = 60
 SCORED: Final = {"2025-11-25": 30, "2026-07-28": 37}
-REVISIONS: Final = tuple(SCORED)
 
 EITHER_WAY: Final[dict[tuple[str, str], str]] = {
     ("server-sse-multiple-streams", "server-sse-streams-functional"): (

@@ -1,5 +1,6 @@
 """Options of a super-admin who goes into a tenant, or past its plan: where, and why."""
 
+from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 from cyclopts import Parameter
@@ -19,10 +20,21 @@ TenantOption: TypeAlias = Annotated[
 ]
 
 
-def control_inside(state: StateOption, tenant: TenantOption, reason: WhyOption) -> Control:
-    """Control as `control_of`, in that tenant and for that reason where there is one."""
-    control = control_of(state)
-    if tenant is not None and reason is None:
-        raise CommandFailed("say why you go into it with --reason", status=Exit.USAGE)
-    inside = None if tenant is None else id_of(control, tenant)
-    return control.because(reason, inside=inside)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inside:
+    tenant: TenantOption = None
+    reason: WhyOption = None
+    state: StateOption = None
+
+    def control(self) -> Control:
+        """Control as `control_of`, in that tenant and for that reason where there is one."""
+        control = control_of(self.state)
+        if self.tenant is not None and self.reason is None:
+            raise CommandFailed("say why you go into it with --reason", status=Exit.USAGE)
+        inside = None if self.tenant is None else id_of(control, self.tenant)
+        return control.because(self.reason, inside=inside)
+
+
+#: A command's own tenant, where nothing is said.
+OWN = Inside()
+InsideOptions: TypeAlias = Annotated[Inside, Parameter(name="*")]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from services.cli import asking
-from services.cli.commands.inside import TenantOption, WhyOption, control_inside
+from services.cli.commands.inside import OWN, InsideOptions
 from services.cli.commands.options import (
     JsonOption,
     PasswordFile,
@@ -28,13 +28,11 @@ _PATH = "/api/v1/invites"
 @app.command(name="list")
 def list_invites(
     *,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
     json: JsonOption = False,
 ) -> None:
     """List the invites, without their tokens."""
-    items = list(control_inside(state, tenant, reason).items(_PATH))
+    items = list(inside.control().items(_PATH))
     if json:
         emit(items)
     else:
@@ -48,9 +46,7 @@ def create(
     *,
     role: Annotated[Level, Parameter("--role", help="At most your own.")],
     out: Annotated[Path | None, Parameter("--out", help="A new 0600 file for the token.")] = None,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
     json: JsonOption = False,
 ) -> None:
     """Invite somebody. Where the tenant has a mail server for notices, they have the link by mail;
@@ -58,7 +54,7 @@ def create(
     """
     check_new(out)
     body = {"email": email, "role": role}
-    made = control_inside(state, tenant, reason).post(_PATH, body, key=str(uuid.uuid4()))
+    made = inside.control().post(_PATH, body, key=str(uuid.uuid4()))
     keep_token(made, out)
     if json:
         emit(made)
@@ -72,12 +68,10 @@ def revoke(
     invite: str,
     /,
     *,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
 ) -> None:
     """Take an open invite back, by its id."""
-    control_inside(state, tenant, reason).delete(f"{_PATH}/{segment(invite)}")
+    inside.control().delete(f"{_PATH}/{segment(invite)}")
     say(f"{invite} cannot be used any more")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from services.cli import asking
-from services.cli.commands.inside import TenantOption, WhyOption, control_inside
+from services.cli.commands.inside import OWN, InsideOptions
 from services.cli.commands.options import (
     ConfirmOption,
     JsonOption,
@@ -28,13 +28,11 @@ _PATH = "/api/v1/users"
 @app.command(name="list")
 def list_users(
     *,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
     json: JsonOption = False,
 ) -> None:
     """List the people, with roles and second factors."""
-    items = list(control_inside(state, tenant, reason).items(_PATH))
+    items = list(inside.control().items(_PATH))
     if json:
         emit(items)
     else:
@@ -47,12 +45,10 @@ def show(
     user: str,
     /,
     *,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
 ) -> None:
     """One person as JSON, by name or id."""
-    control = control_inside(state, tenant, reason)
+    control = inside.control()
     emit(control.get(f"{_PATH}/{_id_of(control, user)}"))
 
 
@@ -62,12 +58,10 @@ def role(
     /,
     *,
     to: Annotated[Level, Parameter("--to", help="At most your own.")],
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
 ) -> None:
     """Give somebody another role; it counts from their next request."""
-    control = control_inside(state, tenant, reason)
+    control = inside.control()
     changed = control.patch(f"{_PATH}/{_id_of(control, user)}", {"role": to})
     say(f"{changed['username']} is {changed['role']} now")
 
@@ -78,13 +72,11 @@ def deactivate(
     /,
     *,
     confirm: ConfirmOption = None,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
 ) -> None:
     """Let somebody in no more: sessions, keys and unused approvals end at once."""
     asking.confirmed(user, given=confirm, what=f"{user} is out at once, with all keys they made.")
-    control = control_inside(state, tenant, reason)
+    control = inside.control()
     changed = control.post(f"{_PATH}/{_id_of(control, user)}:deactivate")
     say(f"{changed['username']} is out")
 
@@ -94,12 +86,10 @@ def reactivate(
     user: str,
     /,
     *,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
 ) -> None:
     """Let somebody sign in again; nothing that ended begins again."""
-    control = control_inside(state, tenant, reason)
+    control = inside.control()
     changed = control.post(f"{_PATH}/{_id_of(control, user)}:reactivate")
     say(f"{changed['username']} may sign in again")
 
@@ -135,13 +125,11 @@ def delete(
     /,
     *,
     confirm: ConfirmOption = None,
-    tenant: TenantOption = None,
-    reason: WhyOption = None,
-    state: StateOption = None,
+    inside: InsideOptions = OWN,
 ) -> None:
     """Take somebody out for good. Records go on naming them."""
     asking.confirmed(user, given=confirm, what=f"{user} is out for good.")
-    control = control_inside(state, tenant, reason)
+    control = inside.control()
     control.delete(f"{_PATH}/{_id_of(control, user)}")
     say(f"{user} is gone")
 

@@ -4,11 +4,3 @@ Functions take a connection whose transaction names the tenant (`tenant_tx`); th
 credential before a tenant is known run on a plain one and use the schema's look-up functions.
 Times come in as arguments, so that tests move them.
 """
-
-from typing import Final
-
-#: Tables without a tenant_id, and thus without row-level security, and why.
-UNISOLATED_TABLES: Final = {
-    "tenants": "names the tenants and nothing of theirs",
-    "behavry_migrations": "the migrations' own, closed to the service's role",
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,32 +14,23 @@ from services.common.counter_store.protocol import CounterStore
 from services.common.counter_store.valkey import ValkeyCounterStore
 from services.common.telemetry.logging import get_log
 from services.common.valkey import open_valkey
+from tests.contract.passing import Passing
 from tests.fakes.clock import ManualClock
 from tests.fakes.valkey import ValkeyServer
 
 
-@dataclass(slots=True)
-class Counting:
+@dataclass(slots=True, kw_only=True)
+class Counting(Passing):
     store: CounterStore
-    clock: ManualClock | None
-
-    async def pass_ms(self, milliseconds: int) -> None:
-        """A server has its own clock: there a test waits, and asks for little."""
-        if self.clock is None:
-            done = asyncio.Event()
-            asyncio.get_running_loop().call_later(milliseconds / 1_000, done.set)
-            await done.wait()
-        else:
-            self.clock.advance(milliseconds / 1_000)
 
 
 @pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.needs_valkey)])
 async def counting(request: pytest.FixtureRequest) -> AsyncIterator[Counting]:
     if request.param == "memory":
         clock = ManualClock()
-        yield Counting(MemoryCounterStore(clock), clock)
+        yield Counting(store=MemoryCounterStore(clock), clock=clock)
         return
     async with AsyncExitStack() as opened:
         server: ValkeyServer = request.getfixturevalue("valkey")
         valkey = await opened.enter_async_context(open_valkey(server.url, get_log("test")))
-        yield Counting(ValkeyCounterStore(valkey, prefix=str(uuid4()), bound_s=5), None)
+        yield Counting(store=ValkeyCounterStore(valkey, prefix=str(uuid4()), bound_s=5))

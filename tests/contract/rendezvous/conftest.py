@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -15,24 +14,15 @@ from services.common.rendezvous.protocol import Rendezvous
 from services.common.rendezvous.valkey import ValkeyRendezvous
 from services.common.telemetry.logging import get_log
 from services.common.valkey import open_valkey
+from tests.contract.passing import Passing
 from tests.fakes.clock import ManualClock
 from tests.fakes.valkey import ValkeyServer
 
 
-@dataclass(slots=True)
-class Meeting:
+@dataclass(slots=True, kw_only=True)
+class Meeting(Passing):
     here: Rendezvous
     there: Rendezvous
-    clock: ManualClock | None
-
-    async def pass_ms(self, milliseconds: int) -> None:
-        """A server has its own clock: there a test waits, and asks for little."""
-        if self.clock is None:
-            done = asyncio.Event()
-            asyncio.get_running_loop().call_later(milliseconds / 1_000, done.set)
-            await done.wait()
-        else:
-            self.clock.advance(milliseconds / 1_000)
 
 
 @pytest.fixture(params=["memory", pytest.param("valkey", marks=pytest.mark.needs_valkey)])
@@ -40,7 +30,7 @@ async def meeting(request: pytest.FixtureRequest) -> AsyncIterator[Meeting]:
     if request.param == "memory":
         clock = ManualClock()
         one = MemoryRendezvous(clock)
-        yield Meeting(one, one, clock)
+        yield Meeting(here=one, there=one, clock=clock)
         return
     server: ValkeyServer = request.getfixturevalue("valkey")
     prefix, log = str(uuid4()), get_log("test")
@@ -53,4 +43,4 @@ async def meeting(request: pytest.FixtureRequest) -> AsyncIterator[Meeting]:
             )
             for _ in range(2)
         ]
-        yield Meeting(here, there, None)
+        yield Meeting(here=here, there=there)

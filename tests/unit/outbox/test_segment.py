@@ -24,7 +24,6 @@ HEADER = Header(
     first_pos=7,
 )
 RECORDS = st.lists(st.binary(max_size=60), min_size=1, max_size=8)
-KINDS = st.sampled_from(Kind)
 
 
 def segment(records: list[bytes], first_pos: int = 7) -> tuple[bytes, list[int]]:
