@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from services.common.supervisor import Supervisor
 
 DRAIN_S: Final = 5
+LOOK_S: Final = 0.01
 
 
 @asynccontextmanager
@@ -47,9 +48,27 @@ async def serving(app: FastAPI, listen: str, supervisor: Supervisor) -> AsyncIte
     try:
         yield bound
     finally:
-        server.should_exit = True
-        await asyncio.wait([loop])
-        await server.shutdown(sockets=[listener])
+        loop.cancel()
+        await _drained(server, listener)
+
+
+async def _drained(server: uvicorn.Server, listener: socket.socket) -> None:
+    """What uvicorn would do looks ten times a second, and at least once: whoever stops waits for
+    that. 1. no more connections  2. idle ones end, the others after their answer  3. or after 5 s.
+    """
+    for accepting in server.servers:  # 1
+        accepting.close()
+    listener.close()
+    state = server.server_state
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while state.connections or state.tasks:
+                for connection in list(state.connections):  # 2
+                    connection.shutdown()
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        for task in state.tasks:  # 3
+            task.cancel()
 
 
 def _bind(host: str, port: int) -> socket.socket:

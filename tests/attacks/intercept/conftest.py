@@ -7,6 +7,10 @@ from tests.integration.authorizer.test_escalations import desk
 from tests.integration.control.conftest import (
     cheap_passwords,
     clock,
+    control_database,
+    database,
+    keys_known,
+    lending,
     made_state,
     other_key,
     rest,
@@ -16,7 +20,8 @@ from tests.integration.control.conftest import (
 from tests.integration.proxy.conftest import hold, one_tool_server, proxy, tools
 
 __all__ = [
-    "cheap_passwords", "clock", "control", "desk", "environment", "hold", "made_state",
+    "cheap_passwords", "clock", "control", "control_database", "database", "desk", "environment",
+    "hold", "keys_known", "lending", "made_state",
     "one_tool_server", "other_key", "proxy",
     "rest", "settings", "start", "state", "state_dir", "tools",
 ]  # fmt: skip

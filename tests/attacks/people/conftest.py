@@ -3,6 +3,10 @@
 from tests.integration.control.conftest import (
     cheap_passwords,
     clock,
+    control_database,
+    database,
+    keys_known,
+    lending,
     made_state,
     other_key,
     rest,
@@ -10,4 +14,7 @@ from tests.integration.control.conftest import (
     state,
 )
 
-__all__ = ["cheap_passwords", "clock", "made_state", "other_key", "rest", "settings", "state"]
+__all__ = [
+    "cheap_passwords", "clock", "control_database", "database", "keys_known", "lending",
+    "made_state", "other_key", "rest", "settings", "state",
+]  # fmt: skip

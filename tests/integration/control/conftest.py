@@ -1,12 +1,18 @@
-"""Control as it runs, on a real PostgreSQL, with the REST API as the only door."""
+"""Control as it runs, on a real PostgreSQL, with the REST API as the only door.
+
+Each test's database holds a second tenant (neighbour.py). Every answer is looked at: whoever may
+see something of that tenant says so at the call. At a test's end its rows are as they were.
+"""
 
 import asyncio
+import functools
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from uuid import uuid4
 
@@ -15,19 +21,25 @@ import asyncpg
 import orjson
 import pytest
 from argon2.profiles import CHEAPEST
+from joserfc.jwk import RSAKey
 
 from services.cli import secrets_made
 from services.cli.state import open_state
 from services.common.ids import TenantId
+from services.common.postgres import roles
 from services.common.postgres.pool import tenant_tx
 from services.common.settings import load
 from services.control import api_keys, app
 from services.control.settings import ControlSettings
 from services.control.store import keys
 from tests.fakes.clock import ManualClock
-from tests.fakes.postgres import Database
+from tests.fakes.planted import plant_audit
+from tests.fakes.postgres import Database, Plant, Server
+from tests.integration.control import neighbour
+from tests.integration.control.lending import Lending, looked_at
 
 PUBLIC: Final = "http://127.0.0.1:8701"
+_GZIP: Final = b"\x1f\x8b"
 
 
 @dataclass(kw_only=True)
@@ -39,6 +51,12 @@ class Answered:
     body: bytes
     json: Any
     cookies: list[str] = field(default_factory=list)
+
+    def looked_at(self, what: str) -> None:
+        """Raises AssertionError where something of the second tenant is in it."""
+        neighbour.unseen(what, str(list(self.headers.items())), *self.cookies, self.body)
+        if self.body.startswith(_GZIP):
+            neighbour.unseen_in_bundle(self.body)
 
 
 @dataclass(kw_only=True)
@@ -62,7 +80,9 @@ class Rest:
         key: str | None = "",
         headers: dict[str, str] | None = None,
         data: Any = None,
+        sees_neighbour: bool = False,
     ) -> Answered:
+        """`sees_neighbour`: the answer may tell of the second tenant, to whoever runs it all."""
         sent = dict(headers or {})
         if key is not None:
             sent.setdefault("authorization", f"Bearer {key or self.key}")
@@ -71,13 +91,16 @@ class Rest:
         ) as answer:
             body = await answer.read()
             is_json = "json" in answer.headers.get("content-type", "")
-            return Answered(
+            answered = Answered(
                 status=answer.status,
                 headers={name.lower(): value for name, value in answer.headers.items()},
                 body=body,
                 json=await answer.json(content_type=None) if is_json else None,
                 cookies=answer.headers.getall("set-cookie", []),
             )
+        if not sees_neighbour:
+            answered.looked_at(f"{method} {path}")
+        return answered
 
     async def get(self, path: str, **options: Any) -> Answered:
         return await self.call("GET", path, **options)
@@ -116,6 +139,8 @@ class Rest:
             rows = await connection.fetch("SELECT draft FROM control.outbox ORDER BY id")
         finally:
             await connection.close()
+        for row in rows:
+            neighbour.unseen("a record", row["draft"])
         return [orjson.loads(row["draft"]) for row in rows]
 
 
@@ -125,6 +150,17 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     unit/control and test_sign_in.py.
     """
     monkeypatch.setattr("services.control.passwords.RFC_9106_LOW_MEMORY", CHEAPEST)
+
+
+@pytest.fixture(autouse=True)
+def keys_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenSSL takes a tenth of a second to find that an RSA key is one: each key is asked once, not
+    by each control that starts.
+    """
+    monkeypatch.setattr("services.control.keys.RSAKey", SimpleNamespace(import_key=_imported))
+
+
+_imported: Final = functools.cache(RSAKey.import_key)
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +187,36 @@ def state(made_state: Path, tmp_path: Path) -> Path:
     if not (root / "plane-keys.json").exists():
         (root / "plane-keys.json").write_text("{}")
     return root
+
+
+@pytest.fixture(scope="session")
+def lending(postgres: Server) -> Lending:
+    return Lending(server=postgres)
+
+
+def beside_neighbour(
+    lending: Lending, services: tuple[str, ...], *plants: Plant
+) -> Iterator[Database]:
+    """A database that holds the second tenant, and holds it unchanged in the end."""
+    made = lending.lend(services, plants)
+    try:
+        before = lending.once(made, neighbour.found)
+        yield made
+        neighbour.untouched(before, looked_at(made, neighbour.found))
+    finally:
+        lending.take_back(made)
+
+
+@pytest.fixture
+def control_database(lending: Lending) -> Iterator[Database]:
+    yield from beside_neighbour(lending, ("control",), neighbour.plant)
+
+
+@pytest.fixture
+def database(lending: Lending) -> Iterator[Database]:
+    """Every service's schema. One tenant alone is left, for its admin to activate licences."""
+    plants = (plant_audit, neighbour.plant_gone)
+    yield from beside_neighbour(lending, tuple(roles.SCHEMAS), *plants)
 
 
 @pytest.fixture

@@ -29,9 +29,17 @@ class Door:
         self._app: ASGIApp = build(replace(rest.running.control, log=quiet))
 
     async def ask(
-        self, method: str, target: str, headers: dict[str, str], body: bytes | None = None
+        self,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        *,
+        sees_neighbour: bool = False,
     ) -> Answered:
-        """`target`: path and query, as they would stand in the request's line."""
+        """`target`: path and query, as they would stand in the request's line. `sees_neighbour`: as
+        at the other door.
+        """
         path, _, query = target.partition("?")
         sent = {"host": "127.0.0.1:8701", "content-length": str(len(body or b"")), **headers}
         scope: dict[str, Any] = {
@@ -54,9 +62,12 @@ class Door:
         answered = {name.decode(): text.decode() for name, text in told[0]["headers"]}
         content = b"".join(message.get("body", b"") for message in told)
         is_json = content and "json" in answered.get("content-type", "")
-        return Answered(
+        answer = Answered(
             status=told[0]["status"],
             headers=answered,
             body=content,
             json=orjson.loads(content) if is_json else None,
         )
+        if not sees_neighbour:
+            answer.looked_at(f"{method} {target}")
+        return answer

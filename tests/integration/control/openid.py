@@ -37,6 +37,11 @@ async def signs_in_by(rest: Rest, issuer: str, tenant: str = "", **more: Any) ->
     )  # fmt: skip
 
 
+async def by_password_again(rest: Rest) -> None:
+    tenant = rest.running.tenant.id
+    await run(rest, "DELETE FROM control.auth_settings WHERE tenant_id = $1", tenant)
+
+
 @dataclass(kw_only=True)
 class Browser:
     """Keeps cookies, follows nothing."""
@@ -65,7 +70,7 @@ class Browser:
 
     async def begin(self, **query: str) -> str:
         """Where the provider is."""
-        answer = await self.get(LOGIN, **query)
+        answer = await self.get(LOGIN, **{"tenant": self.rest.running.tenant.slug} | query)
         assert 302 == answer.status, answer.body
         return answer.headers["location"]
 

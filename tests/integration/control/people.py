@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from services.common.ids import TenantId
 from services.control.features import KEYS, Entitlements, FeatureAnswer
+from tests.integration.control import neighbour
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import Somebody, run, signed_in
 
@@ -16,8 +17,12 @@ TENANTS: Final = "/api/v1/tenants"
 WHY: Final = {"x-behavry-reason": "a test looks after this tenant"}
 
 
-def entitle(rest: Rest, tenant: str = "", *, mode: str = "on") -> None:
-    """What entitlements would say of the tenant: it has all features, or had them."""
+def entitle(rest: Rest, tenant: str = "", *, mode: str = "on", bundles: bool = True) -> None:
+    """What entitlements would say of the tenant: it has all features, or had them. `bundles`: of
+    the second tenant too, so that they are built.
+    """
+    if bundles:
+        neighbour.has_a_plan(rest.running.control.features)
     rest.running.control.features.update(
         Entitlements(
             tenant=TenantId(tenant or rest.running.tenant.id),

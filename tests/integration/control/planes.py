@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
-from joserfc import jwt
+from joserfc import jws, jwt
 from joserfc.jwk import ECKey
 
 from behavry.control.v1 import plane_link_pb2 as wire
 from behavry.control.v1 import plane_link_pb2_grpc
 from services.common.rpc.client import OPTIONS
 from services.control.features import Entitlements, FeatureAnswer
+from tests.integration.control import neighbour
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 
 BUNDLE: Final = "/api/v1/policy/bundle"
@@ -31,6 +32,7 @@ def plan(rest: Rest, *, mode: str = "on", revision: int = 1) -> None:
     context_gate = FeatureAnswer(
         key="context_gate", allowed=mode == "on", mode=mode, source="plan", required_plan="trial"
     )
+    neighbour.has_a_plan(rest.running.control.features)
     rest.running.control.features.update(
         Entitlements(
             tenant=rest.running.tenant.id, plan="trial", status="ACTIVE", plan_expires_at_s=None,
@@ -85,11 +87,22 @@ class Plane:
     stream: Any
     up: asyncio.Queue[wire.OpenRequest] = field(default_factory=asyncio.Queue)
 
+    async def read(self) -> Any:
+        """The next message. It is the plane's, of whichever tenant; the second one has nothing that
+        is due.
+        """
+        message = await self.stream.read()
+        neighbour.unseen("the link", str(message))
+        if message.WhichOneof("message") == "escalation_decision":
+            signed = jws.extract_compact(message.escalation_decision.jws.encode())
+            neighbour.unseen("a decision", signed.payload)
+        return message
+
     async def next(self, kind: str) -> Any:
         """The next message of that kind."""
         async with asyncio.timeout(PROMPT_S):
             while True:
-                message = await self.stream.read()
+                message = await self.read()
                 if message.WhichOneof("message") == kind:
                     return getattr(message, kind)
 
@@ -97,7 +110,7 @@ class Plane:
         """None of that kind comes until the first of the other."""
         async with asyncio.timeout(PROMPT_S):
             while True:
-                came = (await self.stream.read()).WhichOneof("message")
+                came = (await self.read()).WhichOneof("message")
                 assert came != kind
                 if came == before:
                     return

@@ -57,6 +57,11 @@ class Rule:
         return "{tenant_id}" in self.path
 
     @property
+    def of_all_tenants(self) -> bool:
+        """Whoever runs the installation sees each tenant there."""
+        return self.key == "GET /api/v1/tenants"
+
+    @property
     def key(self) -> str:
         return f"{self.method} {self.path}"
 

@@ -21,10 +21,10 @@ from tests.fakes.asking import ask_until
 from tests.fakes.clock import START_NS, ManualClock
 from tests.fakes.licenses import DAY_S, issuers_keys
 from tests.fakes.postgres import Database
-from tests.fakes.receivers import HttpReceiver
 from tests.integration.control.conftest import Answered, Rest, opened
 from tests.integration.control.people import operator
 from tests.integration.control.plans import Plans, environments
+from tests.integration.control.receivers import HttpReceiver
 
 NOW_S: Final = START_NS // 10**9
 PATH: Final = "/api/v1/settings/notifications"

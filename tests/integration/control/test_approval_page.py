@@ -105,7 +105,9 @@ class Browser:
                 headers={name.lower(): value for name, value in answer.headers.items()},
                 body=await answer.read(),
                 json=None,
+                cookies=answer.headers.getall("set-cookie", []),
             )
+        self.page.looked_at(f"{method} {path}")
         return self.page
 
 
@@ -255,7 +257,9 @@ async def test_every_end_of_a_call_is_told_in_words(rest: Rest) -> None:
         "consumed": "used up", "lapsed": "not made in time", "cancelled": "withdrawn",
         "revoked": "taken back",
     }.items():  # fmt: skip
-        await run(rest, "UPDATE control.escalations SET state = $1", state)
+        await run(
+            rest, "UPDATE control.escalations SET state = $1 WHERE id = $2", state, escalation
+        )
         await browser.open(f"/approve/{escalation}")
         assert words in browser.text, state
         assert set() == browser.acts

@@ -86,7 +86,8 @@ async def asked(everyone: Everyone, ask: Ask) -> Answered:
         target = target.replace(f"<{name}>", tenant)
     headers = JSON | ask.who.headers | ({"idempotency-key": str(uuid4())} if ask.keyed else {})
     body = (b"{" if ask.broken else b"{}") if ask.rule.method != "GET" else None
-    return await everyone.door.ask(ask.rule.method, target, headers, body)
+    sees = ask.who.operator and ask.rule.of_all_tenants
+    return await everyone.door.ask(ask.rule.method, target, headers, body, sees_neighbour=sees)
 
 
 def due(ask: Ask) -> bool:

@@ -194,7 +194,10 @@ async def test_what_is_given_ends_with_whoever_gave_it(
 ) -> None:
     """Their session, their account, its twelve hours."""
     for end in (
-        "UPDATE control.user_sessions SET ended_at = now() WHERE kind = 'browser'",
+        (
+            "UPDATE control.user_sessions SET ended_at = now()"
+            " FROM control.users u WHERE u.id = user_id AND username = 'anna' AND kind = 'browser'"
+        ),
         "UPDATE control.users SET status = 'deactivated' WHERE username = 'anna'",
     ):
         device, page = await begun(rest), Page(rest=rest)

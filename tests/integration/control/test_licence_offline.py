@@ -22,6 +22,7 @@ from tests.fakes.children import ROOT
 from tests.fakes.clock import ManualClock
 from tests.fakes.licenses import DAY_S, license_token, private_pem
 from tests.fakes.postgres import Database
+from tests.integration.control import neighbour
 from tests.integration.control.conftest import opened
 from tests.integration.control.plans import LICENSE, environments
 
@@ -42,6 +43,7 @@ async def offline(state: Path, *lines: list[str]) -> list[dict[str, Any]]:
     )  # fmt: skip
     async with asyncio.timeout(60):
         out, _ = await process.communicate(json.dumps(lines).encode())
+    neighbour.unseen("a command", out)
     told: list[dict[str, Any]] = json.loads(out)
     return told
 

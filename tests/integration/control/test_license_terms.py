@@ -14,8 +14,8 @@ from tests.fakes.asking import ask_until
 from tests.fakes.clock import ManualClock
 from tests.fakes.licenses import DAY_S, revocations_token
 from tests.fakes.postgres import Database
-from tests.fakes.receivers import http_receiver
 from tests.integration.control.plans import Plans
+from tests.integration.control.receivers import http_receiver
 from tests.integration.control.terms import (
     EDGES,
     NOW_S,
@@ -49,7 +49,9 @@ async def ends_in(plans: Plans, days: int, plan: str = "enterprise") -> dict[str
 async def noted(plans: Plans) -> tuple[str, int]:
     connection = await asyncpg.connect(plans.rest.database.admin_dsn)
     try:
-        row = await connection.fetchrow("SELECT event, step FROM control.license_terms")
+        row = await connection.fetchrow(
+            "SELECT event, step FROM control.license_terms WHERE tenant_id = $1", plans.tenant
+        )
     finally:
         await connection.close()
     return (row["event"], row["step"]) if row else ("", -1)

@@ -1,8 +1,16 @@
-"""Control's own life: the second start, the lost key, the database that goes away."""
+"""Control's own life: the second start, the lost key, the database that goes away, the end."""
 
+import asyncio
+
+import aiohttp
 import asyncpg
+import pytest
+from fastapi import FastAPI
 
+from services.common.supervisor import Supervisor
+from services.common.telemetry.logging import get_log
 from services.control import api_keys
+from services.control.api import web
 from services.control.settings import ControlSettings
 from tests.fakes.asking import ask_until
 from tests.fakes.clock import ManualClock
@@ -76,3 +84,61 @@ async def test_a_text_that_is_no_text_is_refused_and_not_an_error(rest: Rest) ->
             "/api/v1/agents", data=body, headers={"content-type": "application/json"}
         )
         assert answer.status in {400, 422}, answer.body
+
+
+async def test_whoever_is_being_answered_holds_up_the_end_and_who_only_listens_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web, "DRAIN_S", 600)
+    asked, stop, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    application = FastAPI()
+
+    @application.get("/slow")
+    async def slow() -> str:
+        asked.set()
+        await go_on.wait()
+        return "done"
+
+    async def serve(told: asyncio.Future[str]) -> None:
+        async with (
+            Supervisor(get_log("control")) as supervisor,
+            web.serving(application, "127.0.0.1:0", supervisor) as address,
+        ):
+            told.set_result(address)
+            await stop.wait()
+
+    bound = asyncio.get_running_loop().create_future()
+    async with (
+        asyncio.timeout(60),
+        aiohttp.ClientSession() as http,
+        aiohttp.ClientSession() as listener,
+        asyncio.TaskGroup() as group,
+    ):
+        serving = group.create_task(serve(bound))
+        base = f"http://{await bound}"
+        async with listener.get(f"{base}/nothing") as idle:  # its connection is kept
+            assert 404 == idle.status
+        answer = group.create_task(_answer(http, f"{base}/slow"))
+        await asked.wait()
+        stop.set()
+        await ask_until(lambda: _refused(base), bool)
+        assert not serving.done()
+        assert not answer.done()
+        go_on.set()
+
+    assert '"done"' == answer.result()
+
+
+async def _answer(http: aiohttp.ClientSession, url: str) -> str:
+    async with http.get(url) as answer:
+        return await answer.text()
+
+
+async def _refused(base: str) -> bool:
+    host, _, port = base.removeprefix("http://").partition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return True
+    writer.close()
+    return False

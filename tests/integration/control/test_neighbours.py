@@ -103,7 +103,9 @@ async def test_a_verification_is_started_once_per_key(whole: Rest) -> None:
     again = await whole.post("/api/v1/audit/verify", {}, headers=key)
     other = await whole.post("/api/v1/audit/verify", {"chain": "admin"}, headers=key)
     connection = await asyncpg.connect(whole.database.admin_dsn)
-    jobs = await connection.fetchval("SELECT count(*) FROM control.jobs")
+    jobs = await connection.fetchval(
+        "SELECT count(*) FROM control.jobs WHERE tenant_id = $1", whole.running.tenant.id
+    )
     await connection.close()
 
     assert 1 == jobs

@@ -9,10 +9,10 @@ from typing import Any, Final
 import pytest
 
 from tests.fakes.asking import ask_until
-from tests.fakes.receivers import HttpReceiver, http_receiver, mail_receiver
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import ESCALATIONS, asked, report, run, signed_in, state_of
 from tests.integration.control.planes import linked
+from tests.integration.control.receivers import HttpReceiver, http_receiver, mail_receiver
 from tests.integration.control.test_agents import GONE, everything_stored
 from tests.promises import promise
 
@@ -344,7 +344,8 @@ async def test_what_would_be_refused_again_is_not_tried_again(rest: Rest) -> Non
 async def test_what_cannot_be_read_any_more_is_lost_aloud(rest: Rest) -> None:
     async with http_receiver() as receiver:
         destination = (await add(rest, webhook(rest, receiver.url))).json["id"]
-        await run(rest, "UPDATE control.notification_destinations SET settings = '{}'")
+        emptied = "UPDATE control.notification_destinations SET settings = '{}' WHERE id = $1"
+        await run(rest, emptied, destination)
         await one(rest)
         await until(rest, destination, state="failed", error="unreadable")
     assert 1 == len(await recorded(rest, "notification.lost"))

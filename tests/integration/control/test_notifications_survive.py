@@ -23,7 +23,8 @@ from services.control.store import escalations
 from services.control.store.moments import moment
 from tests.fakes.asking import ask_until
 from tests.fakes.postgres import Database
-from tests.fakes.receivers import http_receiver
+from tests.integration.control import neighbour
+from tests.integration.control.receivers import http_receiver
 from tests.promises import promise
 
 PATH: Final = "/api/v1/settings/notifications"
@@ -43,6 +44,7 @@ class Control:
         headers = {"authorization": f"Bearer {self.key}"}
         async with self.http.request(method, self.base + path, json=json, headers=headers) as got:
             assert got.status < 300, await got.text()
+            neighbour.unseen(path, str(got.headers), await got.read())
             return await got.json()
 
     async def kill(self) -> None:
@@ -140,7 +142,8 @@ async def subscribe(control: Control, settings: ControlSettings, url: str) -> st
 
 async def tenant_of(pool: Pool) -> TenantId:
     async with pool.acquire() as connection:
-        return TenantId(str(await connection.fetchval("SELECT id FROM control.tenants")))
+        found = await connection.fetchval("SELECT id FROM control.tenants WHERE slug = 'default'")
+        return TenantId(str(found))
 
 
 async def until_delivered(control: Control, destination: str, count: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from tests.integration.control.openid import (
     LOGOUT,
     SESSION,
     Browser,
+    by_password_again,
     failures,
     signs_in_by,
 )
@@ -64,7 +65,7 @@ async def test_whoever_the_provider_knows_comes_in_as_a_viewer(
 async def test_a_person_is_a_subject_whatever_their_address_says(
     rest: Rest, provider: OpenIdProvider
 ) -> None:
-    await run(rest, "DELETE FROM control.auth_settings")
+    await by_password_again(rest)
     await joined(rest, "anna@example.org", "admin")
     await signs_in_by(rest, provider.url)
     told = {"email": "anna@example.org", "email_verified": True}
@@ -112,7 +113,7 @@ async def test_the_last_admin_does_not_come_in_as_less(
 ) -> None:
     """Nor stays in under a role that the provider does not give any more."""
     chief, later = Browser(rest=rest), Browser(rest=rest)
-    await run(rest, "DELETE FROM control.auth_settings")  # else the one with a password stays
+    await by_password_again(rest)  # else the one with a password stays
     await run(rest, "INSERT INTO control.users VALUES (gen_random_uuid(), $1, 'x', 'admin', NULL,"
               " 'active', now())", rest.running.tenant.id)  # fmt: skip
     await run(rest, "UPDATE control.users SET status = 'deactivated' WHERE username = 'admin'")
@@ -357,7 +358,7 @@ async def test_whoever_signs_in_by_a_provider_decides_on_the_page_that_a_call_wa
         ticket = await asked(rest, plane, tier="critical")
         page = f"/approve/{ticket}"
         for link in ("Sign in with", "Prove it with"):
-            shown = (await browser.get(page)).body.decode()
+            shown = (await browser.get(page, tenant="default")).body.decode()
             [url] = re.findall(rf'href="([^"]*)">{link} your organization', shown)
             location = (await browser.get(unescape(url))).headers["location"]
             told: dict[str, Any] = {"groups": "staff"} | (
@@ -382,7 +383,7 @@ async def sent(rest: Rest, token: str) -> Any:
 async def test_passwords_open_nothing_but_the_first_admin_where_a_provider_is(
     rest: Rest, provider: OpenIdProvider
 ) -> None:
-    await run(rest, "DELETE FROM control.auth_settings")
+    await by_password_again(rest)
     rest.clock.advance(1)
     anna = await joined(rest, "anna", "admin")
     await signs_in_by(rest, provider.url)

@@ -413,18 +413,18 @@ async def test_a_provider_that_describes_itself_wrongly_is_not_used(
     for bent in MISLEADING:
         rest.clock.advance(61)
         provider.description = bent
-        check(await Browser(rest=rest).get(LOGIN), 503, "dependency_unavailable")
+        check(await Browser(rest=rest).get(LOGIN, tenant="default"), 503, "dependency_unavailable")
     assert len(MISLEADING) == len(await failures(rest))
     rest.clock.advance(61)
     provider.description = {}
 
-    assert 302 == (await Browser(rest=rest).get(LOGIN)).status
+    assert 302 == (await Browser(rest=rest).get(LOGIN, tenant="default")).status
 
 
 async def test_a_machines_own_metadata_is_no_provider(rest: Rest) -> None:
     for issuer in ("https://169.254.169.254", "https://[fd00:ec2::254]"):
         await signs_in_by(rest, issuer)
-        check(await Browser(rest=rest).get(LOGIN), 503, "dependency_unavailable")
+        check(await Browser(rest=rest).get(LOGIN, tenant="default"), 503, "dependency_unavailable")
 
     assert ["oidc_provider_not_reachable"] * 2 == await failures(rest)
 

@@ -25,8 +25,15 @@ from tests.fakes.asking import ask_until
 from tests.fakes.openid import CLIENT, SECRET
 from tests.house import IDP, tool
 from tests.integration.control.conftest import PUBLIC, Rest
-from tests.integration.control.escalated import joined, run
-from tests.integration.control.openid import CALLBACK, LOGOUT, SESSION, Browser, signs_in_by
+from tests.integration.control.escalated import joined
+from tests.integration.control.openid import (
+    CALLBACK,
+    LOGOUT,
+    SESSION,
+    Browser,
+    by_password_again,
+    signs_in_by,
+)
 from tests.integration.control.people import entitle, operator
 from tests.integration.control.test_auth_settings import approve, put, tried
 from tests.promises import promise
@@ -170,7 +177,7 @@ async def test_whoever_has_no_group_is_a_viewer_at_a_real_provider(
 async def test_a_real_provider_is_tried_comes_into_force_and_lets_a_command_line_in(
     rest: Rest, issuer: str, http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await run(rest, "DELETE FROM control.auth_settings")
+    await by_password_again(rest)
     chief, boss = await joined(rest, "chief", "admin"), await operator(rest)
     oidc = {"issuer": issuer, "client_id": CLIENT, "client_secret": "secret://oidc",
             "just_in_time": True, "role_claim": "groups",
@@ -189,7 +196,7 @@ async def test_a_real_provider_is_tried_comes_into_force_and_lets_a_command_line
     monkeypatch.setattr(devices, "pause", lambda _: go_on.wait(30) or None)
     waits = asyncio.create_task(asyncio.to_thread(devices.open_session, rest.base))
     page = urlsplit((await shown.get()).removeprefix("open ")).path
-    form = (await browser.get(page)).body.decode()
+    form = (await browser.get(page, tenant="default")).body.decode()
     [login] = re.findall(r'href="(/api/v1/auth/login[^"]*)"', form)
     location = (await browser.get(unescape(login))).headers["location"]
     assert 303 == (await browser.get(CALLBACK, **await anna.sign_in(location))).status

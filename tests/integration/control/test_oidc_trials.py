@@ -88,7 +88,7 @@ async def test_a_sign_in_that_works_and_an_approval_bring_it_into_force(
     assert "would come in here as admin" in answer.body.decode()
     shown = await proposal.shown()
     assert (proposal.anna.id, ["approval"]) == (shown["tested_by"], shown["waits_for"])
-    check(await browser.get(LOGIN), 404, "not_found")  # passwords are in force
+    check(await browser.get(LOGIN, tenant="default"), 404, "not_found")  # passwords are in force
     types = [one["type"] for one in await rest.records()]
     assert "admin.auth.tested" in types
     assert not {"user.signin_failed", "admin.user.created"} & set(types)
@@ -215,7 +215,7 @@ async def test_a_provider_that_is_away_is_left_by_the_admin_who_has_a_password(
     boss = await operator(rest)
     async with openid_provider(clock) as provider:
         await signs_in_by(rest, provider.url)
-    check(await Browser(rest=rest).get(LOGIN), 503, "dependency_unavailable")
+    check(await Browser(rest=rest).get(LOGIN, tenant="default"), 503, "dependency_unavailable")
     boss = await signed_in(rest)
     assert 200 == (await put(rest, boss, {"provider": "password"}, 1)).status
     assert 200 == (await tried(rest, boss, password=boss.password)).status
@@ -245,7 +245,8 @@ async def test_without_an_admin_who_has_a_password_no_provider_comes_into_force(
     rest: Rest, proposal: Proposal
 ) -> None:
     assert 200 == (await proposal.tried(Browser(rest=rest))).status
-    await run(rest, "UPDATE control.users SET password_hash = NULL")
+    ours = rest.running.tenant.id
+    await run(rest, "UPDATE control.users SET password_hash = NULL WHERE tenant_id = $1", ours)
     check(await approve(rest, proposal.boss, 1), 409, "conflict")
 
     assert "password" == (await rest.get(PATH)).json["provider"]

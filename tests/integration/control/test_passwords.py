@@ -16,12 +16,12 @@ import pytest
 
 from services.control.passwords import Passwords
 from tests.fakes.asking import ask_until
-from tests.fakes.receivers import MailReceiver, http_receiver, mail_receiver
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.escalated import Somebody, joined, run, signed_in
 from tests.integration.control.factors import LOGIN, code, first_half, second_half, with_totp
 from tests.integration.control.openid import signs_in_by
 from tests.integration.control.people import INVITES, USERS, entitle, invited, operator
+from tests.integration.control.receivers import MailReceiver, http_receiver, mail_receiver
 from tests.integration.control.test_agents import everything_stored
 from tests.integration.control.test_approval_page import Browser
 from tests.integration.control.test_notifications import PASSWORD as MAIL_PASSWORD

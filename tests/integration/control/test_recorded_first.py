@@ -17,7 +17,6 @@ import asyncpg
 import pytest
 
 from tests.fakes.authenticator import Authenticator
-from tests.fakes.receivers import http_receiver
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import Somebody, joined
 from tests.integration.control.factors import (
@@ -33,6 +32,7 @@ from tests.integration.control.factors import (
 from tests.integration.control.people import INVITES, TENANTS, USERS, entitle, invited, operator
 from tests.integration.control.people import WHY as WHY_IN
 from tests.integration.control.planes import linked
+from tests.integration.control.receivers import http_receiver
 from tests.integration.control.route_table import RULES
 from tests.integration.control.samples import AGENTS, HASH, SAMPLES, World
 from tests.integration.control.test_auth_settings import OIDC

@@ -51,7 +51,9 @@ async def admins(rest: Rest) -> int:
     connection = await asyncpg.connect(rest.database.admin_dsn)
     try:
         found = await connection.fetchval(
-            "SELECT count(*) FROM control.users WHERE role = 'admin' AND status = 'active'"
+            "SELECT count(*) FROM control.users"
+            " WHERE role = 'admin' AND status = 'active' AND tenant_id = $1",
+            rest.running.tenant.id,
         )
     finally:
         await connection.close()
@@ -113,8 +115,10 @@ async def test_of_two_admins_who_act_on_each_other_at_once_one_stays(
     for mine, theirs in itertools.product(ways, repeat=2):
         anna, ben = [await joined(rest, f"{n}-{mine}-{theirs}", "admin") for n in ("anna", "ben")]
         await run(
-            rest, "UPDATE control.users SET role = 'viewer' WHERE id <> ALL($1)", [anna.id, ben.id]
-        )
+            rest,
+            "UPDATE control.users SET role = 'viewer' WHERE tenant_id = $1 AND id <> ALL($2)",
+            rest.running.tenant.id, [anna.id, ben.id],
+        )  # fmt: skip
         answers = await asyncio.gather(
             act(rest, ben.id, mine, anna.token), act(replica, anna.id, theirs, ben.token)
         )

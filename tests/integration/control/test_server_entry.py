@@ -97,6 +97,7 @@ async def test_a_row_of_before_these_columns_means_what_it_meant(rest: Rest) -> 
     await connection.execute(
         "UPDATE control.servers SET grants = DEFAULT, headers = DEFAULT, ca = DEFAULT,"
         " share = DEFAULT, first_byte_s = DEFAULT, credential_settings = DEFAULT"
+        " WHERE slug = 'files'"
     )
     await connection.close()
 

@@ -225,7 +225,9 @@ async def test_planes_cannot_fill_the_inbox_without_end(rest: Rest) -> None:
         await see(rest, "tool-1", hash_=f"sha256:{n:064x}")
 
     connection = await asyncpg.connect(rest.database.admin_dsn)
-    tools = await connection.fetchval("SELECT count(*) FROM control.tools")
+    tools = await connection.fetchval(
+        "SELECT count(*) FROM control.tools WHERE tenant_id = $1", rest.running.tenant.id
+    )
     kept = await connection.fetchval(
         "SELECT count(*) FROM control.tool_definitions WHERE tool = 'tool-1'"
     )

@@ -12,6 +12,7 @@ import pytest
 from services.common.postgres.pool import open_pool, tenant_tx
 from tests.integration.control.conftest import Rest
 from tests.integration.control.escalated import signed_in
+from tests.integration.control.neighbour import SLUG as NEIGHBOUR
 from tests.integration.control.people import TENANTS, WHY, entitle, operator
 from tests.integration.control.test_problems import GONE, check
 from tests.promises import promise
@@ -34,9 +35,8 @@ async def accesses(rest: Rest, tenant: str) -> list[dict[str, Any]]:
 async def test_tenants_are_made_listed_suspended_and_resumed(rest: Rest) -> None:
     boss = await operator(rest)
     tenant = await made(rest, boss.token)
-    assert {"default", "other"} == {
-        one["slug"] for one in (await rest.get(TENANTS, key=boss.token)).json["items"]
-    }
+    every = await rest.get(TENANTS, key=boss.token, sees_neighbour=True)
+    assert {"default", "other", NEIGHBOUR} == {one["slug"] for one in every.json["items"]}
     agents = f"{TENANTS}/{tenant}/agents"
     assert 201 == (await rest.post(agents, {"name": "one"}, key=boss.token, headers=WHY)).status
     suspended = await rest.post(f"{TENANTS}/{tenant}:suspend", key=boss.token, headers=WHY)

@@ -72,7 +72,9 @@ async def test_another_tenants_role_cannot_be_given(rest: Rest, other_key: str) 
 async def test_a_suspended_tenant_is_let_in_nowhere(rest: Rest) -> None:
     agent = await rest.add_agent("one")
     connection = await asyncpg.connect(rest.database.admin_dsn)
-    await connection.execute("UPDATE control.tenants SET status = 'suspended'")
+    await connection.execute(
+        "UPDATE control.tenants SET status = 'suspended' WHERE id = $1", rest.running.tenant.id
+    )
     await connection.close()
     token = await rest.token(client_id=agent["id"], client_secret=agent["client_secret"])
 

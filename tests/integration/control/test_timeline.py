@@ -22,10 +22,10 @@ from tests.fakes.asking import ask_until
 from tests.fakes.clock import ManualClock
 from tests.fakes.licenses import DAY_S
 from tests.fakes.postgres import Database
-from tests.fakes.receivers import HttpReceiver, http_receiver
 from tests.integration.control.people import INVITES, USERS, invited
 from tests.integration.control.planes import opened, plane_token
 from tests.integration.control.plans import LICENSE, SUMMARY, Plans
+from tests.integration.control.receivers import HttpReceiver, http_receiver
 from tests.integration.control.terms import (
     EDGES,
     NOW_S,
