@@ -1,6 +1,6 @@
 """When another way to sign in comes into force: an admin proposed it, a super-admin who is somebody
-else approved it, and a sign-in by it worked. Each of the three is of the same settings, byte for
-byte.
+else approved it, and a sign-in by it worked, lately. Each of the three is of the same settings,
+byte for byte.
 
 Who may do which, and how it is tried, is the API's.
 """
@@ -11,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 _FORM: Final = b"behavry/auth-settings/1\0"
+#: A sign-in that worked says little of tomorrow: keys, clients and the provider itself change.
+TEST_LIFE: Final = timedelta(hours=1)
 
 
 def digest(document: Mapping[str, Any]) -> bytes:
@@ -46,12 +48,12 @@ class Pending:
     def provider(self) -> str:
         return str(self.document["provider"])
 
-    @property
-    def waits_for(self) -> tuple[str, ...]:
+    def waits_for(self, now: datetime) -> tuple[str, ...]:
         """What is missing; empty: it may come into force."""
         own = self.settings_sha256
         approved = self.approved_by is not None and self.approved_sha256 == own
-        tested = self.tested_by is not None and self.tested_sha256 == own
+        lately = self.tested_at is not None and now - self.tested_at < TEST_LIFE
+        tested = lately and self.tested_by is not None and self.tested_sha256 == own
         another = self.approved_by != self.proposed_by or self.sole_operator
         missing = [] if approved and another else ["approval"]
         return tuple(missing if tested else [*missing, "test"])

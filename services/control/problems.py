@@ -33,7 +33,7 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "override_exceeds_license": (403, "The licence does not go that far"),
     "limit_exceeded": (403, "The licence's limit is reached"),
     "second_factor_required": (403, "A second factor is needed first"),
-    "step_up_required": (403, "The password is needed again"),
+    "step_up_required": (403, "A fresh proof of who you are is needed"),
     "human_required": (403, "Only a person can do this"),
     "self_approval_forbidden": (403, "Nobody approves what they asked for"),
     "not_found": (404, "Not found"),

@@ -41,6 +41,17 @@ router = APIRouter(prefix="/api/v1/auth", tags=["people"])
 
 _NOBODY: Final = {"kind": "unknown"}
 _MAX_FORM_BYTES: Final = 64 * 1024
+#: What a provider's own word, however well signed, is not enough for.
+_NOT_PROVEN: Final = {
+    "oidc_proof_time_missing": (
+        "Your provider does not say when you proved who you are. Whoever runs it must have it put"
+        " auth_time into ID tokens that are asked for with max_age (OpenID Connect Core 3.1.2.1)."
+    ),
+    "oidc_proof_too_old": (
+        "Your provider did not ask you anew. Sign out there and begin again; whoever runs it must"
+        " have it honour prompt=login and max_age."
+    ),
+}
 
 
 class Begin(BaseModel):
@@ -121,6 +132,8 @@ async def end_login(visit: Annotated[Visit, anyone(any_query=True)]) -> Response
         return await _come_back(visit, tenant, found)
     except NotSignedIn as refused:
         await visit.record_failure(tenant, _NOBODY, refused.reason)
+        if refused.reason in _NOT_PROVEN:  # their session goes on as it was
+            raise Refusal("STEP_UP_REQUIRED", _NOT_PROVEN[refused.reason]) from None
         raise Refusal("UNAUTHENTICATED", "That did not sign you in. Begin again.") from None
 
 

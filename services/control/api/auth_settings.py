@@ -9,6 +9,7 @@ alone, on record. A secret is a reference, as everywhere.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -79,7 +80,7 @@ class AuthDocument(Body):
 
 
 class Proposed(Answer):
-    """A change that waits. `waits_for`: `approval`, `test`."""
+    """A change that waits. `waits_for`: `approval`, `test` (also where the last one is too old)."""
 
     id: str
     provider: str
@@ -106,7 +107,7 @@ async def get_auth_settings(call: Annotated[Call, needs(Role.ADMIN)], response: 
     async with call.read() as connection:
         held, pending = await changes.both(connection)
     tag(response, held.revision)
-    return _told(held, pending)
+    return _told(held, pending, call.now)
 
 
 @router.put("")
@@ -140,7 +141,7 @@ async def put_auth_settings(
         )
         pending = await changes.get(change.connection)
     tag(response, held.revision)
-    return _told(held, pending)
+    return _told(held, pending, call.now)
 
 
 @approving.post("/{tenant_id:uuid}/auth:approve")
@@ -172,7 +173,7 @@ async def approve_auth_settings(
             raise refused.refusal() from None
         pending = await changes.get(connection)
     tag(response, held.revision)
-    return _told(held, pending)
+    return _told(held, pending, call.now)
 
 
 def _check_provider(call: Call, provider: str) -> None:
@@ -204,18 +205,20 @@ async def _next(call: Call, change: Change, held: AuthSettings) -> AuthSettings:
     return after
 
 
-def _told(held: AuthSettings, pending: Pending | None) -> Auth:
+def _told(held: AuthSettings, pending: Pending | None, now: datetime) -> Auth:
     return Auth(
         provider=held.provider,
         oidc=held.document.get("oidc"),
-        proposed=None if pending is None else _proposed(pending),
+        proposed=None if pending is None else _proposed(pending, now),
     )
 
 
-def _proposed(pending: Pending) -> Proposed:
+def _proposed(pending: Pending, now: datetime) -> Proposed:
     names = (
         "id", "provider", "proposed_by", "proposed_at", "approved_by", "approved_at",
-        "tested_by", "tested_at", "test_failure", "waits_for",
+        "tested_by", "tested_at", "test_failure",
     )  # fmt: skip
     told = {name: getattr(pending, name) for name in names}
-    return Proposed(**told, oidc=pending.document.get("oidc"))
+    return Proposed(
+        **told, waits_for=list(pending.waits_for(now)), oidc=pending.document.get("oidc")
+    )

@@ -34,7 +34,7 @@ async def settle(change: Change, held: AuthSettings, *, now: datetime) -> AuthSe
     """What is in force afterwards. The numbers are the module's. Raises NotPossible."""
     connection, tenant = change.connection, change.tenant
     pending = await changes.get(connection, lock=True)
-    if pending is None or pending.waits_for:  # 1
+    if pending is None or pending.waits_for(now):  # 1
         return held
     if not await changes.parties_stand(connection, tenant, pending):  # 2
         raise NotPossible(

@@ -44,6 +44,10 @@ router = APIRouter(prefix="/api/v1", tags=["settings"])
 
 _PASSED: Final = "The sign-in worked"
 _FAILED: Final = "The sign-in did not work"
+_NO_TIME: Final = (
+    " But the provider does not say when you proved who you are (auth_time in its ID tokens):"
+    " nobody who comes by it can do what needs a fresh proof."
+)
 
 
 class AuthTest(Body):
@@ -106,7 +110,7 @@ async def lead(visit: Visit, ticket: str) -> Response:
         configuration,
         transaction,
         public_url=visit.control.origins.public_url,
-        again=False,
+        again=True,  # so that it has to say when
     )
     answer = RedirectResponse(url, status_code=302)
     answer.headers["set-cookie"] = flow.cookie(browser, secure=visit.control.origins.secure)
@@ -147,6 +151,8 @@ async def conclude(
         await _fail(visit, tenant, begun, refused.reason)
         return _page(visit, _FAILED, refused.words, status=409)
     words = f"Whoever you are there would come in here as {role.key}. You are not signed in by it."
+    if person.auth_time_s is None:
+        words += _NO_TIME
     return _page(visit, _PASSED, words, status=200)
 
 

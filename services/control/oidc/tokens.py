@@ -141,7 +141,11 @@ def person(token: str, keys: tuple[PublicKey, ...], expected: Expected) -> Perso
     proven_s = _seconds(claims, "auth_time")
     if proven_s is not None and proven_s > expected.now_s + SKEW_S:
         raise NotSignedIn("oidc_time_wrong")
-    if expected.again and (proven_s is None or proven_s < expected.begun_s - SKEW_S):  # 6
+    if expected.again and proven_s is None:  # 6
+        # We asked with max_age, so it is required (3.1.2.1). When the token was made says nothing
+        # of when somebody proved who they are.
+        raise NotSignedIn("oidc_proof_time_missing")
+    if expected.again and proven_s is not None and proven_s < expected.begun_s - SKEW_S:
         raise NotSignedIn("oidc_proof_too_old")
     verified = claims.get("email_verified") is True
     address = _name(claims, "email") if verified else None

@@ -238,12 +238,17 @@ async def test_a_step_up_is_the_providers_proof_of_now(
     now = rest.clock.now_ns() // 10**9
     rest.clock.advance(1)
     assert (await browser.me())["stepped_up_until"] < "2026-01-01T00:00:00"
-    for subject, auth_time in (("anna", None), ("anna", now - 120), ("bob", None), ("carl", 0)):
+    too_old, nobody = (403, "step_up_required"), (401, "unauthenticated")
+    for subject, auth_time, told_back in (
+        ("anna", None, too_old), ("anna", now - 120, too_old),
+        ("bob", None, nobody), ("carl", 0, nobody),
+    ):  # fmt: skip
         location = await browser.begin(step_up="true")
         assert "login" == dict(parse_qsl(urlsplit(location).query))["prompt"]
         told = {} if subject in {"bob", "carl"} else {"auth_time": auth_time}
-        check(await browser.get(CALLBACK, **provider.consent(location, subject, **told)),
-              401, "unauthenticated")  # fmt: skip
+        answer = await browser.get(CALLBACK, **provider.consent(location, subject, **told))
+        check(answer, *told_back)
+        assert (auth_time is None) == ("auth_time" in answer.json["detail"]) or told_back == nobody
     location = await browser.begin(step_up="true", return_to="/")
     assert 303 == (await browser.get(CALLBACK, **provider.consent(location))).status
 
@@ -251,7 +256,9 @@ async def test_a_step_up_is_the_providers_proof_of_now(
     assert old[SESSION] != browser.cookies[SESSION]
     check(await Browser(rest=rest, cookies=old).get("/api/v1/me"), 401, "session_expired")
     assert "user.step_up" == (await rest.records())[-1]["type"]
-    assert {"oidc_proof_too_old", "oidc_somebody_else"} == set(await failures(rest))
+    assert {"oidc_proof_too_old", "oidc_proof_time_missing", "oidc_somebody_else"} == set(
+        await failures(rest)
+    )
 
 
 async def test_a_session_that_was_planted_is_worth_nothing_afterwards(
