@@ -19,12 +19,15 @@ STOP_TIMEOUT_S: Final = 10
 
 @contextmanager
 def child(
-    module: str, *arguments: str, env: Mapping[str, str] | None = None
+    module: str, *arguments: str, env: Mapping[str, str] | None = None, tree: Path = ROOT
 ) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
-    """Runs `python -m module`, gives what it printed as its first line, ends it on leaving."""
+    """Runs `python -m module`, gives what it printed as its first line, ends it on leaving. `tree`:
+    another checkout, with an environment of its own.
+    """
+    python = sys.executable if tree == ROOT else str(tree / ".venv" / "bin" / "python")
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
+        [python, "-m", module, *arguments],
+        cwd=tree,
         env={**os.environ, **(env or {})},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

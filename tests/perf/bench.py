@@ -179,14 +179,14 @@ def _run(subject: Subject, load: Load, had: Gathered) -> Run:
 
 def broken(bench: Bench) -> list[str]:
     """What makes a run worthless, whatever its figures."""
-    found = []
+    found, chained = [], {one.name for one in bench.subjects if one.chained}
     for (name, load), had in bench.gathered.items():
         where = f"{name}, {load.kind} c={load.c} rate={load.rate}"
         if had.errors.total():
             found.append(f"{where}: errors {dict(had.errors)} {had.failures[:1]}")
         if not had.latencies_us:
             found.append(f"{where}: no call came through")
-        if name.startswith("behavry") and had.records != 2 * len(had.latencies_us):
+        if name in chained and had.records != 2 * len(had.latencies_us):
             found.append(f"{where}: {had.records} records of {len(had.latencies_us)} calls")
     return found
 
@@ -281,15 +281,19 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def loads_of(concurrency: str, rate: float) -> list[Load]:
+    levels = [int(one) for one in concurrency.split(",")]
+    return [
+        *(Load(kind="latency", c=1) for _ in range(levels.count(1))),
+        Load(kind="latency", c=OPEN_LOOP_CONNECTIONS, rate=rate),
+        *(Load(kind="throughput", c=c) for c in levels if c > 1),
+    ]
+
+
 def main() -> int:
     asked = options()
     check_floor()
-    levels = [int(one) for one in asked.concurrency.split(",")]
-    loads = [
-        *(Load(kind="latency", c=1) for _ in range(levels.count(1))),
-        Load(kind="latency", c=OPEN_LOOP_CONNECTIONS, rate=asked.rate),
-        *(Load(kind="throughput", c=c) for c in levels if c > 1),
-    ]
+    loads = loads_of(asked.concurrency, asked.rate)
     engines = [] if asked.engines == "none" else asked.engines.split(",")
     seconds, idle_s = (1.0, 1.0) if asked.short else (asked.seconds, IDLE_S)
     with all_subjects(engines) as bench:
