@@ -231,6 +231,12 @@ def view(tenant: Tenant, ceiling: Ceiling, now_s: int) -> View:
     )
 
 
+def allowed_at(tenant: Tenant, ceiling: Ceiling, now_s: int) -> frozenset[str]:
+    """What `view` allows, without what is ahead."""
+    answers = resolve(situation_at(tenant, ceiling, now_s))
+    return frozenset(answer.feature for answer in answers if answer.allowed)
+
+
 def situation_at(
     tenant: Tenant, ceiling: Ceiling, now_s: int, *, entitled: frozenset[str] | None = None
 ) -> Situation:

@@ -87,13 +87,25 @@ class Judgements:
                 judged = self._judged[row.tenant] = self._judge(row)
                 self._mind(judged)
 
+    def settled(self, changes: Iterable[Settling], *, revision: int, at_s: int) -> None:
+        """These stand in the database now as they are known here, time's changes told until
+        `at_s`: they need not be read again.
+        """
+        for one in changes:
+            known = self._judged[one.tenant]
+            tenant = replace(known.stored, entitled=known.stored.entitled | one.entitled)
+            judged = self._judged[one.tenant] = self._judged_at(tenant, revision, at_s)
+            self._mind(judged)
+
     def _judge(self, row: Row) -> Judged:
-        tenant = self._beliefs.stored_of(row)
+        return self._judged_at(self._beliefs.stored_of(row), row.revision, row.settled_at_s)
+
+    def _judged_at(self, tenant: Tenant, revision: int, settled_at_s: int) -> Judged:
         # From what was told last: an instant that passed unnoticed is due.
-        next_s = _next_s(tenant, row.settled_at_s)
+        next_s = _next_s(tenant, settled_at_s)
         return Judged(
             stored=tenant,
-            revision=row.revision,
+            revision=revision,
             view=effective.view(tenant, self._beliefs.ceiling, self._told_until(next_s)),
             next_s=next_s,
             ceiling=self._ceilings,
@@ -135,6 +147,11 @@ class Judgements:
 
     # --- time -----------------------------------------------------------------------------------
 
+    @property
+    def next_s(self) -> int:
+        """When time changes somebody next; perhaps nobody then, never later."""
+        return min(self._earliest_s, self._beliefs.ceiling_next_s)
+
     def notice_time(self) -> None:
         """Whoever is changed by time, or has gained something, waits for its revision."""
         now_s = self._beliefs.now_s
@@ -150,7 +167,12 @@ class Judgements:
     def due(self, tenants: Iterable[TenantId], now_s: int) -> list[Settling]:
         """Those of them for whom a revision is due, judged under the ceiling of now."""
         return [
-            Settling(tenant=tenant, due_s=judged.next_s, entitled=self._entitled(judged))
+            Settling(
+                tenant=tenant,
+                known=judged.revision,
+                due_s=judged.next_s,
+                entitled=self._entitled(judged),
+            )
             for tenant in tenants
             if (judged := self.of(tenant)) is not None and (judged.next_s <= now_s or judged.gained)
         ]
@@ -160,7 +182,7 @@ class Judgements:
         now_s, had = self._beliefs.now_s, judged.stored.entitled | judged.gained
         if judged.next_s > now_s:
             return had
-        return had | effective.view(judged.stored, self._beliefs.ceiling, now_s).allowed()
+        return had | effective.allowed_at(judged.stored, self._beliefs.ceiling, now_s)
 
 
 def _next_s(tenant: Tenant, after_s: int) -> int:

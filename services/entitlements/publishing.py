@@ -25,6 +25,8 @@ from services.entitlements.watching import Alive, Synced, Told, Watchers
 
 #: A change by time is told within 2 s of its instant, one of another replica likewise.
 LOOK_S: Final = 0.5
+#: Between looks where time is behind what was noticed: a clock was set back.
+LEAST_S: Final = 0.05
 ALIVE_S: Final = 15.0
 MARK_EVERY_S: Final = 60
 #: Tenants read in one statement.
@@ -79,22 +81,25 @@ class Board:
 
     # --- watchers -------------------------------------------------------------------------------
 
-    async def watch(self) -> AsyncGenerator[Told | Synced | Alive]:
-        """Every tenant, Synced, then each change; ends when all must be told anew."""
+    async def watch(self) -> AsyncGenerator[list[Told] | Synced | Alive]:
+        """Every tenant, Synced, then each change; ends when all must be told anew. Many are told
+        together: what each message costs is for a portion.
+        """
         with self._watchers.one() as mine:
             synced = Synced(epoch=self.installation.epoch, revision=self._complete)
-            for tenant in list(self._judgements):
+            for some in _chunks(list(self._judgements), PORTION):
                 if mine.is_over():
                     return
-                if (told := self._told(tenant)) is not None:
+                for tenant in some:
                     mine.has_told(tenant)
-                    yield told
+                yield [told for tenant in some if (told := self._told(tenant)) is not None]
             yield synced
             while not mine.is_over():
-                changed = await mine.next_changed(within_s=ALIVE_S)
-                if changed is not None:
-                    if (told := self._news_of(changed)) is not None:
-                        yield told
+                changed = await mine.next_changed(within_s=ALIVE_S, most=PORTION)
+                if changed:
+                    news = [told for one in changed if (told := self._news_of(one)) is not None]
+                    if news:
+                        yield news
                 elif not mine.is_over() and self._hears():
                     yield Alive()
 
@@ -113,7 +118,12 @@ class Board:
     async def run(self) -> None:
         while True:
             await self.look()
-            await asyncio.sleep(0 if self._judgements.waiting else LOOK_S)
+            await asyncio.sleep(0 if self._judgements.waiting else self._calm_s())
+
+    def _calm_s(self) -> float:
+        """Until somebody may have changed something, or time does."""
+        ahead_s = self._judgements.next_s - self._clock.now_ns() / 1e9
+        return max(LEAST_S, min(LOOK_S, ahead_s))
 
     async def look(self, first: TenantId | None = None) -> None:
         """1. the time  2. whose database this is  3. the ceiling  4. tenants that changed, `first`
@@ -173,7 +183,7 @@ class Board:
         await self._read_ceiling(seen)
         base = (await self._store.installation()).base_revision
         judged: dict[TenantId, Judged] = {}
-        for some in _chunks(await self._store.tenants()):
+        for some in _chunks(await self._store.tenants(), CHUNK):
             rows = await self._store.states(some, self.beliefs.now_s)
             judged.update(self._judgements.judge(rows))
         self._judgements.begin(judged)
@@ -219,8 +229,8 @@ class Board:
             self._judgements.take(await self._store.states(tenants, self.beliefs.now_s))
 
     async def _catch_up(self) -> None:
-        """1. what must be read  2. judged  3. what time has brought gets its revision, and is read
-        4. told, once.
+        """1. what must be read  2. judged  3. what time has brought gets its revision; who was
+        changed by others meanwhile is read  4. told, once.
         """
         waiting = self._judgements.waiting
         some = list(islice(waiting, PORTION))
@@ -228,13 +238,15 @@ class Board:
         now_s = self.beliefs.now_s
         due = self._judgements.due(some, now_s)  # 2
         if due:
-            await self._store.settle(due, now_s)  # 3
-            await self._read([one.tenant for one in due])
+            revision, others = await self._store.settle(due, now_s)  # 3
+            ours = [one for one in due if one.tenant not in others]
+            self._judgements.settled(ours, revision=revision, at_s=now_s)
+            await self._read(list(others))
         for tenant in some:
             del waiting[tenant]
         self._watchers.announce(some)  # 4
 
 
-def _chunks(every: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(every), CHUNK):
-        yield every[start : start + CHUNK]
+def _chunks(every: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(every), size):
+        yield every[start : start + size]

@@ -56,6 +56,8 @@ class Settling:
     """A tenant whose changes by time have come, or that has gained features."""
 
     tenant: TenantId
+    #: The revision that was read of it.
+    known: int
     due_s: int
     entitled: frozenset[str]
 

@@ -42,8 +42,12 @@ class EntitlementsReader(entitlements_pb2_grpc.EntitlementsReaderServiceServicer
     ) -> AsyncIterator[wire.WatchEntitlementsResponse]:
         async for news in self._board.watch():
             match news:
-                case Told():
-                    yield wire.WatchEntitlementsResponse(tenant=self._wire(news))
+                case list() if request.takes_lists and len(news) > 1:
+                    told = wire.ToldTenants(tenants=[self._wire(one) for one in news])
+                    yield wire.WatchEntitlementsResponse(tenants=told)
+                case list():
+                    for one in news:
+                        yield wire.WatchEntitlementsResponse(tenant=self._wire(one))
                 case Synced():
                     synced = wire.Synced(epoch=news.epoch, revision=news.revision)
                     yield wire.WatchEntitlementsResponse(synced=synced)
@@ -244,10 +248,7 @@ def entitlements_of(
         grace_ends_at=view.grace_ends_at_s or 0,
         revision=revision,
         status=view.state.value,
-        features=[
-            _answer(answer, changes_at_s)
-            for answer, changes_at_s in zip(view.answers, view.changes_at_s, strict=True)
-        ],
+        features=_answers(view.answers, view.changes_at_s),
         limits=_limits(view.limits),
         license=_license(view.license),
         scheduled=_license(view.scheduled),
@@ -257,6 +258,27 @@ def entitlements_of(
         clock_suspect=clock_suspect,
         mixes_models=MIXES_MODELS[view.plan],
     )
+
+
+#: By what is the same for many tenants. The answers are in it, so that what they are known by is
+#: nobody else's meanwhile.
+_MADE: Final[
+    dict[tuple[int, tuple[int | None, ...]], tuple[tuple[Answer, ...], list[wire.FeatureAnswer]]]
+] = {}
+_MOST_MADE: Final = 4096
+
+
+def _answers(
+    answers: tuple[Answer, ...], changes_at_s: tuple[int | None, ...]
+) -> list[wire.FeatureAnswer]:
+    """`resolve` gives the same object for the same situation: few are made for many tenants."""
+    key = (id(answers), changes_at_s)
+    if (made := _MADE.get(key)) is None:
+        if len(_MADE) >= _MOST_MADE:
+            _MADE.clear()
+        each = zip(answers, changes_at_s, strict=True)
+        made = _MADE[key] = answers, [_answer(answer, at_s) for answer, at_s in each]
+    return made[1]
 
 
 def _answer(answer: Answer, changes_at_s: int | None) -> wire.FeatureAnswer:

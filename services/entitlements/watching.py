@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from services.common.ids import TenantId
 from services.entitlements.effective import View
@@ -53,18 +54,19 @@ class Watcher:
         """What was announced of it so far is in what is told now."""
         self._changed.pop(tenant, None)
 
-    async def next_changed(self, *, within_s: float) -> TenantId | None:
-        """The tenant that changed first; None where none does, or when it is over."""
+    async def next_changed(self, *, within_s: float, most: int) -> list[TenantId]:
+        """The tenants that changed first; none where none does, or when it is over."""
         if not self._changed and not self._over:
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     await self._news.wait()
         if self._over or not self._changed:
-            return None
-        tenant = next(iter(self._changed))
-        del self._changed[tenant]
-        return tenant
+            return []
+        first = list(islice(self._changed, most))
+        for tenant in first:
+            del self._changed[tenant]
+        return first
 
 
 class Watchers:

@@ -44,7 +44,7 @@ class EntitlementsFeed:
     async def _follow(self, *, all_the_way: bool) -> None:
         stub = entitlements_pb2_grpc.EntitlementsReaderServiceStub(self.link.channel)
         stream = stub.WatchEntitlements(
-            ent.WatchEntitlementsRequest(), metadata=self.link.metadata()
+            ent.WatchEntitlementsRequest(takes_lists=True), metadata=self.link.metadata()
         )
         #: What is told before Synced counts together with it, since only that names the epoch.
         listed: dict[TenantId, Entitlements] | None = {}
@@ -63,6 +63,9 @@ class EntitlementsFeed:
                         return
                 elif message.HasField("tenant"):
                     self._told(message.tenant, listed)
+                elif message.HasField("tenants"):
+                    for tenant in message.tenants.tenants:
+                        self._told(tenant, listed)
                 elif listed is None:
                     self.features.heard()
         except grpc.aio.AioRpcError as failure:

@@ -33,7 +33,7 @@ WHERE epoch = $2::uuid
 _SERVER_SEEN: Final = "UPDATE entitlements.installation SET server = $1 WHERE server = ''"
 _TENANTS: Final = "SELECT id FROM entitlements.directory WHERE deleted_at IS NULL ORDER BY id"
 _CHANGED: Final = "SELECT id, revision FROM entitlements.directory WHERE revision > $1"
-_SETTLE: Final = "SELECT entitlements.settle($1::jsonb, $2)"
+_SETTLE: Final = "SELECT raised, others FROM entitlements.settle_known($1::jsonb, $2)"
 _CEILING: Final = """
 UPDATE entitlements.installation
 SET revision = revision + 1, base_revision = revision + 1, ceiling = $1,
@@ -82,13 +82,24 @@ class Store:
         async with self._pool.acquire() as connection, connection.transaction():
             return await read_states(connection, tenants, at_s)
 
-    async def settle(self, changes: Sequence[Settling], at_s: int) -> None:
+    async def settle(self, changes: Sequence[Settling], at_s: int) -> tuple[int, set[TenantId]]:
+        """The revision that they are told by, and those of them that were not as they were known:
+        they are to be read again.
+        """
         said = [
-            {"id": one.tenant, "due": one.due_s, "entitled": sorted(one.entitled)}
+            {
+                "id": one.tenant,
+                "known": one.known,
+                "due": one.due_s,
+                "entitled": sorted(one.entitled),
+            }
             for one in changes
         ]
         async with self._pool.acquire() as connection, connection.transaction():
-            await connection.execute(_SETTLE, json.dumps(said), at_s)
+            row = await connection.fetchrow(_SETTLE, json.dumps(said), at_s)
+        if row is None:
+            raise BehavryError("DEPENDENCY_UNAVAILABLE", "the installation row is missing")
+        return row["raised"], {TenantId(str(other)) for other in row["others"]}
 
     async def new_ceiling(self, ceiling: str, now_s: int) -> None:
         async with self._pool.acquire() as connection:

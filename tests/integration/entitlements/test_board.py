@@ -24,7 +24,7 @@ from services.entitlements.overrides import Effect
 from services.entitlements.publishing import Board
 from services.entitlements.sources import Sources
 from services.entitlements.store.tables import Store
-from services.entitlements.watching import Synced, Told
+from services.entitlements.watching import Synced
 from services.entitlements.writer import Cause, Change, Writer
 from tests.fakes.clock import ManualClock
 from tests.fakes.licenses import issuers_keys
@@ -86,8 +86,8 @@ async def known(of: Board) -> dict[TenantId, object]:
     async for news in watch:
         if isinstance(news, Synced):
             break
-        assert isinstance(news, Told)
-        told[news.tenant] = (news.view, news.revision)
+        assert isinstance(news, list)
+        told |= {one.tenant: (one.view, one.revision) for one in news}
     await watch.aclose()
     return told
 
@@ -95,11 +95,11 @@ async def known(of: Board) -> dict[TenantId, object]:
 async def follow(of: Board, heard: dict[TenantId, object]) -> None:
     """Hears every change from the beginning, as a control does that is never cut off."""
     async for news in of.watch():
-        if isinstance(news, Told):
-            if news.view is None:
-                heard.pop(news.tenant, None)
+        for one in news if isinstance(news, list) else ():
+            if one.view is None:
+                heard.pop(one.tenant, None)
             else:
-                heard[news.tenant] = (news.view, news.revision)
+                heard[one.tenant] = (one.view, one.revision)
 
 
 async def settled(of: Board) -> None:

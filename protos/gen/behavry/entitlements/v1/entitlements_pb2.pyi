@@ -420,17 +420,21 @@ class WatchEntitlementsRequest(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    TAKES_LISTS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     revision: _builtins.int
+    takes_lists: _builtins.bool
+    """The caller understands `tenants`, and is told of many in one message where there are many."""
     def __init__(
         self,
         *,
         epoch: _builtins.str = ...,
         revision: _builtins.int = ...,
+        takes_lists: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "revision", b"revision", "takes_lists", b"takes_lists"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -443,28 +447,54 @@ class WatchEntitlementsResponse(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___TenantEntitlements: ...
     @_builtins.property
     def synced(self) -> Global___Synced: ...
     @_builtins.property
     def alive(self) -> Global___Alive: ...
+    @_builtins.property
+    def tenants(self) -> Global___ToldTenants:
+        """Each as in `tenant`, in the same order. Only where `takes_lists`."""
+
     def __init__(
         self,
         *,
         tenant: Global___TenantEntitlements | None = ...,
         synced: Global___Synced | None = ...,
         alive: Global___Alive | None = ...,
+        tenants: Global___ToldTenants | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "message", b"message", "synced", b"synced", "tenant", b"tenant"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "message", b"message", "synced", b"synced", "tenant", b"tenant", "tenants", b"tenants"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "message", b"message", "synced", b"synced", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "message", b"message", "synced", b"synced", "tenant", b"tenant", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["tenant", "synced", "alive"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["tenant", "synced", "alive", "tenants"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___WatchEntitlementsResponse: _TypeAlias = WatchEntitlementsResponse  # noqa: Y015
+
+@_typing.final
+class ToldTenants(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantEntitlements]: ...
+    def __init__(
+        self,
+        *,
+        tenants: _abc.Iterable[Global___TenantEntitlements] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToldTenants: _TypeAlias = ToldTenants  # noqa: Y015
 
 @_typing.final
 class Synced(_message.Message):
