@@ -18,7 +18,8 @@ unexport PYTHONDONTWRITEBYTECODE
 T ?=
 ARGS ?=
 # make test T=path narrows; a layer that has no test yet is no mistake.
-LAYERS := $(wildcard tests/unit tests/contract tests/integration tests/journeys tests/conformance tests/attacks tests/perf)
+# What takes longest comes first: at the end, short files fill the gaps.
+LAYERS := $(wildcard tests/journeys tests/conformance tests/attacks tests/integration tests/contract tests/unit tests/perf)
 PYTEST := $(BIN)/pytest $(ARGS)
 
 .PHONY: help
@@ -81,18 +82,19 @@ models: ## the ticket's protocol, checked with spin, and its seeded faults found
 # --- tests -------------------------------------------------------------------------------------
 
 .PHONY: test unit contract integration journeys attacks conformance wheel bench bench-against bench-hops bench-pages bench-relay bench-hidden bench-start chaos
-# What measures, kills under load or crowds a machine runs alone; all else three at a time (it waits
-# much), and what fails then once more with nothing beside it: both are told, the second counts.
-ALONE := tests/perf tests/contract/engines tests/integration/outbox tests/integration/tickets tests/integration/up \
-  $(addprefix tests/journeys/test_,cheap_by_rule.py failures.py memory.py plans_under_traffic.py stops.py under_fire.py workers.py) \
-  $(addprefix tests/attacks/mcp/test_,crossing.py fuzz.py heads.py)
+# What measures or kills under load runs alone; all else three at a time (it waits much), and what
+# fails then once more with nothing beside it: both are told, the second counts. An interrupt ends
+# all of it, after the running half has told what failed so far.
+ALONE := tests/perf tests/contract/engines tests/integration/up \
+  $(addprefix tests/journeys/test_,cheap_by_rule.py failures.py plans_under_traffic.py stops.py under_fire.py workers.py)
+BESIDE := $(ALONE:%=--ignore=%) $(LAYERS)
 test: $(BIN)/python ## every test that needs no hours; T=path narrows, ARGS= goes to pytest
 ifdef T
 	$(PYTEST) $(T)
 else
-	failed=0; \
-	$(PYTEST) -n 3 --dist loadfile $(ALONE:%=--ignore=%) $(LAYERS) || \
-	  $(PYTEST) --last-failed --last-failed-no-failures none $(ALONE:%=--ignore=%) $(LAYERS) || failed=1; \
+	trap 'exit 2' INT; failed=0; \
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder $(BESIDE) || \
+	  $(PYTEST) --last-failed --last-failed-no-failures none $(BESIDE) || failed=1; \
 	$(PYTEST) $(ALONE) || failed=1; \
 	exit $$failed
 endif

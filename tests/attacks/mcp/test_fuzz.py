@@ -1,4 +1,4 @@
-"""M-FUZZ: calls in odd spellings and calls with wounds, by the ten thousand, at a proxy process
+"""M-FUZZ: calls in odd spellings and calls with wounds, by the thousand, at a proxy process
 between both eras on both sides; and tool servers that answer, ask and tell whatever they like.
 
 Nothing crashes, nothing hangs, and what reaches a tool server is what a second, independent reader
@@ -29,7 +29,7 @@ from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import TENANT
 from tests.fakes.raw_http import Reply, connected
 
-CASES: Final = int(os.environ.get("BEHAVRY_FUZZ", "10000"))
+CASES: Final = int(os.environ.get("BEHAVRY_FUZZ", "5000"))
 SEED: Final = int(os.environ.get("BEHAVRY_FUZZ_SEED", "20261121"))
 CALLERS: Final = 8
 #: Members of params that are not forwarded as they came.
