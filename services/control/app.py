@@ -260,8 +260,7 @@ def _register(link: PlaneLinkServicer, server: grpc.aio.Server) -> None:
 async def _each_tenant(pool: Pool, do: Callable[[TenantId, str], None]) -> None:
     async with pool.acquire() as connection:
         for known in await tenants.every(connection):
-            if known.status != "deleted":
-                do(known.id, known.slug)
+            do(known.id, known.slug)
 
 
 def _plans(

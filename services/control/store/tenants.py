@@ -9,7 +9,9 @@ from typing import Any, Final
 from services.common.ids import TenantId
 from services.common.postgres.connection import Connection
 
-_ALL: Final = "SELECT id, slug, name, status FROM control.tenants ORDER BY slug"
+#: One that is deleted has rows, and no part in anything.
+_ALL: Final = """
+SELECT id, slug, name, status FROM control.tenants WHERE status <> 'deleted' ORDER BY slug"""
 _INSERT: Final = """
 INSERT INTO control.tenants (id, slug, name, status, created_at, sole_operator)
 VALUES ($1, $2, $3, 'active', $4, $5) ON CONFLICT (slug) DO NOTHING"""

@@ -35,7 +35,7 @@ from services.control.store import keys
 from tests.fakes.clock import ManualClock
 from tests.fakes.planted import plant_audit
 from tests.fakes.postgres import Database, Plant, Server
-from tests.integration.control import neighbour
+from tests.integration.control import neighbour, neighbour_rows
 from tests.integration.control.lending import Lending, looked_at
 
 PUBLIC: Final = "http://127.0.0.1:8701"
@@ -209,13 +209,13 @@ def beside_neighbour(
 
 @pytest.fixture
 def control_database(lending: Lending) -> Iterator[Database]:
-    yield from beside_neighbour(lending, ("control",), neighbour.plant)
+    yield from beside_neighbour(lending, ("control",), neighbour_rows.plant)
 
 
 @pytest.fixture
 def database(lending: Lending) -> Iterator[Database]:
     """Every service's schema. One tenant alone is left, for its admin to activate licences."""
-    plants = (plant_audit, neighbour.plant_gone)
+    plants = (plant_audit, neighbour_rows.plant_gone)
     yield from beside_neighbour(lending, tuple(roles.SCHEMAS), *plants)
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from services.common.postgres.connection import SingleConnection
 from tests.fakes.postgres import Database
-from tests.integration.control import neighbour
+from tests.integration.control import neighbour, neighbour_rows
 from tests.integration.control.lending import Lending, looked_at
 
 CONTROL: Final = ("control",)
 
 
 def lent(lending: Lending) -> Database:
-    return lending.lend(CONTROL, (neighbour.plant,))
+    return lending.lend(CONTROL, (neighbour_rows.plant,))
 
 
 def done(database: Database, *statements: str) -> None:

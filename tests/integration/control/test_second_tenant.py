@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 
 from services.common.postgres.connection import SingleConnection
-from tests.integration.control import neighbour
+from tests.integration.control import neighbour, neighbour_rows
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.door import Door
 from tests.integration.control.people import entitle
@@ -116,8 +116,8 @@ async def test_the_second_tenant_has_rows_in_every_table_that_has_tenants(
     }
 
     assert len(every) >= 30
-    assert set(neighbour.UNPLANTED) == {table for table, rows in counts.items() if not rows}
-    assert {1, neighbour.ROWS} >= {rows for rows in counts.values() if rows}
+    assert set(neighbour_rows.UNPLANTED) == {table for table, rows in counts.items() if not rows}
+    assert {1, neighbour_rows.ROWS} >= {rows for rows in counts.values() if rows}
 
 
 async def test_each_table_that_would_show_its_rows_is_found_out_at_either_door(
