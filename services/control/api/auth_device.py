@@ -1,5 +1,5 @@
 """Sign-in at a device without a browser (RFC 8628): it asks for codes, a person who is signed in
-approves on control's page (device_page.py), and it gets a session of theirs. So it works whatever
+approves on control's page (pages/device.py), and it gets a session of theirs. So it works whatever
 people sign in with.
 
 A poll: 1. the form  2. the code, among few that are wrong  3. its time  4. not too early  5. what

@@ -25,7 +25,7 @@ from services.control.api.context import Call, Change, Visit
 from services.control.api.guards import needs
 from services.control.api.oidc_arrivals import Arrival
 from services.control.api.oidc_exchange import exchange
-from services.control.api.page_frame import document, page_of
+from services.control.api.pages.frame import document, page_of
 from services.control.api.shapes import Answer, Time
 from services.control.audit_records import change as changed
 from services.control.auth_changes import Pending

@@ -16,9 +16,10 @@ from starlette.responses import HTMLResponse, Response
 
 from services.common.errors import BehavryError
 from services.control import problems
-from services.control.api import page_frame, queries
+from services.control.api import queries
 from services.control.api.bodies import CODES
 from services.control.api.context import Visit, control_of
+from services.control.api.pages import frame
 from services.control.problems import FieldError, Refusal
 from services.control.servers import BadServer
 
@@ -59,8 +60,8 @@ def answer(error: BehavryError, *, instance: str, request_id: str, page: bool = 
     if problem["status"] == 503:
         headers.setdefault("retry-after", "1")
     if page:
-        text = page_frame.failed(problem["title"], problem["detail"], request_id=request_id)
-        headers |= page_frame.HEADERS
+        text = frame.failed(problem["title"], problem["detail"], request_id=request_id)
+        headers |= frame.HEADERS
         return HTMLResponse(text, status_code=problem["status"], headers=headers)
     return Response(
         json.dumps(problem, ensure_ascii=False),

@@ -7,7 +7,6 @@ from typing import Final
 from services.control.api import (
     agents,
     api_keys,
-    approval_page,
     audit,
     auth,
     auth_device,
@@ -16,7 +15,6 @@ from services.control.api import (
     auth_tests,
     bundle,
     context_gate,
-    device_page,
     enrollment,
     escalations,
     health,
@@ -26,7 +24,6 @@ from services.control.api import (
     kill_switch,
     licenses,
     limit_settings,
-    link_pages,
     mfa,
     my_sessions,
     notifications,
@@ -44,6 +41,7 @@ from services.control.api import (
     users,
     well_known,
 )
+from services.control.api.pages import approval, device, links
 
 ROUTERS: Final = (
     auth.router,
@@ -67,9 +65,9 @@ ROUTERS: Final = (
     limit_settings.router,
     notifications.router,
     escalations.router,
-    approval_page.router,
-    link_pages.router,
-    device_page.router,
+    approval.router,
+    links.router,
+    device.router,
     roles.router,
     tools.router,
     servers.router,

@@ -1,7 +1,7 @@
 """The page behind the link that an agent's user gets: `/approve/{id}`. Whoever opens it signs in,
 sees the call and decides it, in a browser without script unless they have nothing but a passkey.
 
-Only the id is in the address. Who that is, and that a form is our own, is page_sign_in.py's; who
+Only the id is in the address. Who that is, and that a form is our own, is sign_in.py's; who
 may decide what is escalation_acts.py's.
 """
 
@@ -17,15 +17,15 @@ from starlette.responses import Response
 
 from services.control import escalations as rules
 from services.control import problems
-from services.control.api import approval_html as html
 from services.control.api import escalation_acts as acts
-from services.control.api import page_frame, page_sessions, page_sign_in
 from services.control.api.context import Call, Visit
 from services.control.api.escalation_acts import Grant
 from services.control.api.guards import anyone
-from services.control.api.page_frame import file_of, page_of
-from services.control.api.page_sessions import form_of
-from services.control.api.page_sign_in import Page
+from services.control.api.pages import approval_html as html
+from services.control.api.pages import forms, frame, sign_in
+from services.control.api.pages.forms import form_of
+from services.control.api.pages.frame import file_of, page_of
+from services.control.api.pages.sign_in import Page
 from services.control.problems import Refusal
 from services.control.roles import Role
 
@@ -34,37 +34,37 @@ router = APIRouter(prefix="/approve", include_in_schema=False)
 
 @router.get("/style.css")
 async def approval_style(_: Annotated[Visit, anyone()]) -> Response:
-    return file_of(page_frame.STYLE, "text/css")
+    return file_of(frame.STYLE, "text/css")
 
 
 @router.get("/page.js")
 async def approval_script(_: Annotated[Visit, anyone()]) -> Response:
     """Asks a passkey, and fills in what a link brought; of pages that need either."""
-    return file_of(page_frame.SCRIPT, "text/javascript")
+    return file_of(frame.SCRIPT, "text/javascript")
 
 
 @router.get("/{escalation_id:uuid}")
 async def show_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
     try:
-        call = await page_sessions.signed_in(visit)
+        call = await forms.signed_in(visit)
     except Refusal as refused:
-        return await page_sign_in.first_form(visit, _page(escalation_id), refused)
+        return await sign_in.first_form(visit, _page(escalation_id), refused)
     return await _shown(call, escalation_id)
 
 
 @router.post("/{escalation_id:uuid}/sign-in")
 async def sign_in_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
-    return await page_sign_in.first_half(visit, _page(escalation_id))
+    return await sign_in.first_half(visit, _page(escalation_id))
 
 
 @router.post("/{escalation_id:uuid}/second-factor")
 async def prove_to_approve(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
-    return await page_sign_in.second_half(visit, _page(escalation_id))
+    return await sign_in.second_half(visit, _page(escalation_id))
 
 
 @router.post("/{escalation_id:uuid}/sign-out")
 async def sign_out_of_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]) -> Response:
-    return await page_sign_in.leave(visit, _page(escalation_id))
+    return await sign_in.leave(visit, _page(escalation_id))
 
 
 @router.post("/{escalation_id:uuid}")
@@ -74,20 +74,20 @@ async def decide_approval(escalation_id: UUID, visit: Annotated[Visit, anyone()]
     """
     form, page = await form_of(visit.request), _page(escalation_id)
     try:
-        call = await page_sessions.signed_in(visit)
+        call = await forms.signed_in(visit)
     except Refusal:
         words = "Your session has ended: nothing was decided. Sign in again."
-        return await page_sign_in.form(visit, page, words, status=401)
+        return await sign_in.form(visit, page, words, status=401)
     token = None
     try:
-        await page_sessions.check_own_form(call, form)  # 1
+        await forms.check_own_form(call, form)  # 1
         if call.principal.role < Role.ANALYST:  # 2
             raise Refusal("ROLE_REQUIRED", "Your role does not suffice to decide this.")
-        call, token = await page_sign_in.prove_again(call, form)  # 3
+        call, token = await sign_in.prove_again(call, form)  # 3
         await _act(call, str(escalation_id), form)  # 4
     except Refusal as refused:
         return await _shown(call, escalation_id, refused=refused, typed=form, token=token)
-    return page_sign_in.with_session(visit, page_sign_in.back(page), token)
+    return sign_in.with_session(visit, sign_in.back(page), token)
 
 
 # What is decided ----------------------------------------------------------------------------------
@@ -142,11 +142,11 @@ async def _shown(
     except Refusal as missing:
         if missing.reason != "NOT_FOUND":
             raise
-        person = page_sign_in.person_of(call, page)
+        person = sign_in.person_of(call, page)
         answer = page_of(html.not_found(page.path, person), status=404)
     else:
         rule = acts.rule_of(row)
-        person = page_sign_in.person_of(call, page, step_up=rule.step_up)
+        person = sign_in.person_of(call, page, step_up=rule.step_up)
         text = html.page(
             page.path,
             row,
@@ -158,7 +158,7 @@ async def _shown(
             typed=typed,
         )
         answer = page_of(text, status=status, headers=headers, scripted=person.scripted)
-    return page_sign_in.with_session(call, answer, token)
+    return sign_in.with_session(call, answer, token)
 
 
 def _say(call: Call, row: Mapping[str, Any], rule: rules.Rule) -> html.Say:

@@ -2,7 +2,7 @@
 second factor, and back to the same page.
 
 Guarded here: a form is taken from our own page alone and from the browser it was made for
-(page_sessions.py), a sign-in makes a new session id, the way back is always the page itself, and
+(forms.py), a sign-in makes a new session id, the way back is always the page itself, and
 before the sign-in nothing depends on what its address names.
 """
 
@@ -15,12 +15,13 @@ from typing import Final
 from starlette.responses import RedirectResponse, Response
 
 from services.control import problems, sessions
-from services.control.api import auth, page_frame, page_sessions, proofs
-from services.control.api import sign_in_html as html
+from services.control.api import auth, proofs
 from services.control.api.auth_oidc import login_path
 from services.control.api.context import Call, Visit
-from services.control.api.page_frame import page_of
-from services.control.api.page_sessions import form_of
+from services.control.api.pages import forms, frame
+from services.control.api.pages import sign_in_html as html
+from services.control.api.pages.forms import form_of
+from services.control.api.pages.frame import page_of
 from services.control.api.proofs import Who
 from services.control.problems import Refusal
 from services.control.store.people import Account
@@ -53,7 +54,7 @@ async def first_half(visit: Visit, page: Page) -> Response:
     code is asked for it  4. a new session, and back to the page.
     """
     typed = await form_of(visit.request)
-    if not await page_sessions.of_this_browser(visit, typed):  # 1
+    if not await forms.of_this_browser(visit, typed):  # 1
         return await form(visit, page, _TOO_OLD, status=403)
     username, password = typed.get("username", ""), typed.get("password", "")
     fit = 1 <= len(username) <= _MAX_NAME and 1 <= len(password) <= _MAX_PASSWORD
@@ -73,9 +74,9 @@ async def first_half(visit: Visit, page: Page) -> Response:
 async def second_half(visit: Visit, page: Page) -> Response:
     """The other half: a passkey, or a code."""
     typed = await form_of(visit.request)
-    if not await page_sessions.of_this_browser(visit, typed):
+    if not await forms.of_this_browser(visit, typed):
         return await form(visit, page, _TOO_OLD, status=403)
-    given, challenge = page_sessions.proof_of_sign_in(typed), typed.get("challenge", "")[:200]
+    given, challenge = forms.proof_of_sign_in(typed), typed.get("challenge", "")[:200]
     try:
         _, token = await auth.second_half(visit, given, challenge)
     except Refusal as refused:
@@ -85,8 +86,8 @@ async def second_half(visit: Visit, page: Page) -> Response:
 
 async def leave(visit: Visit, page: Page) -> Response:
     typed = await form_of(visit.request)
-    call = await page_sessions.signed_in(visit)
-    await page_sessions.check_own_form(call, typed)
+    call = await forms.signed_in(visit)
+    await forms.check_own_form(call, typed)
     await auth.end(call)
     answer = back(page)
     answer.headers.append("set-cookie", visit.control.origins.clear_cookie())
@@ -97,11 +98,11 @@ async def prove_again(call: Call, typed: Mapping[str, str]) -> tuple[Call, str |
     """The call as it goes on where a fresh proof came along, and its session's new token. Raises
     STEP_UP_REQUIRED, RATE_LIMITED.
     """
-    again = page_sessions.proof_again(typed)
+    again = forms.proof_again(typed)
     if again is None:
         return call, None
     token = await auth.give_again(call, "browser", again)
-    return page_sessions.proven(call, token), token
+    return forms.proven(call, token), token
 
 
 def person_of(call: Call, page: Page, *, step_up: bool = False) -> html.Person:
@@ -115,7 +116,7 @@ def person_of(call: Call, page: Page, *, step_up: bool = False) -> html.Person:
         needs_proof=step_up and not call.stepped_up,
         by_code="totp" in principal.factors,
         by_passkey="passkey" in principal.factors,
-        again=page_sessions.provider_again(call, page.path),
+        again=forms.provider_again(call, page.path),
     )
 
 
@@ -130,7 +131,7 @@ async def form(
     status: int = 200,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    browser = page_sessions.browser(visit)
+    browser = forms.browser(visit)
     slug = visit.request.query_params.get("tenant", "")[:40]
     text = html.sign_in(
         page.path,
@@ -140,7 +141,7 @@ async def form(
         error=error,
     )
     answer = page_of(text, status=status, headers=headers)
-    page_sessions.keep_browser(visit, answer, browser)
+    forms.keep_browser(visit, answer, browser)
     return answer
 
 
@@ -149,7 +150,7 @@ async def _second_form(visit: Visit, page: Page, account: Account) -> Response:
     challenge, options = await proofs.ask(visit, who, "sign_in", "browser")
     text = html.second_factor(
         page.path,
-        token=sessions.csrf_token(page_sessions.browser(visit)),
+        token=sessions.csrf_token(forms.browser(visit)),
         challenge=challenge,
         options=options,
     )
@@ -166,13 +167,13 @@ async def _not_in(visit: Visit, page: Page, refused: Refusal) -> Response:
 
 def _in(visit: Visit, page: Page, token: str) -> Response:
     answer = with_session(visit, back(page), token)
-    page_sessions.keep_browser(visit, answer, "")
+    forms.keep_browser(visit, answer, "")
     return answer
 
 
 def back(page: Page, query: str = "") -> Response:
     """To the page itself, wherever the form came from."""
-    return RedirectResponse(page.path + query, status_code=303, headers=page_frame.HEADERS)
+    return RedirectResponse(page.path + query, status_code=303, headers=frame.HEADERS)
 
 
 def with_session(visit: Visit, answer: Response, token: str | None) -> Response:

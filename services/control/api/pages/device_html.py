@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from html import escape
 
-from services.control.api.page_frame import alert, document
-from services.control.api.sign_in_html import Person, proof, proving_buttons, signed_in
+from services.control.api.pages.frame import alert, document
+from services.control.api.pages.sign_in_html import Person, proof, proving_buttons, signed_in
 from services.control.visible import markup
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Final
 
-from services.control.api.page_frame import alert, document, passkey_button, passkey_fields
+from services.control.api.pages.frame import alert, document, passkey_button, passkey_fields
 from services.control.visible import markup
 
 #: What whoever has a passkey and no script is told.

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import Any, Final
 
-from services.control.api.page_frame import alert, document
-from services.control.api.sign_in_html import (
+from services.control.api.pages.frame import alert, document
+from services.control.api.pages.sign_in_html import (
     Person,
     proof,
     proving_buttons,

@@ -1,7 +1,7 @@
 """The page where somebody lets a device in (RFC 8628 3.3): `/device`, and `/device/{code}`. They
 sign in here, by whatever their tenant signs in with; see what asks; and say yes or no, once.
 
-Who that is, and that a form is our own, is page_sign_in.py's: before the sign-in nothing depends on
+Who that is, and that a form is our own, is sign_in.py's: before the sign-in nothing depends on
 the code. After it, codes that are none are few per person, and on record. What is given is never
 more than the session that gives it, and ends no later.
 """
@@ -17,13 +17,13 @@ from starlette.responses import Response
 from services.common.ids import NIL_TENANT
 from services.common.postgres.pool import tenant_tx
 from services.control import audit_records, device_codes, limits, problems
-from services.control.api import device_html as html
-from services.control.api import page_sessions, page_sign_in
 from services.control.api.context import Call, Visit
 from services.control.api.guards import anyone
-from services.control.api.page_frame import page_of
-from services.control.api.page_sessions import form_of
-from services.control.api.page_sign_in import Page
+from services.control.api.pages import device_html as html
+from services.control.api.pages import forms, sign_in
+from services.control.api.pages.forms import form_of
+from services.control.api.pages.frame import page_of
+from services.control.api.pages.sign_in import Page
 from services.control.problems import Refusal
 from services.control.store import devices as store
 from services.control.store.devices import Asked
@@ -42,32 +42,32 @@ async def enter_user_code(visit: Annotated[Visit, anyone()]) -> Response:
     if code is None:
         return page_of(html.enter("That is no such code: eight letters."), status=400)
     tenant = visit.request.query_params.get("tenant", "")[:40]
-    return page_sign_in.back(_page(code), f"?{urlencode({'tenant': tenant})}" if tenant else "")
+    return sign_in.back(_page(code), f"?{urlencode({'tenant': tenant})}" if tenant else "")
 
 
 @router.get(f"/{_CODE}")
 async def show_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
     page = _page(user_code)
     try:
-        call = await page_sessions.signed_in(visit)
+        call = await forms.signed_in(visit)
     except Refusal as refused:
-        return await page_sign_in.first_form(visit, page, refused)
+        return await sign_in.first_form(visit, page, refused)
     return await _shown(call, user_code)
 
 
 @router.post(f"/{_CODE}/sign-in")
 async def sign_in_for_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
-    return await page_sign_in.first_half(visit, _page(user_code))
+    return await sign_in.first_half(visit, _page(user_code))
 
 
 @router.post(f"/{_CODE}/second-factor")
 async def prove_for_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
-    return await page_sign_in.second_half(visit, _page(user_code))
+    return await sign_in.second_half(visit, _page(user_code))
 
 
 @router.post(f"/{_CODE}/sign-out")
 async def sign_out_of_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Response:
-    return await page_sign_in.leave(visit, _page(user_code))
+    return await sign_in.leave(visit, _page(user_code))
 
 
 @router.post(f"/{_CODE}")
@@ -77,13 +77,13 @@ async def answer_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Re
     """
     page, form = _page(user_code), await form_of(visit.request)
     try:
-        call = await page_sessions.signed_in(visit)
+        call = await forms.signed_in(visit)
     except Refusal:
         words = "Your session has ended: nothing was done. Sign in again."
-        return await page_sign_in.form(visit, page, words, status=401)
+        return await sign_in.form(visit, page, words, status=401)
     token = None
     try:
-        await page_sessions.check_own_form(call, form)  # 1
+        await forms.check_own_form(call, form)  # 1
         asked = await _find(call, user_code)  # 2
         if asked is None:
             return _unknown(call, page)
@@ -91,13 +91,13 @@ async def answer_device(user_code: str, visit: Annotated[Visit, anyone()]) -> Re
         if not approved and form.get("act") != "deny":
             raise Refusal("VALIDATION_FAILED", "Choose what to do.")
         if approved:  # 3
-            call, token = await page_sign_in.prove_again(call, form)
+            call, token = await sign_in.prove_again(call, form)
         if approved and asked.step_up and not call.stepped_up:
             raise Refusal("STEP_UP_REQUIRED", "This needs a fresh proof that it is you.")
         await _answer(call, asked, approved=approved)  # 4
     except Refusal as refused:
         return await _shown(call, user_code, refused=refused, token=token)
-    return page_sign_in.with_session(visit, page_of(html.done(approved=approved)), token)
+    return sign_in.with_session(visit, page_of(html.done(approved=approved)), token)
 
 
 async def _answer(call: Call, asked: Asked, *, approved: bool) -> None:
@@ -161,7 +161,7 @@ async def _shown(
         if asked is None:
             answer = _unknown(call, page)
         else:
-            person = page_sign_in.person_of(call, page, step_up=asked.step_up)
+            person = sign_in.person_of(call, page, step_up=asked.step_up)
             request = html.Request(
                 code=code,
                 address=asked.client_ip,
@@ -170,11 +170,11 @@ async def _shown(
             )
             text = html.page(page.path, request, person, error=error)
             answer = page_of(text, status=status, headers=headers, scripted=person.scripted)
-    return page_sign_in.with_session(call, answer, token)
+    return sign_in.with_session(call, answer, token)
 
 
 def _unknown(call: Call, page: Page) -> Response:
-    person = page_sign_in.person_of(call, page)
+    person = sign_in.person_of(call, page)
     return page_of(html.unknown(page.path, person), status=404)
 
 

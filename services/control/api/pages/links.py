@@ -20,8 +20,8 @@ from services.control import password_resets, problems
 from services.control.api import invites, passwords
 from services.control.api.context import Visit
 from services.control.api.guards import anyone
-from services.control.api.page_frame import alert, document, page_of
-from services.control.api.page_sessions import check_own_origin, form_of
+from services.control.api.pages.forms import check_own_origin, form_of
+from services.control.api.pages.frame import alert, document, page_of
 from services.control.passwords import MIN_CHARACTERS
 from services.control.problems import Refusal
 from services.control.visible import markup
