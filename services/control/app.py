@@ -50,7 +50,7 @@ from services.control.notifications.deliveries import Deliveries
 from services.control.notifications.terms import TermNotices
 from services.control.oidc import providers as openid
 from services.control.other_replicas import OtherReplicas
-from services.control.pages import PageTokens
+from services.control.page_tokens import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import ControlPeers, Planes
 from services.control.publishing import Publisher

@@ -31,7 +31,7 @@ from services.control.keys import KeySet
 from services.control.limits import Limits, Merging
 from services.control.notifications.sending import Sender
 from services.control.oidc.providers import Providers
-from services.control.pages import PageTokens
+from services.control.page_tokens import PageTokens
 from services.control.passwords import Passwords
 from services.control.planes import Planes
 from services.control.principals import Principal

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from services.control.api.context import Call
-from services.control.pages import DEFAULT_SIZE, MAX_SIZE
+from services.control.page_tokens import DEFAULT_SIZE, MAX_SIZE
 from services.control.problems import Refusal
 from services.control.store.moments import z
 

@@ -12,7 +12,7 @@ from services.common.ids import TenantId
 from services.control import api_keys, credentials, idempotency
 from services.control.credentials import StoredSecret
 from services.control.limits import Merging, TooMany, Window
-from services.control.pages import PageTokens
+from services.control.page_tokens import PageTokens
 from tests.fakes.clock import ManualClock
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
