@@ -11,6 +11,7 @@ from typing import Any
 
 from playwright.async_api import Page, async_playwright
 
+from tests.fakes.neighbour import unseen
 from tests.house import AXE, tool
 
 #: No sandbox: tests run as root in a namespace that holds nothing but loopback.
@@ -37,6 +38,7 @@ class Seat:
 
     async def grave_findings(self) -> list[str]:
         """What axe calls serious or critical, as `rule: selector`."""
+        unseen(await self.page.content())
         await self.page.evaluate(AXE.read_text())
         report: dict[str, Any] = await self.page.evaluate("() => axe.run(document)")
         return [
@@ -67,3 +69,4 @@ async def browsing(*, javascript: bool = True, dark: bool = False) -> AsyncItera
         )
         page.on("pageerror", lambda failed: seat.complaints.append(str(failed)))
         yield seat
+        unseen(await page.content())

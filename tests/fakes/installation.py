@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.moved_in import left_alone, move_in
+from tests.fakes.neighbour import unseen
+
 START_TIMEOUT_S = 90
 COMMAND = (sys.executable, "-m", "services.cli")
 
@@ -28,8 +31,8 @@ class Installation:
     environment: Mapping[str, str] = field(repr=False)
 
     def cli(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        """Another shell's command on the same installation."""
-        return subprocess.run(
+        """Another shell's command on the same installation; it tells of one tenant alone."""
+        ended = subprocess.run(
             [*COMMAND, *arguments, "--state", str(self.state_dir)],
             capture_output=True,
             text=True,
@@ -37,6 +40,8 @@ class Installation:
             env=dict(self.environment),
             check=False,
         )
+        unseen(ended.stdout, ended.stderr)
+        return ended
 
     def json(self, *arguments: str) -> Any:
         """The value that a command prints with --json."""
@@ -101,7 +106,9 @@ def still_there(pids: set[int], *, within_s: float = 5) -> set[int]:
 def starting(
     state_dir: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Installation]:
-    """Run `up` until the block ends; what is left of it then is killed."""
+    """Run `up` until the block ends; what is left of it then is killed. A second tenant is there,
+    and is left alone.
+    """
     env = {**os.environ, **(environment or {})}
     errors = state_dir.with_suffix(".stderr")
     with errors.open("ab") as stderr:
@@ -115,7 +122,11 @@ def starting(
         )
     try:
         document = json.loads(_first_object(process, errors))
+        named = options[options.index("--db-url") + 1] if "--db-url" in options else None
+        move_in(state_dir, named=named)
         yield Installation(state_dir=state_dir, process=process, document=document, environment=env)
+        if process.poll() is None:  # and so is its database
+            left_alone(state_dir, named=named)
     finally:
         below = descendants(process.pid)
         if process.poll() is None:

@@ -62,6 +62,8 @@ class Answers:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._stub, name)
+        if not callable(method):
+            return method
 
         def call(*arguments: Any, **options: Any) -> Call:
             return Call(method(*arguments, **options))

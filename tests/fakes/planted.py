@@ -75,20 +75,20 @@ async def plant_audit(database: Database) -> None:
             await shipper.ship([admin])
 
 
-async def plant_entitlements(database: Database) -> None:
+async def plant_entitlements(database: Database, *, key: str = "issuer") -> None:
     """A plan without end and how it came to it, overrides, a licence of its own, and a request of
     the same name as one that tests make.
     """
     token = license_token(
-        now_s=NOW_S, key="issuer", tenant=TENANT, plan="enterprise", jti=f"{MARK}-licence",
+        now_s=NOW_S, key=key, tenant=TENANT, plan="enterprise", jti=f"{MARK}-licence",
         sub=f"{MARK}-customer", exp=NOW_S + 10**9,
     )  # fmt: skip
     why = (f"user:{MARK}root", f"{MARK}-reason", "one", NOW_S)
     connection = await asyncpg.connect(database.admin_dsn)
     try:
         async with connection.transaction():
-            await connection.execute("UPDATE entitlements.installation SET revision = 1")
-            await connection.execute(_DIRECTORY, TENANT)
+            revision = await connection.fetchval(_REVISION)
+            await connection.execute(_DIRECTORY, TENANT, revision)
             planted: list[tuple[str, tuple[object, ...]]] = [
                 (_TENANT, (f"{MARK}-tenant", "professional", NOW_S)),
                 (_PLAN, ("professional", *why)),
@@ -104,7 +104,8 @@ async def plant_entitlements(database: Database) -> None:
         await connection.close()
 
 
-_DIRECTORY: Final = "INSERT INTO entitlements.directory (id, revision) VALUES ($1, 1)"
+_REVISION: Final = "UPDATE entitlements.installation SET revision = revision + 1 RETURNING revision"
+_DIRECTORY: Final = "INSERT INTO entitlements.directory (id, revision) VALUES ($1, $2)"
 _TENANT: Final = """
 INSERT INTO entitlements.tenants (tenant_id, slug, plan, created_at, revision, plan_set_at_s,
     settled_at_s) VALUES ($1, $2, $3, to_timestamp($4), 1, $4, $4)"""

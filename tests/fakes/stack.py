@@ -20,7 +20,9 @@ from typing import Any, Final
 import msgspec
 
 from tests.fakes import mcp_wire as wire
+from tests.fakes import moved_in
 from tests.fakes.children import ROOT
+from tests.fakes.neighbour import unseen
 
 READY_TIMEOUT_S: Final = 90
 STOP_TIMEOUT_S: Final = 30
@@ -70,8 +72,9 @@ class Refused(Exception):
 class Rest:
     """The REST API with an API key, plainly: JSON in, JSON out, `Refused` else."""
 
-    def __init__(self, base: str, api_key: str) -> None:
+    def __init__(self, base: str, api_key: str, *, sees_neighbour: bool = False) -> None:
         self._base = base.rstrip("/")
+        self._sees_neighbour = sees_neighbour
         self._headers = {"authorization": f"Bearer {api_key}"}
 
     def get(self, path: str, **query: Any) -> Any:
@@ -89,18 +92,31 @@ class Rest:
     ) -> Any:
         data = None if body is None else msgspec.json.encode(body)
         sent = {**self._headers, **({"content-type": "application/json"} if data else {})}
-        return fetch(self._base + path, method, data, {**sent, **(headers or {})})
+        sent |= headers or {}
+        url = self._base + path
+        return fetch(url, method, data, sent, sees_neighbour=self._sees_neighbour)
 
 
 def fetch(
-    url: str, method: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
+    url: str,
+    method: str,
+    data: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    sees_neighbour: bool = False,
 ) -> Any:
+    """`sees_neighbour`: whoever asks may be told of the second tenant of neighbour.py."""
     request = urllib.request.Request(url, data, dict(headers or {}), method=method)
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            raw = answer.read()
+            raw, told = answer.read(), answer.headers
     except urllib.error.HTTPError as refused:
-        raise Refused(refused.code, _json_or_text(refused.read())) from None
+        raw = refused.read()
+        if not sees_neighbour:
+            unseen(raw, refused.headers.items())
+        raise Refused(refused.code, _json_or_text(raw)) from None
+    if not sees_neighbour:
+        unseen(raw, told.items())
     return _json_or_text(raw)
 
 
@@ -284,9 +300,15 @@ def patiently(ask: Callable[[], Any], timeout_s: float = 60) -> Any:
 
 @contextmanager
 def running(
-    state: Path, *, engine: str = "auto", env: Mapping[str, str] | None = None
+    state: Path,
+    *,
+    engine: str = "auto",
+    env: Mapping[str, str] | None = None,
+    beside_neighbour: bool = False,
 ) -> Iterator[Stack]:
-    """`behavry up` until the block ends; then SIGTERM, and nothing of it may be left."""
+    """`behavry up` until the block ends; then SIGTERM, and nothing of it may be left. With a second
+    tenant in it that is left alone, or without (what measures).
+    """
     with (state.parent / f"{state.name}.err").open("ab") as errors:
         process = subprocess.Popen(
             [
@@ -300,7 +322,12 @@ def running(
             stderr=errors,
         )
     try:
-        yield Stack(_ready(process, Path(errors.name)), process)
+        stack = Stack(_ready(process, Path(errors.name)), process)
+        if beside_neighbour:
+            moved_in.move_in(state)
+        yield stack
+        if beside_neighbour:
+            moved_in.left_alone(state)
     finally:
         stop(process)
 

@@ -6,7 +6,7 @@ Decides nothing about what an answer should be.
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx2
@@ -14,6 +14,7 @@ from mcp import Client
 from mcp.client.client import ConnectMode
 from mcp.client.streamable_http import streamable_http_client
 
+from tests.fakes.neighbour import Answers
 from tests.fakes.stack import Stack, until
 
 MODERN: ConnectMode = "auto"
@@ -63,7 +64,7 @@ async def session(
         httpx2.AsyncClient(headers=headers, timeout=30) as http,
         Client(streamable_http_client(stack.mcp_url(slug), http_client=http), mode=mode) as client,
     ):
-        yield client
+        yield cast("Client", Answers(client))
 
 
 def decision(answer: Any) -> dict[str, Any]:

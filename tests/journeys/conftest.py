@@ -28,7 +28,8 @@ def running_stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
         temporary.mkdir()
         # Calls that wait for a person are held briefly: some tests wait for the end of it.
         environment = {"TMPDIR": str(temporary), "BEHAVRY_HOLD_SECONDS": "2"}
-        with running(Path(scratch) / PLANTED, engine=request.param, env=environment) as stack:
+        state = Path(scratch) / PLANTED
+        with running(state, engine=request.param, env=environment, beside_neighbour=True) as stack:
             yield stack
 
 

@@ -7,7 +7,7 @@ ones that do not; the page in a real browser.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx2
@@ -18,6 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ElicitRequestURLParams, ElicitResult
 
 from tests.fakes.browser import Seat, browsing
+from tests.fakes.neighbour import Answers
 from tests.fakes.stack import Stack, until
 from tests.fakes.tool_server import ToolServer
 from tests.journeys.agents import LEGACY, MODERN, Agent, decision, register, session, text
@@ -107,7 +108,7 @@ async def opening_urls(place: Place, mode: ConnectMode, opened: list[str]) -> As
             elicitation_callback=elicited,
         ) as client,
     ):
-        yield client
+        yield cast("Client", Answers(client))
 
 
 def approved_later(place: Place, verb: str = "approve", **said: Any) -> "asyncio.Task[str]":

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from tests.fakes.children import ROOT
+from tests.fakes.neighbour import unseen
 from tests.fakes.stack import Stack, until
 from tests.fakes.tool_server import ToolServer
 from tests.house import tool
@@ -53,7 +54,7 @@ class Door:
     def inspect(self, method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         inspector = tool("mcp-inspector")
         assert inspector is not None
-        return subprocess.run(
+        ended = subprocess.run(
             [str(inspector), "--cli", self._url, *self._options, "--method", method, *arguments],
             cwd=ROOT,
             env={"HOME": str(self._home), "PATH": "/usr/bin:/bin"},
@@ -62,3 +63,5 @@ class Door:
             check=False,
             timeout=TIMEOUT_S,
         )
+        unseen(ended.stdout, ended.stderr)
+        return ended

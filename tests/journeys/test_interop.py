@@ -25,6 +25,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 from tests.fakes.children import ROOT
+from tests.fakes.neighbour import unseen
 from tests.fakes.stack import Stack
 from tests.house import CLIENTS
 from tests.journeys.agents import LEGACY, Agent, developer, key, text
@@ -66,7 +67,9 @@ def connect(
 
 def printed(stack: Stack, client: str) -> str:
     """What a person is shown, by the command itself."""
-    return connect(stack, client).stdout
+    said = connect(stack, client).stdout
+    unseen(said)
+    return said
 
 
 def drive(environment: str, client: str, stack: Stack, agent: Agent) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def drive(environment: str, client: str, stack: Stack, agent: Agent) -> dict[str
         timeout=TIMEOUT_S,
     )
     assert 0 == ran.returncode, ran.stderr
+    unseen(ran.stdout)
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return found
 

@@ -26,6 +26,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 
 from tests.altered import altered
 from tests.fakes.children import ROOT
+from tests.fakes.neighbour import unseen
 from tests.fakes.stack import READY_TIMEOUT_S, Stack, until
 from tests.fakes.tool_server import ToolServer
 from tests.journeys.agents import (
@@ -86,6 +87,7 @@ class ByHand:
         line = self.process.stdout.readline()
         watch.cancel()
         assert line, "it ended, or said nothing"
+        unseen(line)
         heard: dict[str, Any] = msgspec.json.decode(line)
         return heard
 
@@ -101,6 +103,7 @@ class ByHand:
         """(status, stderr, seconds) after the end of its input."""
         began = time.monotonic()
         _, errors = self.process.communicate(timeout=PATIENCE_S)
+        unseen(errors)
         return self.process.returncode, errors.decode(), time.monotonic() - began
 
 

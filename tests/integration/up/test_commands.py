@@ -15,6 +15,7 @@ import pytest
 from services.cli import agent, summary
 from services.cli.output import CommandFailed
 from services.common.postgres import embedded
+from tests.fakes import neighbour
 from tests.fakes.installation import COMMAND, Installation
 from tests.fakes.stack import until
 from tests.fakes.tool_server import serving
@@ -197,7 +198,9 @@ async def test_a_changed_record_is_named_and_is_status_3(
     )
     connection = await asyncpg.connect(cluster.dsn())
     row = await connection.fetchrow(
-        "SELECT chain, seq, body FROM audit.events WHERE chain LIKE 'agent:%' ORDER BY seq LIMIT 1"
+        "SELECT chain, seq, body FROM audit.events WHERE chain LIKE 'agent:%' AND tenant_id <> $1"
+        " ORDER BY seq LIMIT 1",
+        neighbour.TENANT,
     )
     assert row is not None
     change = "UPDATE audit.events SET body = $3 WHERE chain = $1 AND seq = $2"
