@@ -10,6 +10,7 @@ from yarl import URL
 from services.common.postgres.pool import tenant_tx
 from services.control.desired_state import policy_revision
 from services.control.store import desired
+from tests.integration.control import neighbour
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.integration.control.escalated import (
     ESCALATIONS,
@@ -192,7 +193,9 @@ async def test_the_way_back_from_the_sign_in_is_the_page_itself(rest: Rest) -> N
     secret = (rest.state / "admin-password").read_text().strip()
     async with aiohttp.ClientSession(rest.base, cookie_jar=aiohttp.CookieJar(unsafe=True)) as http:
         async with http.get(f"{path}?next=//elsewhere.example") as page:
-            token = (await page.text()).partition('name="token" value="')[2].partition('"')[0]
+            shown = await page.text()
+        neighbour.unseen("the page", shown)
+        token = shown.partition('name="token" value="')[2].partition('"')[0]
         form = {"token": token, "username": "admin", "password": secret,
                 "next": "https://elsewhere.example"}  # fmt: skip
         async with http.post(
