@@ -1,6 +1,11 @@
 """Fixtures that every layer may ask for; each lives beside its fake."""
 
-from tests.fakes.databases import audit_database, database, entitlements_database
+from tests.fakes.databases import (
+    audit_database,
+    database,
+    entitlements_database,
+    lending,
+)
 from tests.fakes.postgres import control_database, postgres
 from tests.fakes.valkey import valkey
 
@@ -11,6 +16,7 @@ __all__ = [
     "control_database",
     "database",
     "entitlements_database",
+    "lending",
     "postgres",
     "valkey",
 ]

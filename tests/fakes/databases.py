@@ -4,66 +4,55 @@ tenants. When the test ends, each of them is as it was.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-import asyncpg
 import pytest
 
 from services.common.postgres import roles
+from services.common.postgres.connection import SingleConnection
 from tests.fakes import planted
 from tests.fakes.postgres import Database, Server
+from tests.integration.control.lending import Lending, looked_at
 
-#: What the second tenant's rows are at first, by services: every database is a copy.
-_AT_FIRST: dict[tuple[str, ...], tuple[Mapping[str, str], dict[str, str]]] = {}
+
+@pytest.fixture(scope="session")
+def lending(postgres: Server) -> Lending:
+    return Lending(server=postgres)
 
 
 @pytest.fixture
-def database(postgres: Server) -> Iterator[Database]:
+def database(lending: Lending) -> Iterator[Database]:
     """With every service's schema."""
-    yield from beside(postgres, *roles.SCHEMAS)
+    yield from beside(lending, *roles.SCHEMAS)
 
 
 @pytest.fixture
-def audit_database(postgres: Server) -> Iterator[Database]:
-    yield from beside(postgres, "audit")
+def audit_database(lending: Lending) -> Iterator[Database]:
+    yield from beside(lending, "audit")
 
 
 @pytest.fixture
-def entitlements_database(postgres: Server) -> Iterator[Database]:
-    yield from beside(postgres, "entitlements")
+def entitlements_database(lending: Lending) -> Iterator[Database]:
+    yield from beside(lending, "entitlements")
 
 
-def beside(postgres: Server, *services: str) -> Iterator[Database]:
+def beside(lending: Lending, *services: str) -> Iterator[Database]:
     """A database with a second tenant in it, which must be left alone."""
-    plants = [planted.PLANTS[service] for service in services if service in planted.PLANTS]
-    made = postgres.create_database(services, plants)
+    plants = tuple(planted.PLANTS[service] for service in services if service in planted.PLANTS)
+    made = lending.lend(services, plants)
     try:
-        if services not in _AT_FIRST:
-            _AT_FIRST[services] = asyncio.run(_first_look(made, services))
+        tables, at_first = lending.once(made, _first_look)
         yield made
-        tables, at_first = _AT_FIRST[services]
         left = {table: said for table, said in tables.items() if table not in made.may_change}
-        now = asyncio.run(_state_of(made, left))
-        assert {table: at_first[table] for table in left} == now
+        now = looked_at(made, lambda connection: planted.state_of(connection, left))
+        changed = [table for table in left if at_first[table] != now[table]]
+        assert not changed, f"rows of the second tenant changed in {changed}"
     finally:
-        postgres.drop_database(made)
+        made.may_change.clear()
+        lending.take_back(made)
 
 
-async def _first_look(
-    made: Database, services: tuple[str, ...]
-) -> tuple[Mapping[str, str], dict[str, str]]:
-    connection = await asyncpg.connect(made.admin_dsn)
-    try:
-        tables = await planted.tables_of(connection, services)
-        return tables, await planted.state_of(connection, tables)
-    finally:
-        await connection.close()
-
-
-async def _state_of(made: Database, tables: Mapping[str, str]) -> dict[str, str]:
-    connection = await asyncpg.connect(made.admin_dsn)
-    try:
-        return await planted.state_of(connection, tables)
-    finally:
-        await connection.close()
+async def _first_look(connection: SingleConnection) -> tuple[dict[str, str], dict[str, str]]:
+    """The tables, and what the second tenant's rows in them are."""
+    tables = await planted.tables_of(connection, tuple(roles.SCHEMAS))
+    return tables, await planted.state_of(connection, tables)

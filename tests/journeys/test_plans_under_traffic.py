@@ -26,6 +26,7 @@ import pytest
 
 from services.cli import database
 from services.cli.state import open_state, recall
+from tests.fakes import neighbour
 from tests.fakes.children import ROOT, child
 from tests.fakes.licenses import DAY_S, license_token, revocations_token
 from tests.fakes.stack import Refused, Rest, Stack, running, until
@@ -57,6 +58,7 @@ verdicts contains {{
 """
 RECORDED: Final = """SELECT convert_from(body, 'UTF8')::jsonb ->> 'type' FROM audit.events
 WHERE chain = 'admin'"""
+REFUSED: Final = f"SELECT 1 FROM audit.rejected_records WHERE tenant_id <> '{neighbour.TENANT}'"
 #: All fifteen (entitlements.md 3.2).
 STATES: Final = (
     "VALID", "EXPIRING", "GRACE", "EXPIRED", "REVOKED", "NOT_YET_VALID", "ABSENT",
@@ -144,7 +146,7 @@ def stack() -> Iterator[Stack]:
     """One of its own: nobody else's plan may lapse."""
     with (
         tempfile.TemporaryDirectory(prefix="bvj-") as scratch,
-        running(Path(scratch) / "s") as started,
+        running(Path(scratch) / "s", beside_neighbour=True) as started,
     ):
         yield started
 
@@ -318,7 +320,7 @@ def more_entered(here: Office) -> list[str]:
     in_database(
         here,
         "UPDATE entitlements.installation SET clock_mark_s = clock_mark_s - 3600;"
-        "UPDATE entitlements.licenses SET token = token || 'x'",
+        f"UPDATE entitlements.licenses SET token = token || 'x' WHERE tenant_id = '{here.tenant}'",
     )
     until(lambda: here.license()["license"] is None, "nothing of it is believed", BEGINS_WITHIN_S)
     here.calls_go_on()
@@ -362,4 +364,4 @@ def told_in_chain(stack: Stack) -> bool:
     """The edges and what the lapses changed are where an auditor looks for them."""
     types = set(asked(stack, RECORDED))
     edges = {"license.expiring", "license.grace", "license.lapsed", "entitlement.lapsed"}
-    return edges <= types and [] == asked(stack, "SELECT 1 FROM audit.rejected_records")
+    return edges <= types and [] == asked(stack, REFUSED)

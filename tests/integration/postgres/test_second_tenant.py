@@ -18,7 +18,8 @@ from tests.fakes import databases, planted
 from tests.fakes.audit import Source, as_role, audit_service
 from tests.fakes.clock import ManualClock
 from tests.fakes.neighbour import MARK, TENANT, Crossed, marked_id
-from tests.fakes.postgres import Database, Server
+from tests.fakes.postgres import Database
+from tests.integration.control.lending import Lending
 from tests.integration.entitlements.desk import Told, serving
 
 pytestmark = pytest.mark.needs_postgres
@@ -70,9 +71,9 @@ async def test_its_chains_verify_and_are_its_own(audit_database: Database) -> No
     ],
     ids=["changed", "gone", "more"],
 )
-def test_a_row_of_it_that_changed_fails_the_test(postgres: Server, change: str) -> None:
+def test_a_row_of_it_that_changed_fails_the_test(lending: Lending, change: str) -> None:
     """The end of the fixture is where."""
-    made = databases.beside(postgres, "audit")
+    made = databases.beside(lending, "audit")
     database = next(made)
     asyncio.run(as_admin(database, change, TENANT))
 
