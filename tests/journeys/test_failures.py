@@ -25,6 +25,7 @@ from tests.fakes.valkey import ValkeyServer, running_valkey
 from tests.journeys.agents import Agent, register
 from tests.journeys.people import signed_in
 from tests.journeys.test_stops import Place, call, enforce, halted, kill_locally
+from tests.journeys.test_under_fire import ONE_ENGINE
 from tests.promises import promise
 
 #: Calls that wait for a person are held so long before the agent is told to come back.
@@ -61,7 +62,8 @@ def valkey() -> Iterator[ValkeyServer]:
 def shared(valkey: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """An installation that keeps its escalations and counts in a Valkey."""
     environment = {"BEHAVRY_COUNTER_STORE_URL": valkey.url, "BEHAVRY_HOLD_SECONDS": HOLD_S}
-    with running(tmp_path_factory.mktemp("failures") / "state", env=environment) as stack:
+    state = tmp_path_factory.mktemp("failures") / "state"
+    with running(state, env=environment, beside_neighbour=True) as stack:
         yield stack
 
 
@@ -144,6 +146,7 @@ def no_room(pid: int) -> Iterator[None]:
             resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.parametrize("running_stack", ONE_ENGINE, indirect=True)  # tickets know none
 @promise("failure:escalation-store")
 def test_a_disk_that_takes_no_ticket_denies_what_waits_and_consumes_nothing(
     running_stack: Stack, tmp_path: Path

@@ -67,7 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     ledger = scratch / "ledger"
     with (
         child("tests.fakes.mcp_echo", "--ledger", str(ledger)) as (_, server),
-        running(scratch / "state") as stack,
+        running(scratch / "state", beside_neighbour=True) as stack,
     ):
         stack.raise_limits()
         slugs = (f"a-{uuid4().hex[:8]}", f"b-{uuid4().hex[:8]}")
@@ -281,6 +281,7 @@ def test_a_suspended_agent_stays_so_through_the_death_of_the_authorizer(
             record_property("last_ran_s", stands_still(place, stopped, since, "agent_suspended"))
     stack.rest.post(f"{path}:resume")
     again = replace(condemned, token=renewed(stack, condemned))
+    until(lambda: "echo" in stack.listed(slug, again.token), "it sees the tool again")
     until(lambda: not call(place, again, "echo", call="resumed", text="t"), "it is let in again")
 
 
