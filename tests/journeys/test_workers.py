@@ -10,6 +10,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,17 +19,22 @@ from urllib.parse import urlsplit
 
 import httpx2
 import mcp_types as types
+import msgspec
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from behavry.common.v1 import diagnostics_pb2, diagnostics_pb2_grpc
+from services.common.postgres.pool import open_pool, tenant_tx
 from services.common.rpc.client import dial
 from services.common.rpc.peers import Identity
-from tests.fakes import tool_server
+from services.control import api_keys
+from services.control.store import keys
+from tests.fakes import moved_in, tool_server
 from tests.fakes.children import ROOT
 from tests.fakes.installation import still_there
-from tests.fakes.stack import Stack, running, until
+from tests.fakes.neighbour import MARK, TENANT, Crossed
+from tests.fakes.stack import Refused, Rest, Stack, running, until
 from tests.fakes.valkey import running_valkey
 from tests.journeys.agents import (
     LEGACY,
@@ -41,6 +48,7 @@ from tests.journeys.agents import (
 )
 from tests.journeys.traffic import answered
 from tests.journeys.witnesses import AGENTS, compare_all, under_traffic
+from tests.promises import promise
 
 pytestmark = pytest.mark.needs_valkey
 
@@ -63,7 +71,7 @@ def several() -> Iterator[Stack]:
             # A busy machine's authorizer gets its time: a decision that is late is a denial.
             "BEHAVRY_PROXY_DECISION_TIMEOUT_MS": "10000",
         }
-        with running(Path(scratch) / "state", env=environment) as stack:
+        with running(Path(scratch) / "state", env=environment, beside_neighbour=True) as stack:
             yield stack
 
 
@@ -132,6 +140,75 @@ def test_stock_clients_are_served_by_all_of_them(several: Stack, agent: Agent, m
     until(all_served, "the kernel dealt connections to each worker", 60)
 
     assert {(False, "no_reset")} == seen
+
+
+@contextmanager
+def neighbours_key(stack: Stack) -> Iterator[str]:
+    """An API key of the second tenant's admin, while it does something of its own."""
+    moved_in.acts(
+        Path(stack.up.state_dir), "control.api_keys", "control.agents", "control.agent_roles",
+        "control.agent_secrets", "control.agent_sessions", "control.outbox", "audit.events",
+        "audit.chain_heads", "audit.source_marks", "audit.parts",
+    )  # fmt: skip
+    there = moved_in.database_of(Path(stack.up.state_dir))
+    key = api_keys.new_key("local")
+
+    async def insert() -> None:
+        now = datetime.now(UTC)
+        async with (
+            open_pool(there.dsn("behavry_control"), max_size=1) as pool,
+            tenant_tx(pool, TENANT) as connection,
+        ):
+            await keys.insert(
+                connection, TENANT, key, name=f"{MARK}-key", role="admin", created_by="a test",
+                now=now, expires_at=now + timedelta(hours=1),
+            )  # fmt: skip
+
+    asyncio.run(insert())
+    yield key.text
+
+
+def refusal(stack: Stack, token: str, method: str, **params: Any) -> str:
+    """Of the endpoint that both tenants have under this name."""
+    try:
+        answer = stack.ask("git", token, method, params)
+    except Refused as refused:
+        answer = refused.body
+    return str(answer.get("error", answer))
+
+
+@promise("tenancy:others-are-not-found")
+def test_two_tenants_with_servers_of_one_name_come_to_their_own(
+    several: Stack, agent: Agent
+) -> None:
+    """The second one's `git` leads nowhere; the first one's tools are behind the same address."""
+    repository = {"repo_path": f"{several.up.state_dir}/demo-repo"}
+    call = {"name": "git_status", "arguments": repository}
+    with neighbours_key(several) as key:
+        theirs = Rest(several.up.control_url, key, sees_neighbour=True)
+        theirs.put(f"/api/v1/roles/{MARK}-git", {"permissions": ["git:read"]})
+        wanted = {"name": f"{MARK}-git", "roles": [f"{MARK}-git"], "class": f"{MARK}-name-1"}
+        made = theirs.post("/api/v1/agents", wanted)
+        token = several.token(made["client_id"], made["client_secret"])
+
+        def unreachable() -> bool:
+            return "upstream_unreachable" in refusal(several, token, "tools/list")
+
+        until(unreachable, "its server is known and does not answer", 10)
+        refused = refusal(several, token, "tools/call", **call)
+        seen = {
+            what: msgspec.json.encode(theirs.get(f"/api/v1/{what}")).decode()
+            for what in ("agents", "servers", "traces", "escalations", "policies", "audit/heads")
+        }
+        with pytest.raises(Crossed):
+            Rest(several.up.control_url, key).get("/api/v1/agents")
+    ours = several.ask("git", agent.token, "tools/call", call)
+
+    assert not ours["result"].get("isError")
+    assert "upstream_unreachable" in refused
+    ids = (agent.id, several.tenant())
+    assert [] == [what for what, said in seen.items() if any(one in said for one in ids)]
+    assert MARK in seen["agents"]
 
 
 async def elicited(context: Any, params: Any) -> types.ElicitResult:  # the protocol's names
