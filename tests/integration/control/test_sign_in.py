@@ -4,17 +4,18 @@ import asyncio
 from typing import Any
 
 import pytest
+from argon2.profiles import RFC_9106_LOW_MEMORY
 
 from tests.integration.control.conftest import PUBLIC, Answered, Rest
 from tests.promises import promise
 
-
-@pytest.fixture(autouse=True)
-def cheap_passwords() -> None:
-    """Here they cost what they cost."""
-
-
 LOGIN = "/api/v1/auth/login"
+
+
+@pytest.fixture
+def dear_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cost what they cost. Asked for before control starts."""
+    monkeypatch.setattr("services.control.passwords.RFC_9106_LOW_MEMORY", RFC_9106_LOW_MEMORY)
 
 
 async def sign_in(rest: Rest, **more: Any) -> Answered:
@@ -31,6 +32,7 @@ async def browser(rest: Rest) -> dict[str, str]:
     return {"cookie": cookie, "x-csrf-token": answer.json["csrf_token"], "origin": PUBLIC}
 
 
+@pytest.mark.usefixtures("dear_passwords")
 async def test_the_admin_signs_in_and_is_known_afterwards(rest: Rest) -> None:
     headers = await browser(rest)
     answer = await rest.get("/api/v1/me", key=None, headers=headers)
@@ -48,6 +50,7 @@ async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(rest: Rest)
     assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(cookie.split("; "))
 
 
+@pytest.mark.usefixtures("dear_passwords")
 async def test_a_wrong_password_and_an_unknown_user_look_alike(rest: Rest) -> None:
     wrong = await sign_in(rest, password="not the password")
     unknown = await sign_in(rest, username="nobody", password="not the password")
@@ -151,6 +154,7 @@ async def test_an_api_key_has_no_session_to_end(rest: Rest) -> None:
     assert 400 == (await rest.post("/api/v1/auth/logout", {})).status
 
 
+@pytest.mark.usefixtures("dear_passwords")
 async def test_many_tries_at_once_do_not_starve_the_others(rest: Rest) -> None:
     async with asyncio.timeout(20):
         answers = await asyncio.gather(
