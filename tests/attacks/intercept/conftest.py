@@ -10,7 +10,6 @@ from tests.integration.control.conftest import (
     control_database,
     database,
     keys_known,
-    lending,
     made_state,
     other_key,
     rest,
@@ -21,7 +20,7 @@ from tests.integration.proxy.conftest import hold, one_tool_server, proxy, tools
 
 __all__ = [
     "cheap_passwords", "clock", "control", "control_database", "database", "desk", "environment",
-    "hold", "keys_known", "lending", "made_state",
+    "hold", "keys_known", "made_state",
     "one_tool_server", "other_key", "proxy",
     "rest", "settings", "start", "state", "state_dir", "tools",
 ]  # fmt: skip

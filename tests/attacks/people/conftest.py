@@ -6,7 +6,6 @@ from tests.integration.control.conftest import (
     control_database,
     database,
     keys_known,
-    lending,
     made_state,
     other_key,
     rest,
@@ -15,6 +14,6 @@ from tests.integration.control.conftest import (
 )
 
 __all__ = [
-    "cheap_passwords", "clock", "control_database", "database", "keys_known", "lending",
+    "cheap_passwords", "clock", "control_database", "database", "keys_known",
     "made_state", "other_key", "rest", "settings", "state",
 ]  # fmt: skip

@@ -34,7 +34,7 @@ from services.control.settings import ControlSettings
 from services.control.store import keys
 from tests.fakes.clock import ManualClock
 from tests.fakes.planted import plant_audit
-from tests.fakes.postgres import Database, Plant, Server
+from tests.fakes.postgres import Database, Plant
 from tests.integration.control import neighbour, neighbour_rows
 from tests.integration.control.lending import Lending, looked_at
 
@@ -187,11 +187,6 @@ def state(made_state: Path, tmp_path: Path) -> Path:
     if not (root / "plane-keys.json").exists():
         (root / "plane-keys.json").write_text("{}")
     return root
-
-
-@pytest.fixture(scope="session")
-def lending(postgres: Server) -> Lending:
-    return Lending(server=postgres)
 
 
 def beside_neighbour(
