@@ -63,7 +63,6 @@ class BundleFeed:
     counters: Counters
     log: Log
     _poke: asyncio.Event = field(default_factory=asyncio.Event)
-    _refused_digest: str = ""
 
     def poke(self) -> None:
         """A newer bundle waits: ask now."""

@@ -28,7 +28,6 @@ Moment = Annotated[
         max_length=30,
     ),
 ]
-Text8 = Annotated[str, Meta(max_length=8)]
 Text16 = Annotated[str, Meta(max_length=16)]
 Text40 = Annotated[str, Meta(max_length=40)]
 Text64 = Annotated[str, Meta(max_length=64)]

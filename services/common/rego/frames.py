@@ -16,7 +16,6 @@ LENGTH: Final = struct.Struct(">I")
 #: A page shared with the child: the request that it works on, and which item of it. Read when the
 #: child was killed or died, to know whose item that was.
 PROGRESS: Final = struct.Struct("<QQ")
-MAX_FRAME: Final = 512 << 20
 
 #: One item's fault. None of them carries the engine's text: it may quote the input.
 ERROR: Final = "engine_error"

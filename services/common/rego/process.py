@@ -56,10 +56,6 @@ class _Pending:
     items: list[frames.Item] = field(default_factory=list)
 
 
-class ChildGone(Exception):
-    """The child has ended."""
-
-
 class RegoProcess(asyncio.Protocol):
     """One child. `on_end` is called once, when it is gone."""
 

@@ -23,8 +23,6 @@ from tests.integration.control.escalated import (
 from tests.integration.control.planes import linked
 from tests.promises import promise
 
-HOUR_S = 3600
-
 
 async def one(rest: Rest, **more: Any) -> str:
     """An escalation whose plane has gone away again."""

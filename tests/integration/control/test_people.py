@@ -14,8 +14,6 @@ from tests.integration.control.planes import linked
 from tests.integration.control.test_problems import check
 from tests.promises import promise
 
-SECOND_NS = 1_000_000_000
-
 
 @pytest.fixture(autouse=True)
 def entitled(rest: Rest) -> None:

@@ -20,8 +20,6 @@ from tests.fakes.installation import COMMAND, Installation
 from tests.fakes.stack import until
 from tests.fakes.tool_server import serving
 
-GIT_ACTIONS = {"git_status": "read", "git_log": "read", "git_add": "write"}
-
 
 @pytest.fixture(scope="module")
 def known(up: Installation) -> Installation:
