@@ -80,7 +80,7 @@ PROMISES: Final[dict[str, str]] = {
     "people:no-planted-session": "Each sign-in begins a session that nobody knew before.",
     "people:not-told-apart": "Who exists is told neither by words nor by work.",
     "people:own-page-writes": "A browser writes only from our own page.",
-    "people:own-pages-write": "No other site writes, signs in or leads away with our pages.",
+    "people:no-other-site-writes": "No other site writes, signs in or leads away with our pages.",
     "people:password-ends-sessions": "With a password goes whatever it had opened.",
     "people:provider-ends-sessions": "A provider's word ends the sessions that it means, once.",
     "people:provider-forged": "Nothing forged, replayed or mixed up signs anybody in.",

@@ -83,7 +83,7 @@ async def test_the_first_half_of_a_sign_in_is_no_session(rest: Rest) -> None:
     assert done.headers["set-cookie"].startswith("behavry_local=")
 
 
-@promise("people:own-pages-write")
+@promise("people:no-other-site-writes")
 async def test_no_other_site_writes_with_somebodys_cookie(rest: Rest) -> None:
     """Every route that writes, from elsewhere, from nowhere and without the token."""
     admin = await operator(rest)
@@ -112,7 +112,7 @@ async def test_no_other_site_writes_with_somebodys_cookie(rest: Rest) -> None:
     assert tried + 1 == (await refusals(rest))["csrf_failed"]
 
 
-@promise("people:own-pages-write")
+@promise("people:no-other-site-writes")
 async def test_no_other_site_signs_a_browser_in(rest: Rest) -> None:
     entitle(rest)
     anna = await joined(rest, "anna")
@@ -274,7 +274,7 @@ async def test_a_guessed_session_or_key_is_on_record_and_never_right(rest: Rest)
         assert 200 == (await rest.get("/api/v1/me", key=credential)).status
 
 
-@promise("people:own-pages-write")
+@promise("people:no-other-site-writes")
 async def test_a_sign_in_leads_nowhere_else_and_who_wants_it_to_is_on_record(rest: Rest) -> None:
     tries = [("return_to", EVIL), ("return_to", "//evil.example"), ("redirect_uri", EVIL)]
     for field, value in tries:
@@ -286,7 +286,7 @@ async def test_a_sign_in_leads_nowhere_else_and_who_wants_it_to_is_on_record(res
     assert 3 == (await refusals(rest))["sign_in_query_refused"]
 
 
-@promise("people:own-pages-write")
+@promise("people:no-other-site-writes")
 @pytest.mark.parametrize("field", ["next", "return_to", "redirect", "url", "token"])
 async def test_the_way_back_from_a_sign_in_is_never_somewhere_else(rest: Rest, field: str) -> None:
     """The one page that redirects leads to itself, whatever a form or an address says."""
