@@ -24,8 +24,11 @@ SLUG: Final = f"{MARK}-tenant"
 PATTERN: Final = "|".join(
     (MARK, MARK.encode().hex(), ID_MARK.replace("-", "-?"), ID_MARK.encode().hex())
 )
-_SEEN: Final = re.compile(PATTERN, re.IGNORECASE)
-_SEEN_BYTES: Final = re.compile(PATTERN.encode(), re.IGNORECASE)
+_SEEN: Final = re.compile(PATTERN.encode(), re.IGNORECASE)
+#: Something of this is in whatever the pattern finds, and is looked for in a tenth of the time.
+_HINTS: Final = tuple(
+    hint for word in (MARK.encode(), ID_MARK.encode()[:8]) for hint in (word, word.hex().encode())
+)
 
 
 def id_of(table: str, row: int = 1, column: str = "id") -> str:
@@ -109,8 +112,10 @@ def untouched(before: Found, after: Found) -> None:
 def unseen(what: str, *texts: str | bytes) -> None:
     """Raises AssertionError where something of it is in one of the texts."""
     for text in texts:
-        found = (_SEEN if isinstance(text, str) else _SEEN_BYTES).search(text)  # type: ignore[arg-type]  # each with its own
-        assert not found, f"{what} shows {found[0]!r} of another tenant: {text[:2000]!r}"
+        raw = text.encode(errors="backslashreplace") if isinstance(text, str) else text
+        low = raw.lower()
+        found = _SEEN.search(low) if any(hint in low for hint in _HINTS) else None
+        assert not found, f"{what} shows {found[0]!r} of another tenant: {raw[:2000]!r}"
 
 
 def unseen_in_bundle(archive: bytes) -> None:
