@@ -29,7 +29,7 @@ from tests.fakes import mcp_wire as wire
 from tests.fakes.authorizer import TENANT
 from tests.fakes.raw_http import Reply, connected
 
-CASES: Final = int(os.environ.get("BEHAVRY_FUZZ", "5000"))
+CASES: Final = int(os.environ.get("BEHAVRY_FUZZ", "10000"))
 SEED: Final = int(os.environ.get("BEHAVRY_FUZZ_SEED", "20261121"))
 CALLERS: Final = 8
 #: Members of params that are not forwarded as they came.
