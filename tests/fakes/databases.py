@@ -11,8 +11,8 @@ import pytest
 from services.common.postgres import roles
 from services.common.postgres.connection import SingleConnection
 from tests.fakes import planted
+from tests.fakes.lending import Lending, looked_at
 from tests.fakes.postgres import Database, Server
-from tests.integration.control.lending import Lending, looked_at
 
 
 @pytest.fixture(scope="session")

@@ -33,10 +33,10 @@ from services.control import api_keys, app
 from services.control.settings import ControlSettings
 from services.control.store import keys
 from tests.fakes.clock import ManualClock
+from tests.fakes.lending import Lending, looked_at
 from tests.fakes.planted import plant_audit
 from tests.fakes.postgres import Database, Plant
 from tests.integration.control import neighbour, neighbour_rows
-from tests.integration.control.lending import Lending, looked_at
 
 PUBLIC: Final = "http://127.0.0.1:8701"
 _GZIP: Final = b"\x1f\x8b"

@@ -17,9 +17,9 @@ from services.common.postgres import roles
 from tests.fakes import databases, planted
 from tests.fakes.audit import Source, as_role, audit_service
 from tests.fakes.clock import ManualClock
+from tests.fakes.lending import Lending
 from tests.fakes.neighbour import MARK, TENANT, Crossed, marked_id
 from tests.fakes.postgres import Database
-from tests.integration.control.lending import Lending
 from tests.integration.entitlements.desk import Told, serving
 
 pytestmark = pytest.mark.needs_postgres

@@ -9,9 +9,9 @@ import asyncpg
 import pytest
 
 from services.common.postgres.connection import SingleConnection
+from tests.fakes.lending import Lending, looked_at
 from tests.fakes.postgres import Database
 from tests.integration.control import neighbour, neighbour_rows
-from tests.integration.control.lending import Lending, looked_at
 
 CONTROL: Final = ("control",)
 
