@@ -216,8 +216,11 @@ async def test_rows_put_or_edited_in_the_database_give_nothing(
     await as_admin(
         entitlements_database, edit, swapped(), hashlib.sha256(honest.encode()).hexdigest()
     )
-    lifted = "UPDATE entitlements.tenants SET plan = 'enterprise', plan_expires_at = NULL"
-    await as_admin(entitlements_database, lifted)
+    lifted = """
+    UPDATE entitlements.tenants SET plan = 'enterprise', plan_expires_at = NULL
+    WHERE tenant_id = $1
+    """
+    await as_admin(entitlements_database, lifted, tenant)
     async with serving(tmp_path, entitlements_database, clock) as desk:
         told = await desk.get(tenant)
 
