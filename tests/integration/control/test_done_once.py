@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ import pytest
 from services.common.postgres.connection import SingleConnection
 from tests.fakes.authenticator import Authenticator
 from tests.fakes.clock import ManualClock
+from tests.fakes.gateway import until_true
 from tests.fakes.postgres import Database
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.escalated import joined
@@ -61,9 +62,17 @@ class Doer:
         return found
 
     async def once(
-        self, path: str, body: Any, token: str, *secrets: str, headers: dict[str, str] | None = None
+        self,
+        path: str,
+        body: Any,
+        token: str,
+        *secrets: str,
+        headers: dict[str, str] | None = None,
+        settled: Callable[[], Awaitable[bool]] | None = None,
     ) -> Answered:
-        """The first answer. `secrets`: fields of it that are told once."""
+        """The first answer. `secrets`: fields of it that are told once; `settled`: whether what
+        goes on beside the answer has ended.
+        """
 
         async def send(sent: Any, key: str, at: str = path) -> Answered:
             said = {**(headers or {}), "idempotency-key": key}
@@ -75,6 +84,8 @@ class Doer:
         for answer in answers:
             if answer.status >= 300:
                 check(answer, 409, "idempotency_in_flight")
+        if settled is not None:
+            await until_true(settled, seconds=60)
         done = await self.effects()
         assert [1, True] == [len(told), done != before], [a.body for a in answers]
 
@@ -116,7 +127,13 @@ async def _change_plans(plans: Plans, does: Doer) -> None:
     await does.once(ACTIVATE, {"key": licence}, boss.token)
     wanted = {"disable": ["context_gate"]}
     await does.once(f"{mine}/features", wanted, boss.token, headers=WHY)
-    other = await does.once(TENANTS, {"slug": "other", "name": "Other"}, boss.token)
+
+    async def known() -> bool:
+        found = "SELECT EXISTS (SELECT FROM entitlements.tenants WHERE slug = 'other')"
+        return bool(await does.connection.fetchval(found))
+
+    new = {"slug": "other", "name": "Other"}
+    other = await does.once(TENANTS, new, boss.token, settled=known)
     there = f"{TENANTS}/{other.json['id']}"
     for verb in ("suspend", "resume"):
         await does.once(f"{there}:{verb}", None, boss.token, headers=WHY)
