@@ -3,11 +3,18 @@
 """
 
 import socket
+from itertools import islice
+from pathlib import Path
+from random import SystemRandom
+from typing import Final
 
 from services.cli.output import CommandFailed
 from services.cli.state import Remembered
 
-DEFAULT_BASE = 8700
+DEFAULT_BASE: Final = 8700
+_FIRST: Final = 10_000
+_TRIES: Final = 1_000
+_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def choose(remembered: Remembered, *, base: int | None) -> Remembered:
@@ -19,7 +26,7 @@ def choose(remembered: Remembered, *, base: int | None) -> Remembered:
         proxy = remembered.proxy_port or DEFAULT_BASE
         control = remembered.control_port or DEFAULT_BASE + 1
     elif base == 0:
-        proxy, control = _free(2)
+        proxy, control = free(2)
     else:
         proxy, control = base, base + 1
     for name, port in (("proxy", proxy), ("control", control)):
@@ -29,7 +36,7 @@ def choose(remembered: Remembered, *, base: int | None) -> Remembered:
             )
     feed = remembered.feed_port
     if feed is None or feed in {proxy, control} or not is_free(feed):
-        (feed,) = _free(1)
+        (feed,) = free(1)
     return remembered.with_ports(proxy=proxy, control=control, feed=feed)
 
 
@@ -44,13 +51,20 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _free(count: int) -> list[int]:
-    """Free ports, all different: held together before any is given back."""
-    probes = [socket.socket() for _ in range(count)]
+def free(count: int) -> list[int]:
+    """Free ports, all different. None of those that the kernel gives to connections: a port that is
+    remembered, or bound a little later, would be one end of somebody's connection by then.
+    """
+    candidates = SystemRandom().sample(range(_FIRST, max(_given_away_from(), 2 * _FIRST)), _TRIES)
+    found = list(islice(filter(is_free, candidates), count))
+    if len(found) < count:
+        raise CommandFailed(f"no free port found in {_TRIES} tries; choose with --port-base N")
+    return found
+
+
+def _given_away_from() -> int:
+    """The first port that a connection may get (Linux: ip_local_port_range; else IANA's)."""
     try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+        return int(_RANGE.read_text("ascii").split()[0])
+    except OSError:
+        return 49152

@@ -143,11 +143,6 @@ def running_valkey(
             server.kill()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
     """One for the session: tests keep apart by prefix and leave it running."""

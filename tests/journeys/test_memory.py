@@ -37,8 +37,8 @@ from tests.fakes.gateway import (
     modern_request,
     until_true,
 )
+from tests.fakes.ports import free_port
 from tests.fakes.tool_server import ToolServer
-from tests.fakes.valkey import free_port
 from tests.perf.procs import family, parents
 
 SESSIONS = 10_000

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -32,6 +31,7 @@ from tests.attacks.mcp.mutations import Case
 from tests.fakes.authorizer import FakeAuthorizer, serving, snapshot
 from tests.fakes.children import ROOT
 from tests.fakes.gateway import BOTH, Issuer, environment, http_server, until_true
+from tests.fakes.ports import free_port
 from tests.fakes.raw_http import RawHttp, Reply, connected, request
 from tests.fakes.witness import Witness, witnessing
 
@@ -127,7 +127,7 @@ async def prepared(
     """Serving; when the block ends, the proxy must have lived until then and have had no crash.
     Over another transport than HTTP, the tool servers are hostile by themselves.
     """
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     env = environment(
         tmp_path / "s",
         BEHAVRY_OUTBOX_DURABILITY="process",
@@ -195,9 +195,10 @@ async def _proxy(env: dict[str, str], url: str, log: Path) -> AsyncIterator[None
         yield
         assert process.returncode is None, log.read_text()[-2000:]
     finally:
-        process.terminate()
-        async with asyncio.timeout(20):
-            await process.wait()
+        if process.returncode is None:
+            process.terminate()
+            async with asyncio.timeout(20):
+                await process.wait()
 
 
 async def _ready(url: str) -> bool:
@@ -206,12 +207,6 @@ async def _ready(url: str) -> bool:
             return (await http.ask(request(f"{url}/readyz", [], verb="GET"))).status == 200
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def _approved(ground: Ground, fake: FakeAuthorizer) -> None:

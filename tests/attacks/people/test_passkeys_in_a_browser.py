@@ -18,8 +18,8 @@ from services.control.settings import ControlSettings
 from tests.fakes.authenticator import Authenticator
 from tests.fakes.browser import browsing
 from tests.fakes.clock import ManualClock
+from tests.fakes.ports import free_port
 from tests.fakes.postgres import Database
-from tests.fakes.valkey import free_port
 from tests.integration.control.conftest import opened
 from tests.integration.control.escalated import asked, joined, signed_in, state_of
 from tests.integration.control.factors import (

@@ -248,7 +248,7 @@ async def test_a_page_token_is_worth_nothing_elsewhere(world: World, other_key: 
 
 @promise("api:two-statements")
 async def test_each_get_costs_two_statements(world: World) -> None:
-    """The least of a few tries: what runs beside requests is counted with them."""
+    """The least of many tries: what runs beside requests is counted with them."""
     ids = {
         "agent_id": await world.agent(),
         "switch_id": await world.kill_switch(),
@@ -269,7 +269,7 @@ async def test_each_get_costs_two_statements(world: World) -> None:
         path = one.path.format_map(Counted(ids))
         key = world.person.token if one.human else ""
         tries = []
-        for _ in range(8):
+        for _ in range(200):
             before = counters.statements
             sees = one.name == "list_tenants"
             if (await world.rest.get(path, key=key, sees_neighbour=sees)).status == 200:
@@ -277,6 +277,7 @@ async def test_each_get_costs_two_statements(world: World) -> None:
             tries.append(counters.statements - before)
             if tries[-1] <= STATEMENTS + OF_TRANSACTION:
                 break
+            await asyncio.sleep(0.02)  # what runs beside tells nobody when it rests
         costs[one.name] = min(tries)
 
     assert {} == {n: c for n, c in costs.items() if c > STATEMENTS + OF_TRANSACTION}

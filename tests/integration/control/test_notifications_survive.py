@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +21,7 @@ from services.control.settings import ControlSettings
 from services.control.store import escalations
 from services.control.store.moments import moment
 from tests.fakes.asking import ask_until
+from tests.fakes.ports import free_port
 from tests.fakes.postgres import Database
 from tests.integration.control import neighbour
 from tests.integration.control.receivers import http_receiver
@@ -55,7 +55,7 @@ class Control:
 
 @asynccontextmanager
 async def started(settings: ControlSettings, name: str = "control") -> AsyncIterator[Control]:
-    port = _free_port()
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.control",
         env={
@@ -88,11 +88,6 @@ async def _is_up(control: Control) -> bool:
         return bool(await control.call("GET", "/api/v1/me"))
     except aiohttp.ClientConnectionError:
         return False
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 async def keep(pool: Pool, tenant: TenantId, clock: Clock) -> str:

@@ -5,7 +5,6 @@ outbox are compared afterwards.
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -36,16 +35,11 @@ from tests.fakes.gateway import (
     modern_request,
     until_true,
 )
+from tests.fakes.ports import free_port
 from tests.fakes.tool_server import ToolServer
 
 ROUNDS = 4
 CALLERS = 6
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pytest
 from tests.fakes.children import ROOT
 from tests.fakes.gateway import environment, until, until_true
 from tests.fakes.installation import still_there
-from tests.fakes.valkey import free_port
+from tests.fakes.ports import free_port
 
 
 class Proxies:

@@ -14,8 +14,9 @@ from services.authorizer.tickets.shared import SharedTicketStore, shared_ticket_
 from services.authorizer.tickets.ticket import Refused, State, Ticket
 from services.common.telemetry.logging import get_log
 from services.common.valkey import Valkey, open_valkey
+from tests.fakes.ports import free_port
 from tests.fakes.tickets import START_MS, TENANT, Heard, another, approval
-from tests.fakes.valkey import ValkeyServer, free_port, running_valkey
+from tests.fakes.valkey import ValkeyServer, running_valkey
 
 pytestmark = pytest.mark.needs_valkey
 NOW = START_MS

@@ -107,6 +107,15 @@ def test_zero_takes_free_ports_once_and_keeps_them() -> None:
     assert 3 == len({first.proxy_port, first.control_port, first.feed_port})
 
 
+def test_free_ports_are_none_that_a_connection_gets() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as caller:
+        caller.connect(listener.getsockname())
+        given = min(listener.getsockname()[1], caller.getsockname()[1])
+
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert given >= first > max(ports.free(20))
+
+
 def test_remembered_ports_are_used_unless_others_are_asked_for() -> None:
     chosen = ports.choose(NEW, base=0)
     other = ports.choose(NEW, base=0)
