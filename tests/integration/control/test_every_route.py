@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from services.common.postgres.connection import Counters
 from tests.altered import altered
+from tests.fakes.gateway import until_true
 from tests.integration.control.conftest import Answered, Rest
 from tests.integration.control.people import entitle, operator
 from tests.integration.control.planes import linked
@@ -248,7 +252,6 @@ async def test_a_page_token_is_worth_nothing_elsewhere(world: World, other_key: 
 
 @promise("api:two-statements")
 async def test_each_get_costs_two_statements(world: World) -> None:
-    """The least of many tries: what runs beside requests is counted with them."""
     ids = {
         "agent_id": await world.agent(),
         "switch_id": await world.kill_switch(),
@@ -268,20 +271,31 @@ async def test_each_get_costs_two_statements(world: World) -> None:
             continue  # a super-admin's reason is kept before anything is read
         path = one.path.format_map(Counted(ids))
         key = world.person.token if one.human else ""
-        tries = []
-        for _ in range(200):
-            before = counters.statements
-            sees = one.name == "list_tenants"
-            if (await world.rest.get(path, key=key, sees_neighbour=sees)).status == 200:
-                answered.add(one.name)
-            tries.append(counters.statements - before)
-            if tries[-1] <= STATEMENTS + OF_TRANSACTION:
-                break
-            await asyncio.sleep(0.02)  # what runs beside tells nobody when it rests
-        costs[one.name] = min(tries)
+        sees = one.name == "list_tenants"
+        get = partial(world.rest.get, path, key=key, sees_neighbour=sees)
+        costs[one.name], status = await _cheapest(get, counters)
+        if status == 200:
+            answered.add(one.name)
 
     assert {} == {n: c for n, c in costs.items() if c > STATEMENTS + OF_TRANSACTION}
     assert set(costs) - answered <= NEIGHBOURS_SAY
+
+
+async def _cheapest(get: Callable[[], Awaitable[Answered]], counters: Counters) -> tuple[int, int]:
+    """Statements and status of the cheapest of many tries: what runs beside requests is counted
+    with them.
+    """
+    tries: list[tuple[int, int]] = []
+
+    async def is_cheap() -> bool:
+        before = counters.statements
+        status = (await get()).status
+        tries.append((counters.statements - before, status))
+        return tries[-1][0] <= STATEMENTS + OF_TRANSACTION
+
+    with suppress(TimeoutError):
+        await until_true(is_cheap)
+    return min(tries)
 
 
 async def test_an_answer_waits_for_no_acknowledgement_of_its_head(world: World) -> None:

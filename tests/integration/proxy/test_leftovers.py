@@ -13,10 +13,13 @@ import pytest
 from services.proxy.backends import leftovers
 from tests.fakes.installation import still_there
 
-#: A leader that starts a helper of its own and tells its number.
+#: A leader that starts a helper of its own and tells its number, once it runs: before that it has
+#: no environment by which it could be known.
 LEADER = """
 import subprocess, sys, time
-helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+runs = "import time; print(flush=True); time.sleep(60)"
+helper = subprocess.Popen([sys.executable, "-c", runs], stdout=subprocess.PIPE)
+helper.stdout.readline()
 print(helper.pid, flush=True)
 time.sleep(60)
 """
