@@ -4,6 +4,7 @@ line when it is ready, then for each line `targets`, `pids` or `chained` one wit
     python -m tests.perf.held ENGINE UPSTREAM
 """
 
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.perf import subjects
 
 def main() -> None:
     engine, upstream = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # ends what it holds as well
     with (
         tempfile.TemporaryDirectory(prefix="bhv-held-") as scratch,
         subjects.behavry(engine, upstream, Path(scratch)) as (stack, trade),
